@@ -1,6 +1,11 @@
 package config
 
-import resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
+import (
+	"net"
+	"strconv"
+
+	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
+)
 
 // Kind names a sort of resource, in manifests, changes and logs.
 type Kind string
@@ -26,4 +31,9 @@ type Resources struct {
 	Certificates map[string]*resourcev1.Certificate
 	Routes       map[string]*resourcev1.Route
 	Pools        map[string]*resourcev1.Pool
+}
+
+// BackendAddress gives a backend's host:port, an IPv6 address in brackets: the name it has in status and logs.
+func BackendAddress(b *resourcev1.Backend) string {
+	return net.JoinHostPort(b.GetHost(), strconv.FormatUint(uint64(b.GetPort()), 10))
 }

@@ -84,7 +84,9 @@ func (BackendState) EnumDescriptor() ([]byte, []int) {
 
 type EnrollRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The whole line of the join-token file.
+	// The whole line of the join-token file: four fields joined by dots, "psj1", an id, a secret, and the SHA-256 in
+	// hexadecimal of the authority's certificate in DER. The node uses the last to know that it speaks to the right
+	// control, whose chain carries the authority and whose certificate is for "control.pyserve.internal".
 	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	// The node's name: 1 to 63 of a-z A-Z 0-9 . _ -, beginning with a letter or digit.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`

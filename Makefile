@@ -1,0 +1,66 @@
+# What a clone needs is Go alone; `make help` lists the targets.
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+TOOL    := go tool -modfile=tools.mod
+# The race detector needs cgo and a C compiler; without one the tests run without it, and say so.
+RACE    := $(shell if [ "$$(go env CGO_ENABLED)" = 1 ] && command -v "$$(go env CC)" >/dev/null 2>&1; then echo -race; fi)
+FUZZTIME ?= 30s
+BENCH   ?= .
+COUNT   ?= 6
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build bin/pyserve and bin/pyservectl
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+.PHONY: up
+up: build ## the main job: a control, three nodes, demo backends, all on this machine; Ctrl-C stops it
+	@exec bin/pyserve up
+
+.PHONY: test
+test: ## everything that a clone must pass: unit tests, with the race detector where there is a C compiler, and e2e
+	@if [ -z "$(RACE)" ]; then echo "no C compiler: the tests run without the race detector"; fi
+	go test $(RACE) -timeout 10m $$(go list ./... | grep -v /e2e)
+	go test -timeout 10m ./e2e/...
+
+.PHONY: e2e
+e2e: ## the built binaries, driven from outside
+	go test -count=1 -timeout 10m ./e2e/...
+
+.PHONY: lint
+lint: ## gofmt, vet and staticcheck
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "not gofmt-ed:"; echo "$$unformatted"; exit 1; fi
+	go vet ./...
+	$(TOOL) staticcheck ./...
+	$(TOOL) buf lint
+
+.PHONY: generate
+generate: ## make the Go code of the .proto files
+	$(TOOL) buf generate
+
+.PHONY: verify
+verify: ## generated code fresh, go.mod tidy, import floors kept
+	@sh .ci/verify
+	go test -count=1 -run 'TestFloors|TestEveryPackageSaysWhatItOwns' .
+
+.PHONY: fuzz
+fuzz: ## every fuzz test for FUZZTIME (30s) each
+	@go list -f '{{$$p := .ImportPath}}{{range .TestGoFiles}}{{$$p}} {{$$.Dir}}/{{.}}{{"\n"}}{{end}}{{range .XTestGoFiles}}{{$$p}} {{$$.Dir}}/{{.}}{{"\n"}}{{end}}' ./... | \
+	while read -r package file; do \
+		sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$$file" | while read -r target; do \
+			echo "$$package $$target"; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$package" || exit 1; \
+		done || exit 1; \
+	done
+
+.PHONY: bench
+bench: ## the benchmarks, COUNT (6) times each, summed up by benchstat
+	@out=$$(mktemp); trap 'rm -f "$$out"' EXIT; \
+	go test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) $$(go list ./... | grep -v /e2e) | tee "$$out"; \
+	$(TOOL) benchstat "$$out"

@@ -1,0 +1,333 @@
+// Package cluster makes a process a member of the cluster: it finds the others, tells them what it serves, and knows
+// who is there.
+//
+// It owns when and whom to join, the memory of peers across restarts, and the list of members with their states. It
+// does not own identity or config: membership says who answers on the network, holding the cluster's gossip key, and
+// nothing here is believed beyond display and where to ask next. The conversation itself is package cluster/gossip's.
+//
+// Order of calls: New, Start, then Update, SetSeeds and Members as often as wanted, Members again whenever Changed
+// fires, and at the end Stop.
+package cluster
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/pyserve/pyserve/cluster/gossip"
+	"github.com/pyserve/pyserve/cluster/state"
+)
+
+// Role, Facts, Member and Liveness are package cluster/state's, under the names that users of this package need.
+type (
+	Role     = state.Role
+	Facts    = state.Facts
+	Member   = state.Member
+	Liveness = state.Liveness
+)
+
+// The roles of members.
+const (
+	RoleNode    = state.RoleNode
+	RoleControl = state.RoleControl
+)
+
+// Options say who we are and where the others may be.
+type Options struct {
+	// Name is unique among the members of our role: 1 to 63 of a-z A-Z 0-9 . _ -, beginning with a letter or digit.
+	Name string
+	Role Role
+	// ClusterID is what all members share, 1 to 64 bytes; others are not listened to.
+	ClusterID string
+	// Bind is the host:port to listen on, UDP and TCP; port 0 picks one that is free for both. Unused with a Transport.
+	Bind string
+	// Advertise is the host, without a port, that others dial. "": Bind's, which then has to be one that can be dialled.
+	Advertise string
+	// Keys are AES-256 keys, 32 bytes each, as control gave them; the first encrypts, all decrypt.
+	Keys [][]byte
+	// RememberFile is where the addresses of peers are kept, so that a start without control finds them. It is written
+	// with mode 0600 and replaced as a whole; its directory has to exist. "": nowhere.
+	RememberFile string
+	// Seeds are addresses, host:port, to join through, beside those of SetSeeds.
+	Seeds []string
+	// Logger takes what happens to members; nil: nobody.
+	Logger *slog.Logger
+	// RejoinInterval is the time between two rounds of joining members that are not seen alive, with a quarter of it as
+	// jitter. 0: 15 s. A member that is alone tries more often at first.
+	RejoinInterval time.Duration
+	// Transport replaces the sockets on Bind, for tests; nil: UDP and TCP.
+	Transport gossip.Transport
+	// Timing is for tests; the zero value is right for everything else.
+	Timing gossip.Timing
+}
+
+const (
+	defaultRejoinInterval = 15 * time.Second
+	// keepGone and maxGone bound the memory of members that are dead or left.
+	keepGone = 24 * time.Hour
+	maxGone  = 4096
+	// leaveWait is how long Stop tries to say goodbye, within its context.
+	leaveWait = 2 * time.Second
+	// maxClusterID is a quarter of what memberlist takes: it is in every packet.
+	maxClusterID = 64
+)
+
+// Cluster is our membership. All methods are safe for concurrent use.
+type Cluster struct {
+	options Options
+	changed chan struct{}
+	// rejoinNow and announceNow wake the loops of those names.
+	rejoinNow   chan struct{}
+	announceNow chan struct{}
+	// cancel ends the loops, and loops waits for them; both belong to Start and Stop.
+	cancel context.CancelFunc
+	loops  sync.WaitGroup
+
+	// lifecycle serialises Start and Stop, and is taken before mu.
+	lifecycle sync.Mutex
+	stopped   bool
+
+	// mu guards what follows; nothing of package gossip is called under it.
+	mu     sync.Mutex
+	gossip *gossip.Gossip // nil until started
+	facts  Facts
+	// seeds are control's; the Options have their own.
+	seeds  []string
+	roster *state.Roster
+	peers  *remembered
+}
+
+// New checks the options; an error names the field.
+func New(options Options) (*Cluster, error) {
+	if err := options.validate(); err != nil {
+		return nil, fmt.Errorf("cluster: %w", err)
+	}
+	options.Logger = cmp.Or(options.Logger, slog.New(slog.DiscardHandler))
+	options.RejoinInterval = cmp.Or(options.RejoinInterval, defaultRejoinInterval)
+	return &Cluster{
+		options:     options,
+		changed:     make(chan struct{}, 1),
+		rejoinNow:   make(chan struct{}, 1),
+		announceNow: make(chan struct{}, 1),
+		roster:      state.NewRoster(keepGone, maxGone),
+		peers:       newRemembered(),
+	}, nil
+}
+
+func (o Options) validate() error {
+	if err := state.CheckName(o.Name); err != nil {
+		return fmt.Errorf("option Name: %w", err)
+	}
+	if o.Role != RoleNode && o.Role != RoleControl {
+		return errors.New("option Role: neither RoleNode nor RoleControl")
+	}
+	if o.ClusterID == "" || len(o.ClusterID) > maxClusterID {
+		return fmt.Errorf("option ClusterID: has %d bytes, not 1 to %d", len(o.ClusterID), maxClusterID)
+	}
+	if len(o.Keys) == 0 {
+		return errors.New("option Keys: none, and members talk encrypted only")
+	}
+	for i, key := range o.Keys {
+		if len(key) != 32 {
+			return fmt.Errorf("option Keys[%d]: has %d bytes, not 32", i, len(key))
+		}
+	}
+	for i, seed := range o.Seeds {
+		if err := checkHostPort(seed); err != nil {
+			return fmt.Errorf("option Seeds[%d]: %w", i, err)
+		}
+	}
+	if o.RejoinInterval < 0 {
+		return fmt.Errorf("option RejoinInterval: %s is less than 0", o.RejoinInterval)
+	}
+	if o.Transport != nil {
+		return nil
+	}
+	return checkBind(o.Bind, o.Advertise)
+}
+
+// Start listens and begins to look for the others. It does not wait to find any. On an error nothing is left behind,
+// and it may be called again; after a Stop it may not.
+func (c *Cluster) Start() error {
+	c.lifecycle.Lock()
+	defer c.lifecycle.Unlock()
+	if c.stopped {
+		return errors.New("cluster: already stopped")
+	}
+	if c.cancel != nil {
+		return errors.New("cluster: already started")
+	}
+	bind, advertise, err := resolveListen(c.options)
+	if err != nil {
+		return err
+	}
+	g, err := gossip.Start(gossip.Options{
+		Name:      state.WireName(c.options.Role, c.options.Name),
+		Label:     c.options.ClusterID,
+		Keys:      c.options.Keys,
+		Bind:      bind,
+		Advertise: advertise,
+		Transport: c.options.Transport,
+		Timing:    c.options.Timing,
+		Metadata:  c.ownFacts().Encode(),
+		Accept:    acceptName,
+		Logger:    c.options.Logger,
+	})
+	if err != nil {
+		return err
+	}
+	c.run(g)
+	return nil
+}
+
+// run starts the loops; nothing in it can fail.
+func (c *Cluster) run(g *gossip.Gossip) {
+	peers := c.loadPeers()
+	c.mu.Lock()
+	c.gossip, c.peers = g, peers
+	c.mu.Unlock()
+	c.observe(g)
+
+	ctx, cancel := context.WithCancel(context.Background())
+	c.cancel = cancel
+	c.loops.Go(func() { c.watch(ctx, g) })
+	c.loops.Go(func() { c.announce(ctx, g) })
+	c.loops.Go(func() { c.remember(ctx) })
+	c.loops.Go(func() { c.rejoinLoop(ctx, g, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))) })
+}
+
+func acceptName(wire string) error {
+	_, _, err := state.ParseWireName(wire)
+	return err
+}
+
+// Stop tells the others that we leave, closes everything and waits for it. The goodbye has until ctx's deadline, two
+// seconds at most; if it is not out by then, or ctx has ended already, Stop says so, and everything is closed all the
+// same. Before a Start, and after another Stop, it does nothing.
+func (c *Cluster) Stop(ctx context.Context) error {
+	c.lifecycle.Lock()
+	defer c.lifecycle.Unlock()
+	if c.stopped || c.cancel == nil {
+		c.stopped = true
+		return nil
+	}
+	c.stopped = true
+	c.cancel()
+	err := c.leave(ctx)
+	err = errors.Join(err, c.gossip.Shutdown())
+	c.loops.Wait()
+	c.savePeers()
+	return err
+}
+
+func (c *Cluster) leave(ctx context.Context) error {
+	wait := leaveWait
+	if deadline, ok := ctx.Deadline(); ok {
+		wait = min(wait, time.Until(deadline))
+	}
+	if ctx.Err() != nil || wait <= 0 {
+		return errors.New("left without telling the other members: there was no time")
+	}
+	return c.gossip.Leave(wait)
+}
+
+// Address is the host:port that others reach us by; "" before Start.
+func (c *Cluster) Address() string {
+	if g := c.started(); g != nil {
+		return g.Address()
+	}
+	return ""
+}
+
+func (c *Cluster) started() *gossip.Gossip {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.gossip
+}
+
+// SetSeeds replaces the addresses that control named; those of the Options stay. Whoever is alone then tries them at
+// once. What is not a host:port is left out with a warning.
+func (c *Cluster) SetSeeds(seeds []string) {
+	var good []string
+	for _, seed := range seeds {
+		if err := checkHostPort(seed); err != nil {
+			c.options.Logger.Warn("a seed that control named cannot be joined", "seed", seed, "reason", err)
+			continue
+		}
+		good = append(good, seed)
+	}
+	c.mu.Lock()
+	c.seeds = good
+	g := c.gossip
+	c.mu.Unlock()
+	if g != nil && g.Alone() {
+		wake(c.rejoinNow)
+	}
+}
+
+// Update replaces what we say of ourselves. It does not block; facts that change quickly reach the others as the latest
+// only, about twice a second.
+func (c *Cluster) Update(facts Facts) {
+	c.mu.Lock()
+	same := c.facts == facts
+	c.facts = facts
+	c.mu.Unlock()
+	if !same {
+		wake(c.announceNow)
+	}
+}
+
+func (c *Cluster) ownFacts() Facts {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.facts
+}
+
+// Members gives everyone, us included, by name: those that take part, and for 24 hours those that no longer do. The
+// list is the caller's.
+func (c *Cluster) Members() []Member {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.roster.Members()
+}
+
+// Changed fires after Members changed; several changes may make one signal. It is for one reader.
+func (c *Cluster) Changed() <-chan struct{} { return c.changed }
+
+// wake makes a channel of capacity 1 readable.
+func wake(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// announce tells the others of our facts whenever they change.
+func (c *Cluster) announce(ctx context.Context, g *gossip.Gossip) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.announceNow:
+			if err := g.Announce(c.ownFacts().Encode()); err != nil {
+				c.options.Logger.Error("cannot tell the other members what this one serves", "error", err)
+			}
+		}
+	}
+}
+
+// alive gives the addresses of members that take part.
+func (c *Cluster) alive() []string {
+	var addresses []string
+	for _, m := range c.Members() {
+		if !m.State.Gone() {
+			addresses = append(addresses, m.Address)
+		}
+	}
+	return addresses
+}

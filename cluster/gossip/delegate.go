@@ -1,0 +1,132 @@
+package gossip
+
+import (
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/hashicorp/memberlist"
+)
+
+// delegate is everything that memberlist calls. Most of it is called under memberlist's lock, so nothing here blocks,
+// logs or calls memberlist; it is complete before memberlist starts.
+type delegate struct {
+	self      string
+	accept    func(name string) error
+	metadata  atomic.Value // []byte, at most MaxMetadata, never written to
+	changed   chan struct{}
+	conflicts chan Conflict
+	dropped   atomic.Uint64
+
+	// mu guards members and is taken after memberlist's own lock, never before.
+	mu      sync.Mutex
+	members map[string]*record
+}
+
+// record is a copy of what memberlist said of a member last; it is replaced, never changed.
+type record struct {
+	name, address string
+	metadata      []byte
+}
+
+var (
+	_ memberlist.Delegate         = (*delegate)(nil)
+	_ memberlist.EventDelegate    = (*delegate)(nil)
+	_ memberlist.ConflictDelegate = (*delegate)(nil)
+	_ memberlist.AliveDelegate    = (*delegate)(nil)
+)
+
+func newDelegate(o Options) *delegate {
+	d := &delegate{
+		self:      o.Name,
+		accept:    o.Accept,
+		changed:   make(chan struct{}, 1),
+		conflicts: make(chan Conflict, 16),
+		members:   make(map[string]*record),
+	}
+	d.metadata.Store(slices.Clone(o.Metadata))
+	return d
+}
+
+func (d *delegate) records() []*record {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	records := make([]*record, 0, len(d.members))
+	for _, r := range d.members {
+		records = append(records, r)
+	}
+	return records
+}
+
+// forget drops a record that memberlist has no member for any more, unless a newer one took its place meanwhile.
+func (d *delegate) forget(r *record) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.members[r.name] == r {
+		delete(d.members, r.name)
+	}
+}
+
+// keep copies a node, whose fields memberlist writes to under its lock later on.
+func (d *delegate) keep(n *memberlist.Node) {
+	r := &record{name: n.Name, address: n.Address(), metadata: slices.Clone(n.Meta)}
+	d.mu.Lock()
+	d.members[n.Name] = r
+	d.mu.Unlock()
+	select {
+	case d.changed <- struct{}{}:
+	default:
+	}
+}
+
+// NotifyJoin is memberlist's.
+func (d *delegate) NotifyJoin(n *memberlist.Node) { d.keep(n) }
+
+// NotifyUpdate is memberlist's.
+func (d *delegate) NotifyUpdate(n *memberlist.Node) { d.keep(n) }
+
+// NotifyLeave is memberlist's; the node may have left or died.
+func (d *delegate) NotifyLeave(n *memberlist.Node) { d.keep(n) }
+
+// NotifyConflict is memberlist's; it comes with every packet that tells of the conflict.
+func (d *delegate) NotifyConflict(existing, other *memberlist.Node) {
+	select {
+	case d.conflicts <- Conflict{Name: existing.Name, Holder: existing.Address(), Claimant: other.Address()}:
+	default:
+	}
+}
+
+// NotifyAlive is memberlist's, and the place where hostile or broken members are kept out: memberlist itself takes
+// names, addresses and metadata of any size.
+func (d *delegate) NotifyAlive(n *memberlist.Node) error {
+	if n.Name == d.self {
+		return nil
+	}
+	if len(n.Meta) > MaxMetadata {
+		return fmt.Errorf("its metadata has %d bytes, more than %d", len(n.Meta), MaxMetadata)
+	}
+	if size := len(n.Addr); size != net.IPv4len && size != net.IPv6len {
+		return fmt.Errorf("its address has %d bytes", size)
+	}
+	if d.accept == nil {
+		return nil
+	}
+	return d.accept(n.Name)
+}
+
+// NodeMeta is memberlist's.
+func (d *delegate) NodeMeta(int) []byte { return slices.Clone(d.metadata.Load().([]byte)) }
+
+// NotifyMsg is memberlist's. Members of this version send no messages; those of newer ones are counted.
+func (d *delegate) NotifyMsg([]byte) { d.dropped.Add(1) }
+
+// GetBroadcasts is memberlist's.
+func (d *delegate) GetBroadcasts(int, int) [][]byte { return nil }
+
+// LocalState is memberlist's.
+func (d *delegate) LocalState(bool) []byte { return nil }
+
+// MergeRemoteState is memberlist's.
+func (d *delegate) MergeRemoteState([]byte, bool) { d.dropped.Add(1) }

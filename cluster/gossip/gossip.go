@@ -1,0 +1,258 @@
+// Package gossip is the door to memberlist, and the only package that imports it.
+//
+// It owns memberlist's configuration and the guards around it: callbacks that only copy, bounded metadata, encryption
+// that is always on, a log that users can read, and sockets whose errors say what was tried. It knows members by their
+// wire names and carries their metadata as bytes; what those mean, who is to be joined and when, and the memory of who
+// is gone belong to package cluster.
+//
+// Order of calls: Start; then Join, Announce and Peers as often as wanted, Peers again whenever Changed fires; at the
+// end Leave, if it is on purpose, and Shutdown. All methods are safe for concurrent use.
+package gossip
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+
+	"github.com/pyserve/pyserve/cluster/state"
+)
+
+// MaxMetadata is the most bytes of metadata that are announced or taken from others. memberlist panics at more of our
+// own, and takes any amount from others.
+const MaxMetadata = memberlist.MetaMaxSize
+
+// ErrForeignKey means that whoever answers at an address cannot be read with our keys.
+var ErrForeignKey = errors.New("it encrypts with another gossip key")
+
+// ErrForeignCluster means that whoever answers at an address hung up at once, as members do on another cluster's label.
+var ErrForeignCluster = errors.New("it closed the connection, as a member of another cluster does")
+
+// Options say how to take part.
+type Options struct {
+	// Name is unique among the members.
+	Name string
+	// Label names the cluster; packets with another one are dropped.
+	Label string
+	// Keys are 32 bytes each (AES-256) and at least one; the first encrypts, all decrypt.
+	Keys [][]byte
+	// Bind is where UDP and TCP listen; port 0 picks one that is free for both. Unused with a Transport.
+	Bind netip.AddrPort
+	// Advertise is the address that others dial, on Bind's port. Unused with a Transport.
+	Advertise netip.Addr
+	// Transport replaces the sockets; nil: UDP and TCP.
+	Transport Transport
+	Timing    Timing
+	// Metadata is what is announced first.
+	Metadata []byte
+	// Accept tells why a member of that name is not to be believed in, or nil. It is called under memberlist's lock: it
+	// must be quick and call nothing of this package. A nil Accept takes any name.
+	Accept func(name string) error
+	Logger *slog.Logger
+}
+
+// Peer is a member as memberlist has it at one moment; ours is among them.
+type Peer struct {
+	Name string
+	// Address is host:port.
+	Address  string
+	Metadata []byte
+	State    state.Liveness
+}
+
+// Conflict is a member that goes by the name of another one.
+type Conflict struct {
+	Name string
+	// Holder is the address of the one that the name belongs to, Claimant that of the one that is ignored.
+	Holder, Claimant string
+}
+
+// Gossip is our part in the conversation.
+type Gossip struct {
+	options   Options
+	delegate  *delegate
+	transport Transport
+	list      *memberlist.Memberlist
+	address   string
+	log       *logWriter
+	// stop ends what the sockets' transport has under way.
+	stop context.CancelFunc
+	// announcing serialises Announce: memberlist reads our own entry without its lock there.
+	announcing sync.Mutex
+}
+
+// Start listens and begins to take part, alone until a Join. On an error nothing is left behind.
+func Start(options Options) (*Gossip, error) {
+	ring, err := keyring(options.Keys)
+	if err != nil {
+		return nil, err
+	}
+	g := &Gossip{options: options, delegate: newDelegate(options), log: newLogWriter(options.Logger)}
+	config := g.config(ring)
+	if g.transport, g.stop, err = openTransport(options, config.Logger); err != nil {
+		return nil, err
+	}
+	config.Transport = g.transport
+	if err := advertise(config, g.transport, options); err != nil {
+		return nil, errors.Join(err, g.release())
+	}
+	if g.list, err = memberlist.Create(config); err != nil {
+		return nil, errors.Join(fmt.Errorf("cannot start gossip as %s: %w", options.Name, err), g.release())
+	}
+	g.address = g.list.LocalNode().Address()
+	return g, nil
+}
+
+// release closes the sockets of a start that failed.
+func (g *Gossip) release() error {
+	g.log.close()
+	g.stop()
+	return g.transport.Shutdown()
+}
+
+// keyring copies the keys, since memberlist keeps the slices it is given.
+func keyring(keys [][]byte) (*memberlist.Keyring, error) {
+	if len(keys) == 0 {
+		return nil, errors.New("no gossip key: members talk encrypted only")
+	}
+	copies := make([][]byte, len(keys))
+	for i, key := range keys {
+		if len(key) != 32 {
+			return nil, fmt.Errorf("gossip key %d has %d bytes, not 32", i+1, len(key))
+		}
+		copies[i] = slices.Clone(key)
+	}
+	ring, err := memberlist.NewKeyring(copies, copies[0])
+	if err != nil {
+		return nil, fmt.Errorf("gossip keys: %w", err)
+	}
+	return ring, nil
+}
+
+// config is memberlist's LAN configuration with our departures, each with its reason.
+func (g *Gossip) config(ring *memberlist.Keyring) *memberlist.Config {
+	c := memberlist.DefaultLANConfig()
+	g.options.Timing.apply(c)
+	c.Name = g.options.Name
+	c.Label = g.options.Label
+	c.Keyring = ring
+	c.Logger = log.New(g.log, "", 0)
+	c.Delegate, c.Events, c.Conflict, c.Alive = g.delegate, g.delegate, g.delegate, g.delegate
+	// Answers go to senders that say who they are, and to no others.
+	c.RequireNodeNames = true
+	// LZW builds tables of tens of kilobytes for every packet of a few hundred bytes.
+	c.EnableCompression = false
+	return c
+}
+
+// Address is the host:port that others reach us by.
+func (g *Gossip) Address() string { return g.address }
+
+// Peers gives every member that memberlist knows of: those that take part, and those that stopped less than about half
+// a minute ago.
+func (g *Gossip) Peers() []Peer {
+	records := g.delegate.records()
+	peers := make([]Peer, 0, len(records))
+	for _, r := range records {
+		liveness, known := livenessOf(g.list, r.name)
+		if !known {
+			g.delegate.forget(r)
+			continue
+		}
+		peers = append(peers, Peer{Name: r.name, Address: r.address, Metadata: r.metadata, State: liveness})
+	}
+	return peers
+}
+
+// Alone tells whether no other member takes part.
+func (g *Gossip) Alone() bool { return g.list.NumMembers() <= 1 }
+
+// Changed fires after a member came, went or changed its metadata; several changes may make one signal. Members that
+// come under suspicion or out of it do not fire it: memberlist tells nobody.
+func (g *Gossip) Changed() <-chan struct{} { return g.delegate.changed }
+
+// Conflicts carries names that two members claim, again and again while they do; what nobody takes is dropped.
+func (g *Gossip) Conflicts() <-chan Conflict { return g.delegate.conflicts }
+
+// Dropped counts the messages and states from others that nothing here listens to.
+func (g *Gossip) Dropped() uint64 { return g.delegate.dropped.Load() }
+
+// joinName stands for the name of a member that we know the address of and not the name; nobody looks at it, but
+// RequireNodeNames wants one.
+const joinName = "unknown"
+
+// Join exchanges the lists of members with whoever answers at address, an IP and a port. It blocks for up to two stream
+// timeouts, or until Shutdown.
+func (g *Gossip) Join(address string) error {
+	_, err := g.list.Join([]string{joinName + "/" + address})
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("cannot join %s: %w", address, joinError(err))
+}
+
+// joinError finds the reason in what memberlist made of it, which keeps the text of an error and not the error.
+func joinError(err error) error {
+	text := err.Error()
+	var many interface{ WrappedErrors() []error }
+	if errors.As(err, &many) && len(many.WrappedErrors()) > 0 {
+		text = many.WrappedErrors()[0].Error()
+	}
+	if rest, found := strings.CutPrefix(text, "failed to join "); found {
+		_, text, _ = strings.Cut(rest, ": ")
+	}
+	switch {
+	case strings.Contains(text, "no installed keys could decrypt"):
+		return ErrForeignKey
+	case strings.HasSuffix(text, "EOF"), strings.HasSuffix(text, "connection reset by peer"),
+		strings.HasSuffix(text, "broken pipe"), strings.HasSuffix(text, "closed pipe"):
+		return ErrForeignCluster
+	}
+	return errors.New(text)
+}
+
+// announceWait bounds Announce. A metadata change is through in less on a cluster of any size; after that it is still
+// gossiped, only not waited for.
+const announceWait = 500 * time.Millisecond
+
+// Announce replaces our metadata and tells the others. It blocks until they were told, half a second at most, and so
+// paces its caller. Metadata over MaxMetadata is refused: memberlist would panic.
+func (g *Gossip) Announce(metadata []byte) error {
+	if len(metadata) > MaxMetadata {
+		return fmt.Errorf("metadata of %d bytes, more than %d", len(metadata), MaxMetadata)
+	}
+	g.announcing.Lock()
+	defer g.announcing.Unlock()
+	g.delegate.metadata.Store(slices.Clone(metadata))
+	// Its only error is that the wait ran out.
+	_ = g.list.UpdateNode(announceWait)
+	return nil
+}
+
+// Leave tells the others that we go on purpose, and waits until some were told or for timeout, which is above 0. It
+// must not be called after Shutdown.
+func (g *Gossip) Leave(timeout time.Duration) error {
+	if err := g.list.Leave(timeout); err != nil {
+		return fmt.Errorf("cannot tell the other members that we leave: %w", err)
+	}
+	return nil
+}
+
+// Shutdown closes the sockets and ends Joins under way. memberlist does not wait for a probe that it has under way,
+// which ends by itself within a few probe intervals and can do nothing any more. Further calls do nothing.
+func (g *Gossip) Shutdown() error {
+	g.log.close()
+	g.stop()
+	if err := g.list.Shutdown(); err != nil {
+		return fmt.Errorf("cannot shut gossip down: %w", err)
+	}
+	return nil
+}

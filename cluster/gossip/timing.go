@@ -1,0 +1,53 @@
+package gossip
+
+import (
+	"time"
+
+	"github.com/hashicorp/memberlist"
+)
+
+// Timing is how fast things go; 0 anywhere stands for the default. Members of one cluster should agree.
+type Timing struct {
+	// ProbeInterval is the time between two probes that we send, each to the next member in turn. Default 1 s.
+	ProbeInterval time.Duration
+	// ProbeTimeout is how long an answer may take before others are asked to try. Default 500 ms.
+	ProbeTimeout time.Duration
+	// GossipInterval is the time between two packets of news. Default 200 ms.
+	GossipInterval time.Duration
+	// PushPullInterval is the time between two full exchanges with some member. Default 30 s.
+	PushPullInterval time.Duration
+	// StreamTimeout bounds dialling, and then reading and writing, of a full exchange. Default 5 s.
+	StreamTimeout time.Duration
+	// DeadNodeReclaim is how long a member must have been dead before its name may come back at another address.
+	// Default 5 s.
+	DeadNodeReclaim time.Duration
+	// GossipToTheDead is how long a member that is gone is remembered, and told, so that it can object. Default 30 s.
+	GossipToTheDead time.Duration
+}
+
+// The suspicion times: a suspect is dead after 3 to 9 probe intervals in a small cluster, 3 as soon as another member
+// confirms; with the logarithm of its size as a factor above ten members. Half of the library's own times: membership
+// decides nothing that a wrong verdict would hurt, and the verdict is taken back when the member objects.
+const (
+	suspicionMult    = 3
+	suspicionMaxMult = 3
+)
+
+func (t Timing) apply(c *memberlist.Config) {
+	c.ProbeInterval = orDefault(t.ProbeInterval, c.ProbeInterval)
+	c.ProbeTimeout = orDefault(t.ProbeTimeout, c.ProbeTimeout)
+	c.GossipInterval = orDefault(t.GossipInterval, c.GossipInterval)
+	c.PushPullInterval = orDefault(t.PushPullInterval, c.PushPullInterval)
+	c.TCPTimeout = orDefault(t.StreamTimeout, 5*time.Second)
+	c.DeadNodeReclaimTime = orDefault(t.DeadNodeReclaim, 5*time.Second)
+	c.GossipToTheDeadTime = orDefault(t.GossipToTheDead, c.GossipToTheDeadTime)
+	c.SuspicionMult = suspicionMult
+	c.SuspicionMaxTimeoutMult = suspicionMaxMult
+}
+
+func orDefault(d, otherwise time.Duration) time.Duration {
+	if d == 0 {
+		return otherwise
+	}
+	return d
+}

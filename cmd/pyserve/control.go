@@ -1,0 +1,269 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+
+	"github.com/pyserve/pyserve/cluster"
+	"github.com/pyserve/pyserve/control"
+	"github.com/pyserve/pyserve/control/api"
+	"github.com/pyserve/pyserve/control/web"
+)
+
+// controlOptions are the flags of pyserve control.
+type controlOptions struct {
+	dataDir, name, listen, admin, gossip, raft, advertise, join, tokenFile string
+}
+
+func newControlCommand(log *logging) *cobra.Command {
+	o := controlOptions{}
+	cmd := &cobra.Command{
+		Use:   "control",
+		Short: "Run the control of a cluster",
+		Long: `Run the control of a cluster: it keeps the configuration, lets nodes in, and brings every apply to all of them.
+
+The first start makes in --data-dir, readable by you alone: join-token (for nodes), control-token (for further
+controls) and admin.yaml (for pyservectl).`,
+		Example: `  pyserve control
+  pyserve control --listen 10.0.0.1:7400 --gossip 10.0.0.1:7402 --data-dir /var/lib/pyserve`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			logger, err := log.logger(cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			return runControl(cmd.Context(), o, logger)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.dataDir, "data-dir", "./data/control", "all durable state")
+	f.StringVar(&o.name, "name", hostName(), "unique among the controls")
+	f.StringVar(&o.listen, "listen", "127.0.0.1:7400", "gRPC, for nodes and operators")
+	f.StringVar(&o.admin, "admin", "127.0.0.1:7401", "HTTP: dashboard, metrics, health")
+	f.StringVar(&o.gossip, "gossip", "127.0.0.1:7402", "gossip, UDP and TCP")
+	f.StringVar(&o.raft, "raft", "127.0.0.1:7403", "replication between controls, used only when there is more than one")
+	f.StringVar(&o.advertise, "advertise", "", "what others dial (default: the address part of --listen)")
+	f.StringVar(&o.join, "join", "", "a running control to join as a replica")
+	f.StringVar(&o.tokenFile, "token-file", "", "the control token, with --join")
+	return cmd
+}
+
+func runControl(ctx context.Context, o controlOptions, logger *slog.Logger) error {
+	p, err := startControl(ctx, o, logger)
+	if err != nil {
+		return err
+	}
+	logger.Info("control is ready", "grpc", p.endpoint, "admin", p.adminAddress, "gossip", p.cluster.Address(),
+		"join_token", filepath.Join(o.dataDir, control.JoinTokenFile), "context", filepath.Join(o.dataDir, control.AdminFile))
+	select {
+	case <-ctx.Done():
+		logger.Info("stopping")
+	case err = <-p.failed:
+	}
+	stopping, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	return errors.Join(err, p.undo.run(stopping))
+}
+
+// controlProcess is a control with its sockets.
+type controlProcess struct {
+	control      *control.Control
+	cluster      *cluster.Cluster
+	endpoint     string
+	adminAddress string
+	failed       chan error // the gRPC server ended by itself
+	undo         cleanups
+}
+
+// startControl starts all of a control or nothing. Sockets come first: whoever starts a second control by mistake is
+// told so before anything is touched.
+func startControl(ctx context.Context, o controlOptions, logger *slog.Logger) (p *controlProcess, err error) {
+	if o.join != "" || o.tokenFile != "" {
+		return nil, errors.New("--join: more than one control is not supported yet")
+	}
+	p = &controlProcess{failed: make(chan error, 1)}
+	defer func() {
+		if err != nil {
+			undoing, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			defer cancel()
+			err = errors.Join(err, p.undo.run(undoing))
+		}
+	}()
+	grpcListener, err := listen("listen", o.listen)
+	if err != nil {
+		return nil, err
+	}
+	p.undo.add(closeListener(grpcListener))
+	adminListener, err := listen("admin", o.admin)
+	if err != nil {
+		return nil, err
+	}
+	p.undo.add(closeListener(adminListener))
+	p.adminAddress = adminListener.Addr().String()
+	host, err := advertised(o.advertise, grpcListener.Addr())
+	if err != nil {
+		return nil, err
+	}
+	p.endpoint = endpoint(host, grpcListener.Addr())
+
+	var members atomic.Pointer[cluster.Cluster]
+	p.control, err = control.New(control.Options{
+		DataDir: o.dataDir, Name: o.name, Endpoint: p.endpoint, Version: version, Logger: logger,
+		Members:       func() []control.Member { return nodeMembers(members.Load()) },
+		GossipAddress: func() string { return members.Load().Address() },
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := p.control.Start(ctx); err != nil {
+		return nil, err
+	}
+	p.undo.add(func(context.Context) error { return p.control.Stop() })
+	if err := p.startGossip(o, host, logger); err != nil {
+		return nil, err
+	}
+	members.Store(p.cluster)
+	if err := p.serve(grpcListener, logger); err != nil {
+		return nil, err
+	}
+	registry := newRegistry()
+	registry.MustRegister(p.control.Collector())
+	p.undo.add(startAdmin(adminListener, registry, func() string { return "" }, web.Handler(p.control, logger), logger).stop)
+	return p, nil
+}
+
+func (p *controlProcess) startGossip(o controlOptions, host string, logger *slog.Logger) (err error) {
+	id, keys := p.control.Gossip()
+	gossipHost, err := gossipAdvertise(o.gossip, host)
+	if err != nil {
+		return err
+	}
+	p.cluster, err = cluster.New(cluster.Options{
+		Name: o.name, Role: cluster.RoleControl, ClusterID: id, Bind: o.gossip, Advertise: gossipHost, Keys: keys, Logger: logger,
+		RememberFile: filepath.Join(o.dataDir, "peers.json"),
+	})
+	if err != nil {
+		return err
+	}
+	if err := p.cluster.Start(); err != nil {
+		return fmt.Errorf("--gossip: %w", err)
+	}
+	p.undo.add(p.cluster.Stop)
+	return nil
+}
+
+func (p *controlProcess) serve(l net.Listener, logger *slog.Logger) error {
+	tlsConfig, err := p.control.ServerTLS()
+	if err != nil {
+		return err
+	}
+	server := api.NewServer(p.control, tlsConfig, logger)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := server.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+			p.failed <- fmt.Errorf("--listen: %w", err)
+		}
+	}()
+	p.undo.add(func(ctx context.Context) error {
+		p.control.EndStreams()
+		api.Stop(ctx, server)
+		<-done
+		return nil
+	})
+	return nil
+}
+
+// nodeMembers gives the nodes as gossip sees them, in control's terms.
+func nodeMembers(c *cluster.Cluster) []control.Member {
+	if c == nil {
+		return nil
+	}
+	var out []control.Member
+	for _, m := range c.Members() {
+		if m.Role == cluster.RoleNode {
+			out = append(out, control.Member{Name: m.Name, Address: m.Address, State: m.State.String()})
+		}
+	}
+	return out
+}
+
+func closeListener(l net.Listener) func(context.Context) error {
+	return func(context.Context) error {
+		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	}
+}
+
+// advertised gives the host that others dial: the flag, or the address listened on, or, where that is every address,
+// the one this machine reaches others from.
+func advertised(flag string, listening net.Addr) (string, error) {
+	if flag != "" {
+		if host, _, err := net.SplitHostPort(flag); err == nil {
+			return "", fmt.Errorf("--advertise is an address without a port: %s", host)
+		}
+		return flag, nil
+	}
+	return dialable(listening.(*net.TCPAddr).IP)
+}
+
+// dialable gives ip, or this machine's own address where ip is the unspecified one.
+func dialable(ip net.IP) (string, error) {
+	if !ip.IsUnspecified() {
+		return ip.String(), nil
+	}
+	addresses, err := net.InterfaceAddrs()
+	if err != nil {
+		return "", fmt.Errorf("look for this machine's addresses: %w", err)
+	}
+	for _, a := range addresses {
+		if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() && (n.IP.To4() != nil || ip.To4() == nil) {
+			return n.IP.String(), nil
+		}
+	}
+	return "127.0.0.1", nil
+}
+
+// gossipAdvertise gives the host that gossip is reached at: the one bound or, where every address is, the host that
+// the rest of the process is reached at.
+func gossipAdvertise(bind, host string) (string, error) {
+	bound, _, err := net.SplitHostPort(bind)
+	if err != nil {
+		return "", fmt.Errorf("--gossip: %q is not host:port", bind)
+	}
+	if ip := net.ParseIP(bound); bound == "" || ip != nil && ip.IsUnspecified() {
+		return host, nil
+	}
+	return "", nil
+}
+
+func endpoint(host string, listening net.Addr) string {
+	return net.JoinHostPort(host, fmt.Sprint(listening.(*net.TCPAddr).Port))
+}
+
+// readSecret reads a token file.
+func readSecret(flag, path string) (string, error) {
+	data, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", fmt.Errorf("--%s: %s does not exist; control makes it in its --data-dir at first start", flag, path)
+	case err != nil:
+		return "", fmt.Errorf("--%s: %w", flag, err)
+	case len(data) == 0 || len(data) > 4096:
+		return "", fmt.Errorf("--%s: %s holds no token", flag, path)
+	}
+	return string(data), nil
+}

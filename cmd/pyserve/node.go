@@ -1,0 +1,349 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/cobra"
+
+	"github.com/pyserve/pyserve/cluster"
+	"github.com/pyserve/pyserve/node"
+	"github.com/pyserve/pyserve/node/agent"
+)
+
+// nodeOptions are the flags of pyserve node.
+type nodeOptions struct {
+	controls                                                []string
+	tokenFile, name, dataDir, listen, admin, gossip, config string
+	join                                                    []string
+	// token is the join token itself, which only the environment and pyserve up can give.
+	token string
+}
+
+func newNodeCommand(log *logging) *cobra.Command {
+	o := nodeOptions{}
+	cmd := &cobra.Command{
+		Use:   "node",
+		Short: "Run a node: it forwards what the cluster's configuration says",
+		Long: `Run a node: it forwards HTTP and WebSocket as the cluster's configuration says.
+
+The first start needs control's join token, in a file (--token-file) or itself in PYSERVE_JOIN_TOKEN. Later starts need
+neither the token nor control: the node serves the last configuration that it was given, and connects meanwhile.`,
+		Example: `  pyserve node --token-file ./data/control/join-token
+  pyserve node --control 10.0.0.1:7400 --token-file join-token --name edge-1 --gossip 10.0.0.11:7946
+  pyserve node --config config.yaml             # alone, without control; SIGHUP reads the file again`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			logger, err := log.logger(cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			o.token = os.Getenv("PYSERVE_JOIN_TOKEN")
+			if o.config != "" {
+				return runAlone(cmd.Context(), o, logger)
+			}
+			return runNode(cmd.Context(), o, logger)
+		},
+	}
+	f := cmd.Flags()
+	f.StringSliceVar(&o.controls, "control", []string{"127.0.0.1:7400"}, "control addresses, comma separated")
+	f.StringVar(&o.tokenFile, "token-file", "", "the join token, for the first start")
+	f.StringVar(&o.name, "name", hostName(), "unique among the nodes")
+	f.StringVar(&o.dataDir, "data-dir", "", "identity and last known good configuration (default ./data/NAME)")
+	f.StringVar(&o.listen, "listen", "", "where this node takes clients, over server.host and server.port of the configuration")
+	f.StringVar(&o.admin, "admin", "127.0.0.1:7410", "HTTP: metrics, health")
+	f.StringVar(&o.gossip, "gossip", "127.0.0.1:7946", "gossip, UDP and TCP")
+	f.StringSliceVar(&o.join, "join", nil, "gossip addresses to join, comma separated (default: learnt from control)")
+	f.StringVar(&o.config, "config", "", "run alone from this file, without control or gossip")
+	return cmd
+}
+
+func (o *nodeOptions) validate() error {
+	if o.name == "" {
+		return errors.New("--name must not be empty")
+	}
+	if strings.ContainsAny(o.name, "/\\") || strings.HasPrefix(o.name, ".") {
+		return fmt.Errorf("--name %q may hold a-z A-Z 0-9 . _ - and begins with a letter or digit", o.name)
+	}
+	if o.dataDir == "" {
+		o.dataDir = filepath.Join("data", o.name)
+	}
+	if len(o.controls) == 0 {
+		return errors.New("--control must name at least one address")
+	}
+	for _, address := range o.controls {
+		if _, _, err := net.SplitHostPort(address); err != nil {
+			return fmt.Errorf("--control: %q is not host:port", address)
+		}
+	}
+	return o.checkPorts()
+}
+
+// checkPorts tells now of ports that are taken now: the data plane's is bound when there is a configuration, gossip's
+// when there are keys.
+func (o *nodeOptions) checkPorts() error {
+	for flag, address := range map[string]string{"listen": o.listen, "gossip": o.gossip} {
+		if address == "" {
+			continue
+		}
+		l, err := listen(flag, address)
+		if err != nil {
+			return err
+		}
+		if err := l.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// drainTime is how long a node that was told to stop may take to finish what it has.
+const drainTime = 30 * time.Second
+
+func runNode(ctx context.Context, o nodeOptions, logger *slog.Logger) error {
+	p, err := startNode(ctx, o, logger)
+	if err != nil {
+		return err
+	}
+	<-ctx.Done()
+	logger.Info("stopping: finishing what is under way; a second signal stops at once")
+	draining, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	return p.undo.run(draining)
+}
+
+// nodeProcess is a node with its agent and its membership.
+type nodeProcess struct {
+	node         *node.Node
+	adminAddress string
+	undo         cleanups
+}
+
+// startNode starts all of a node or nothing. Where the node is not enrolled yet it returns only when it is, or when
+// ctx ends; its admin address answers meanwhile.
+func startNode(ctx context.Context, o nodeOptions, logger *slog.Logger) (p *nodeProcess, err error) {
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	p = &nodeProcess{}
+	defer func() {
+		if err != nil {
+			undoing, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			defer cancel()
+			err = errors.Join(err, p.undo.run(undoing))
+		}
+	}()
+	dataDir, err := agent.OpenDataDir(o.dataDir)
+	if err != nil {
+		return nil, err
+	}
+	p.undo.add(func(context.Context) error { return dataDir.Close() })
+	registry := newRegistry()
+	if err := p.openNode(o, registry, logger); err != nil {
+		return nil, err
+	}
+	id, err := identify(ctx, o, logger)
+	if err != nil {
+		return nil, err
+	}
+	m := &membership{options: o, logger: logger, node: p.node}
+	p.undo.add(m.stop)
+	a, err := agent.New(agent.Options{
+		Node: p.node, Identity: id, Controls: o.controls, DataDir: o.dataDir, Version: version,
+		Gossip: m.address, Welcomed: m.welcomed, Logger: logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.Boot()
+	// A node that was enrolled before knows whom to join; a new one learns it from control's first words.
+	if err := m.start(id); err != nil {
+		return nil, err
+	}
+	p.undo.add(runAgent(a))
+	p.undo.add(p.node.Stop)
+	return p, nil
+}
+
+// openNode makes the node and its admin address.
+func (p *nodeProcess) openNode(o nodeOptions, registry *prometheus.Registry, logger *slog.Logger) (err error) {
+	adminListener, err := listen("admin", o.admin)
+	if err != nil {
+		return err
+	}
+	p.undo.add(closeListener(adminListener))
+	p.adminAddress = adminListener.Addr().String()
+	p.node, err = node.New(node.Options{Name: o.name, Listen: o.listen, Logger: logger, Registerer: registry})
+	if err != nil {
+		return err
+	}
+	p.undo.add(startAdmin(adminListener, registry, notReady(p.node), nil, logger).stop)
+	return nil
+}
+
+func notReady(n *node.Node) func() string {
+	return func() string {
+		switch {
+		case n.Ready():
+			return ""
+		case n.Draining():
+			return "draining"
+		}
+		return "no configuration to serve yet"
+	}
+}
+
+// runAgent starts the agent and gives what stops it and waits.
+func runAgent(a *agent.Agent) func(context.Context) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		a.Run(ctx)
+	}()
+	return func(context.Context) error {
+		cancel()
+		<-done
+		return nil
+	}
+}
+
+// identify gives the node's identity, and enrols the node where it has none.
+func identify(ctx context.Context, o nodeOptions, logger *slog.Logger) (*agent.Identity, error) {
+	id, err := agent.LoadIdentity(o.dataDir)
+	switch {
+	case err == nil && id.Name != o.name:
+		return nil, fmt.Errorf("--data-dir %s is that of node %q, not of %q; give each node a --data-dir of its own", o.dataDir, id.Name, o.name)
+	case err == nil || !errors.Is(err, agent.ErrNotEnrolled):
+		return id, err
+	}
+	token := o.token
+	if o.tokenFile != "" {
+		if token, err = readSecret("token-file", o.tokenFile); err != nil {
+			return nil, err
+		}
+	}
+	if token == "" {
+		return nil, errors.New("this node is not enrolled yet: give it control's join token with --token-file FILE (control keeps it in its --data-dir as join-token)")
+	}
+	return agent.Enroll(ctx, agent.EnrollOptions{Controls: o.controls, Token: token, Name: o.name, DataDir: o.dataDir, Logger: logger})
+}
+
+// membership joins the node to gossip as soon as it has the keys, and tells the others what it serves.
+type membership struct {
+	options nodeOptions
+	logger  *slog.Logger
+	node    *node.Node
+
+	mu      sync.Mutex // guards what follows
+	cluster *cluster.Cluster
+	failure string // the last reason why gossip could not start, to log it once
+	cancel  context.CancelFunc
+	telling sync.WaitGroup
+}
+
+// start joins gossip if id has what that needs. A gossip address that cannot be bound is an error.
+func (m *membership) start(id *agent.Identity) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.cluster != nil || len(id.GossipKeys) == 0 {
+		return nil
+	}
+	host, err := gossipAdvertise(m.options.gossip, towards(m.options.controls[0]))
+	if err != nil {
+		return err
+	}
+	c, err := cluster.New(cluster.Options{
+		Name: id.Name, Role: cluster.RoleNode, ClusterID: id.ClusterID, Bind: m.options.gossip, Advertise: host,
+		Keys: id.GossipKeys, Seeds: append(m.options.join, id.GossipSeeds...), Logger: m.logger,
+		RememberFile: filepath.Join(m.options.dataDir, "peers.json"),
+	})
+	if err != nil {
+		return err
+	}
+	if err := c.Start(); err != nil {
+		return fmt.Errorf("--gossip: %w", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	m.cluster, m.cancel = c, cancel
+	m.telling.Go(func() { m.tell(ctx, c) })
+	return nil
+}
+
+// towards gives the address that this machine reaches a control from; nothing is sent.
+func towards(control string) string {
+	conn, err := net.Dial("udp", control)
+	if err != nil {
+		return "127.0.0.1"
+	}
+	defer conn.Close()
+	return conn.LocalAddr().(*net.UDPAddr).IP.String()
+}
+
+// welcomed takes in what control said: the first time gossip can start, later there may be others to join.
+func (m *membership) welcomed(id *agent.Identity) {
+	if err := m.start(id); err != nil {
+		m.mu.Lock()
+		news := m.failure != err.Error()
+		m.failure = err.Error()
+		m.mu.Unlock()
+		if news {
+			m.logger.Error("cannot take part in gossip; trying again with the next stream", "error", err)
+		}
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.cluster != nil {
+		m.cluster.SetSeeds(id.GossipSeeds)
+	}
+}
+
+// tell keeps what the others know of us up to date.
+func (m *membership) tell(ctx context.Context, c *cluster.Cluster) {
+	ticker := time.NewTicker(time.Second)
+	defer ticker.Stop()
+	for {
+		facts := cluster.Facts{Draining: m.node.Draining()}
+		if applied := m.node.Applied(); applied != nil {
+			facts.Epoch, facts.Revision = applied.GetEpoch(), applied.GetRevision()
+			copy(facts.DigestPrefix[:], applied.GetDigest())
+		}
+		c.Update(facts)
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (m *membership) address() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.cluster == nil {
+		return ""
+	}
+	return m.cluster.Address()
+}
+
+func (m *membership) stop(ctx context.Context) error {
+	m.mu.Lock()
+	c := m.cluster
+	m.mu.Unlock()
+	if c == nil {
+		return nil
+	}
+	m.cancel()
+	m.telling.Wait()
+	return c.Stop(ctx)
+}

@@ -1,0 +1,175 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
+)
+
+// change is one object that an apply creates, changes or removes.
+type change struct {
+	Action  string   `json:"action"`
+	Kind    string   `json:"kind"`
+	Name    string   `json:"name"`
+	Details []string `json:"details"`
+}
+
+var changeActions = map[operatorv1.ChangeAction]string{
+	operatorv1.ChangeAction_CHANGE_ACTION_CREATED: "created",
+	operatorv1.ChangeAction_CHANGE_ACTION_CHANGED: "changed",
+	operatorv1.ChangeAction_CHANGE_ACTION_REMOVED: "removed",
+}
+
+func changeOf(m *operatorv1.Change) change {
+	details := m.GetDetails()
+	if details == nil {
+		details = []string{}
+	}
+	return change{changeActions[m.GetAction()], m.GetKind(), m.GetName(), details}
+}
+
+func (c change) print(to io.Writer, p painter) {
+	sign, colour := map[string]string{"created": "+", "changed": "~", "removed": "-"}[c.Action],
+		map[string]string{"created": green, "changed": yellow, "removed": red}[c.Action]
+	fmt.Fprintf(to, "%s %s %s %s\n", p.paint(colour, sign), c.Kind, c.Name, c.Action)
+	for _, detail := range c.Details {
+		fmt.Fprintf(to, "    %s\n", detail)
+	}
+}
+
+// applyFlags are what apply alone knows.
+type applyFlags struct {
+	dryRun, detach bool
+	message        string
+	expect         uint64
+	strategy       string
+}
+
+func newApplyCommand(s *settings) *cobra.Command {
+	flags := applyFlags{}
+	cmd := &cobra.Command{
+		Use:   "apply FILE",
+		Short: "Make a configuration the whole truth, on every node",
+		Long: `Make a configuration the whole truth, on every node. FILE can be - for standard input.
+
+Every connected node first prepares it; if one cannot, it is named with its reason and nothing changes anywhere. Then
+all serve it, and apply returns 0. A node whose stream is gone is named, does not hold it up, and gets it when it
+returns. What already runs is "unchanged" and makes no new revision.`,
+		Example: `  pyservectl apply config.yaml
+  pyservectl apply --dry-run config.yaml
+  pyservectl apply --message "shop to v2" --expect-revision 7 config.yaml`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if flags.strategy != "" {
+				return errors.New("--strategy is not supported yet: an apply goes to all nodes at once")
+			}
+			d, err := checked(cmd, args[0])
+			if err != nil {
+				return err
+			}
+			return s.apply(cmd, d, flags)
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&flags.dryRun, "dry-run", false, "check and prepare on every node, and change nothing")
+	f.BoolVar(&flags.detach, "detach", false, "return when it is stored; nodes follow")
+	f.StringVar(&flags.message, "message", "", "what history says of it")
+	f.Uint64Var(&flags.expect, "expect-revision", 0, "refuse unless this revision is active")
+	f.StringVar(&flags.strategy, "strategy", "", "how it is rolled out (not supported yet)")
+	return cmd
+}
+
+// applied is what an apply did, for programs.
+type applied struct {
+	Outcome  string         `json:"outcome"`
+	Revision uint64         `json:"revision"`
+	Digest   string         `json:"digest"`
+	Reason   string         `json:"reason"`
+	Problems []problem      `json:"problems"`
+	Changes  []change       `json:"changes"`
+	Nodes    []nodeProgress `json:"nodes"`
+}
+
+type nodeProgress struct {
+	Name  string `json:"name"`
+	Phase string `json:"phase"`
+	Note  string `json:"note"`
+}
+
+func (s *settings) apply(cmd *cobra.Command, d *document, flags applyFlags) error {
+	// Control waits for nodes as long as --timeout in each of its two phases; its answer, which names who was late, is
+	// worth waiting for.
+	ctx, cancel := context.WithTimeout(cmd.Context(), 2*s.timeout+5*time.Second)
+	defer cancel()
+	c, err := s.connect(ctx, cmd.ErrOrStderr())
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	stream, err := c.Apply(ctx)
+	if err != nil {
+		return plain(err)
+	}
+	requests := []*operatorv1.ApplyRequest{{Message: &operatorv1.ApplyRequest_Options{Options: &operatorv1.ApplyOptions{
+		Message: flags.message, DryRun: flags.dryRun, ExpectRevision: flags.expect, Detach: flags.detach,
+		Timeout: durationpb.New(s.timeout),
+	}}}}
+	for _, part := range d.parts() {
+		requests = append(requests, &operatorv1.ApplyRequest{Message: &operatorv1.ApplyRequest_Part{Part: part}})
+	}
+	for _, request := range requests {
+		// io.EOF: control has ended the call; Recv says why.
+		if err := stream.Send(request); err != nil && !errors.Is(err, io.EOF) {
+			return plain(err)
+		}
+	}
+	if err := stream.CloseSend(); err != nil {
+		return plain(err)
+	}
+	v := newApplyView(cmd.OutOrStdout(), cmd.ErrOrStderr(), d.name, s.structured())
+	for {
+		event, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return errors.New("control ended the call without a result")
+		}
+		if err != nil {
+			return plain(err)
+		}
+		if result := event.GetResult(); result != nil {
+			return s.applyResult(v, result)
+		}
+		v.take(event)
+	}
+}
+
+var outcomes = map[operatorv1.ApplyOutcome]string{
+	operatorv1.ApplyOutcome_APPLY_OUTCOME_APPLIED:    "applied",
+	operatorv1.ApplyOutcome_APPLY_OUTCOME_UNCHANGED:  "unchanged",
+	operatorv1.ApplyOutcome_APPLY_OUTCOME_REFUSED:    "refused",
+	operatorv1.ApplyOutcome_APPLY_OUTCOME_INCOMPLETE: "incomplete",
+	operatorv1.ApplyOutcome_APPLY_OUTCOME_DRY_RUN:    "dry-run",
+	operatorv1.ApplyOutcome_APPLY_OUTCOME_DETACHED:   "detached",
+}
+
+func (s *settings) applyResult(v *applyView, r *operatorv1.ApplyResult) error {
+	no := r.GetOutcome() == operatorv1.ApplyOutcome_APPLY_OUTCOME_REFUSED || r.GetOutcome() == operatorv1.ApplyOutcome_APPLY_OUTCOME_INCOMPLETE
+	if s.structured() {
+		v.result.Outcome, v.result.Revision, v.result.Digest, v.result.Reason = outcomes[r.GetOutcome()], r.GetRevision(), r.GetDigest(), r.GetReason()
+		if err := s.print(v.out, v.result); err != nil {
+			return err
+		}
+	} else {
+		v.finish(r)
+	}
+	if no {
+		return errNo
+	}
+	return nil
+}

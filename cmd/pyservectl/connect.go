@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
+
+	"github.com/pyserve/pyserve/control/identity"
+	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
+)
+
+// contextFile gives the file that holds the operator's context: the one that was named, or the first that exists.
+func (s *settings) contextFile() (string, error) {
+	if s.context != "" {
+		return s.context, nil
+	}
+	if named := os.Getenv("PYSERVE_CONTEXT"); named != "" {
+		return named, nil
+	}
+	var places []string
+	if home, err := os.UserHomeDir(); err == nil {
+		places = append(places, filepath.Join(home, ".pyserve", "admin.yaml"))
+	}
+	places = append(places, filepath.Join("data", "control", "admin.yaml"))
+	for _, place := range places {
+		if _, err := os.Stat(place); !errors.Is(err, fs.ErrNotExist) {
+			return place, nil
+		}
+	}
+	return "", fmt.Errorf("no context: control makes admin.yaml in its --data-dir; name it with --context FILE or PYSERVE_CONTEXT, or put it at %s", places[0])
+}
+
+// client is a connection to a control.
+type client struct {
+	operatorv1.OperatorClient
+	conn *grpc.ClientConn
+}
+
+// connect loads the context and gives a client of the first control that answers. Nothing is sent to a control that
+// does not prove that it is the context's cluster.
+func (s *settings) connect(ctx context.Context, warnings io.Writer) (*client, error) {
+	file, err := s.contextFile()
+	if err != nil {
+		return nil, err
+	}
+	operator, err := identity.LoadContext(file)
+	if err != nil {
+		return nil, err
+	}
+	for _, warning := range operator.Warnings {
+		fmt.Fprintln(warnings, "warning:", warning)
+	}
+	tlsConfig, err := operator.ClientTLS()
+	if err != nil {
+		return nil, err
+	}
+	addresses := operator.Endpoints
+	if len(s.controls) > 0 {
+		addresses = s.controls
+	}
+	var problems []error
+	for _, address := range addresses {
+		conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)))
+		if err != nil {
+			problems = append(problems, fmt.Errorf("%q is not the address of a control: %w", address, err))
+			continue
+		}
+		c := &client{operatorv1.NewOperatorClient(conn), conn}
+		// A first small call finds out whether this control answers, before a large one is begun.
+		if _, err = c.ListControls(ctx, &operatorv1.ListControlsRequest{}); err == nil {
+			return c, nil
+		}
+		conn.Close()
+		problems = append(problems, unreachable(address, file, err))
+	}
+	return nil, errors.Join(problems...)
+}
+
+func (c *client) close() { c.conn.Close() }
+
+// unreachable says in one sentence why a control cannot be used.
+func unreachable(address, file string, err error) error {
+	s := status.Convert(err)
+	message := s.Message()
+	switch {
+	case strings.Contains(message, "signed by unknown authority"), strings.Contains(message, "bad certificate"), strings.Contains(message, "unknown certificate"):
+		return fmt.Errorf("the control at %s is not of the cluster that %s is for", address, file)
+	case strings.Contains(message, "expired"):
+		return fmt.Errorf("the certificate in %s, or that of the control at %s, has expired: %s", file, address, message)
+	case strings.Contains(message, "connection refused"):
+		return fmt.Errorf("no control answers at %s: connection refused; is it running?", address)
+	case s.Code() == codes.DeadlineExceeded:
+		return fmt.Errorf("no control answers at %s in time", address)
+	case s.Code() == codes.Unavailable:
+		return fmt.Errorf("no control answers at %s: %s", address, strings.TrimPrefix(message, "connection error: "))
+	}
+	return fmt.Errorf("the control at %s says: %s", address, message)
+}
+
+// plain takes gRPC's dress off an error.
+func plain(err error) error {
+	if s, ok := status.FromError(err); ok && err != nil {
+		if s.Code() == codes.Unavailable {
+			return fmt.Errorf("the connection to control broke: %s", s.Message())
+		}
+		return errors.New(s.Message())
+	}
+	return err
+}

@@ -1,0 +1,201 @@
+package config
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
+	"google.golang.org/protobuf/types/known/durationpb"
+)
+
+// What a health check does where the document says nothing else.
+const (
+	defaultInterval           = 5 * time.Second
+	defaultTimeout            = 2 * time.Second
+	defaultHealthyThreshold   = 2
+	defaultUnhealthyThreshold = 3
+)
+
+// The bounds of a health check. A shorter interval would be an attack on the backends, a longer one no check at all.
+const (
+	leastInterval, mostInterval = 100 * time.Millisecond, time.Hour
+	leastTimeout                = 10 * time.Millisecond
+	mostThreshold               = 100
+)
+
+// checkSettings are the health_check section as written.
+type checkSettings struct {
+	kind, path         option[string]
+	interval, timeout  option[time.Duration]
+	healthy, unhealthy option[uint32]
+	statuses           option[[]*resourcev1.StatusRange]
+}
+
+var healthCheckSection = section[checkSettings]{
+	form: "a mapping such as {type: http, path: /healthz}",
+	keys: []key[checkSettings]{
+		{name: "type", form: "tcp, http or none", initial: "tcp", about: "tcp: a connection opens (with `ssl`: the handshake succeeds); http: GET `path` gives an expected status; none: no probes, always healthy",
+			read: func(r *reader, v value, s *checkSettings) {
+				take(&s.kind, v, func(v value) (string, bool) {
+					return r.choice(v, []string{"tcp", "http", "none"}, []string{"grpc", "websocket"})
+				})
+			}},
+		{name: "path", form: "path, with a query if need be", initial: "/", about: "what is asked for; only with type http",
+			read: func(r *reader, v value, s *checkSettings) { take(&s.path, v, r.probePath) }},
+		{name: "interval", form: "time, 100ms to 1h", initial: "5s", about: "from one probe of a backend to the next",
+			read: func(r *reader, v value, s *checkSettings) { take(&s.interval, v, r.interval) }},
+		{name: "timeout", form: "time, 10ms to `interval`", initial: "2s", about: "how long a probe may take; where `interval` is shorter than 2s, as long as that",
+			read: func(r *reader, v value, s *checkSettings) { take(&s.timeout, v, r.probeTimeout) }},
+		{name: "healthy_threshold", form: "number, 1 to 100", initial: "2", about: "successes in a row that make an unhealthy backend healthy",
+			read: func(r *reader, v value, s *checkSettings) { take(&s.healthy, v, r.threshold) }},
+		{name: "unhealthy_threshold", form: "number, 1 to 100", initial: "3", about: "failures in a row that make a healthy backend unhealthy",
+			read: func(r *reader, v value, s *checkSettings) { take(&s.unhealthy, v, r.threshold) }},
+		{name: "expected_status", form: "statuses and ranges", initial: `"200-399"`, about: "such as 200, \"200,204\" or \"200-299,404\"; only with type http",
+			read: func(r *reader, v value, s *checkSettings) { take(&s.statuses, v, r.statuses) }},
+	},
+}
+
+func (r *reader) interval(v value) (time.Duration, bool) {
+	return r.duration(v, leastInterval, mostInterval)
+}
+
+func (r *reader) probeTimeout(v value) (time.Duration, bool) {
+	return r.duration(v, leastTimeout, mostInterval)
+}
+
+func (r *reader) threshold(v value) (uint32, bool) { return r.integer(v, 1, mostThreshold) }
+
+// defaultHealthCheck is what backends are probed by where nothing is said.
+func defaultHealthCheck() *resourcev1.HealthCheck {
+	return &resourcev1.HealthCheck{
+		Type:               resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_TCP,
+		Interval:           durationpb.New(defaultInterval),
+		Timeout:            durationpb.New(defaultTimeout),
+		HealthyThreshold:   defaultHealthyThreshold,
+		UnhealthyThreshold: defaultUnhealthyThreshold,
+	}
+}
+
+// healthCheck reads a health_check section.
+func (r *reader) healthCheck(v value) (*resourcev1.HealthCheck, bool) {
+	before := r.errorCount()
+	var s checkSettings
+	if !healthCheckSection.read(r, v, &s) {
+		return nil, false
+	}
+	kind := s.kind.or("tcp")
+	if kind != "http" {
+		s.refuseHTTPKeys(r, kind)
+	}
+	if kind == "none" {
+		s.warnOfUnused(r)
+		return &resourcev1.HealthCheck{Type: resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_NONE}, r.errorCount() == before
+	}
+	interval := s.interval.or(defaultInterval)
+	timeout := s.timeout.or(min(defaultTimeout, interval))
+	if timeout > interval {
+		r.errorf(s.timeout.at, "%s is longer than the interval: write at most %s", span(timeout), span(interval))
+	}
+	check := &resourcev1.HealthCheck{
+		Type:               resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_TCP,
+		Interval:           durationpb.New(interval),
+		Timeout:            durationpb.New(timeout),
+		HealthyThreshold:   s.healthy.or(defaultHealthyThreshold),
+		UnhealthyThreshold: s.unhealthy.or(defaultUnhealthyThreshold),
+	}
+	if kind == "http" {
+		check.Type = resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_HTTP
+		check.Path = s.path.or("/")
+		check.ExpectedStatuses = s.statuses.or([]*resourcev1.StatusRange{{First: 200, Last: 399}})
+	}
+	return check, r.errorCount() == before
+}
+
+func (s *checkSettings) refuseHTTPKeys(r *reader, kind string) {
+	const message = "is for type: http, and the type is %s: write type: http, or leave it out"
+	if s.path.isSet() {
+		r.errorf(s.path.at, message, kind)
+	}
+	if s.statuses.isSet() {
+		r.errorf(s.statuses.at, message, kind)
+	}
+}
+
+func (s *checkSettings) warnOfUnused(r *reader) {
+	for _, at := range []value{s.interval.at, s.timeout.at, s.healthy.at, s.unhealthy.at} {
+		if at.node != nil {
+			r.warnf(at, "is not used: type none probes nothing")
+		}
+	}
+}
+
+// probePath reads the target of a probe's request.
+func (r *reader) probePath(v value) (string, bool) {
+	path, ok := r.text(v, `a path such as "/healthz"`)
+	if !ok {
+		return "", false
+	}
+	notTarget := func(c rune) bool { return c <= ' ' || c >= 0x7F || c == '#' }
+	switch {
+	case !strings.HasPrefix(path, "/"):
+		r.errorf(v, `%s does not begin with "/": write a path such as "/healthz"`, quote(path))
+	case strings.ContainsFunc(path, notTarget):
+		r.errorf(v, "%s has characters that cannot stand in a request: write them percent-encoded", quote(path))
+	case len(path) > longestPath:
+		r.errorf(v, "the path has %d bytes: write at most %d", len(path), longestPath)
+	default:
+		return path, true
+	}
+	return "", false
+}
+
+// statuses reads "200-299,404" into ranges that are sorted and do not touch, so that what means the same is the same.
+func (r *reader) statuses(v value) ([]*resourcev1.StatusRange, bool) {
+	const form = `statuses such as 200, "200,204" or "200-399"`
+	text, ok := r.text(v, form)
+	if !ok {
+		return nil, false
+	}
+	var ranges []*resourcev1.StatusRange
+	for part := range strings.SplitSeq(text, ",") {
+		one, err := parseStatusRange(strings.TrimSpace(part))
+		if err != nil {
+			r.errorf(v, "%s: write %s", err, form)
+			return nil, false
+		}
+		ranges = append(ranges, one)
+	}
+	slices.SortFunc(ranges, func(a, b *resourcev1.StatusRange) int { return cmp.Compare(a.First, b.First) })
+	merged := ranges[:1]
+	for _, next := range ranges[1:] {
+		if last := merged[len(merged)-1]; next.First <= last.Last+1 {
+			last.Last = max(last.Last, next.Last)
+		} else {
+			merged = append(merged, next)
+		}
+	}
+	return merged, true
+}
+
+func parseStatusRange(text string) (*resourcev1.StatusRange, error) {
+	from, to, ranged := strings.Cut(text, "-")
+	if !ranged {
+		to = from
+	}
+	first, err1 := strconv.ParseUint(from, 10, 32)
+	last, err2 := strconv.ParseUint(to, 10, 32)
+	switch {
+	case errors.Join(err1, err2) != nil:
+		return nil, fmt.Errorf("%s is no status", quote(text))
+	case first < 100 || last > 599:
+		return nil, fmt.Errorf("%s is no status, which is from 100 to 599", quote(text))
+	case first > last:
+		return nil, fmt.Errorf("%s ends before it begins", quote(text))
+	}
+	return &resourcev1.StatusRange{First: uint32(first), Last: uint32(last)}, nil
+}

@@ -1,0 +1,282 @@
+package config
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
+)
+
+const (
+	// maxHosts is how many hosts one route may be for.
+	maxHosts = 200
+	// maxWeight is the greatest weight of a backend.
+	maxWeight = 1000
+)
+
+// entry is one item of reverse_proxy as written.
+type entry struct {
+	at                      value
+	path                    option[string]
+	match                   option[string]
+	hosts                   option[[]string]
+	stripPath, preserveHost option[bool]
+	host                    option[string]
+	port                    option[uint32]
+	ssl                     option[bool]
+	backends                option[[]backend]
+	check                   option[*resourcev1.HealthCheck]
+	tls                     option[*resourcev1.BackendTls]
+}
+
+// entrySection declares what a route may say.
+var entrySection = section[entry]{
+	form: "a mapping such as {path: /api, host: localhost, port: 3000}",
+	keys: []key[entry]{
+		{name: "path", form: "path, or expression with match regex", initial: "/", about: "which requests; a prefix ends at a segment: `/api` is for `/api` and `/api/x`, not for `/apix`",
+			read: func(r *reader, v value, e *entry) { take(&e.path, v, r.routePath) }},
+		{name: "match", form: "prefix, exact or regex", initial: "prefix", about: "how `path` is compared; regex is RE2 and finds its expression anywhere in the path unless anchored",
+			read: func(r *reader, v value, e *entry) { take(&e.match, v, r.match) }},
+		{name: "hosts", form: "list of hosts", about: "for these names of the server alone; `\"*.example.com\"` is every name below example.com",
+			read: func(r *reader, v value, e *entry) { take(&e.hosts, v, r.hostPatterns) }},
+		{name: "host", form: "host name or IP address", initial: "localhost", about: "the backend",
+			read: func(r *reader, v value, e *entry) { take(&e.host, v, r.backendHost) }},
+		{name: "port", form: "number, 1 to 65535", initial: "80", about: "the backend's port",
+			read: func(r *reader, v value, e *entry) { take(&e.port, v, r.port) }},
+		{name: "ssl", form: "true or false", initial: "false", about: "TLS to the backend",
+			read: func(r *reader, v value, e *entry) { take(&e.ssl, v, r.boolean) }},
+		{name: "backends", form: "list of backends", about: "instead of host, port and ssl: several backends",
+			read: func(r *reader, v value, e *entry) { take(&e.backends, v, r.backends) }},
+		{name: "strip_path", form: "true or false", initial: "true", about: "`/api/x` is forwarded as `/x`; false for match regex",
+			read: func(r *reader, v value, e *entry) { take(&e.stripPath, v, r.boolean) }},
+		{name: "preserve_host", form: "true or false", initial: "false", about: "the backend is sent the client's Host instead of its own",
+			read: func(r *reader, v value, e *entry) { take(&e.preserveHost, v, r.boolean) }},
+		{name: "load_balancing", form: "section", about: "how backends are picked",
+			read: func(r *reader, v value, _ *entry) { balancingSection.read(r, v, &struct{}{}) }},
+		{name: "health_check", form: "section", about: "how backends are probed",
+			read: func(r *reader, v value, e *entry) { take(&e.check, v, r.healthCheck) }},
+		{name: "tls", form: "section", about: "TLS to the backends that have `ssl: true`",
+			read: func(r *reader, v value, e *entry) { take(&e.tls, v, r.backendTLS) }},
+		{name: "max_body_bytes", form: "0", initial: "0", about: "0: no limit; limits are not supported yet",
+			read: func(r *reader, v value, _ *entry) { r.onlyZero(v) }},
+		{name: "websocket", use: unused, note: "is no longer used: upgrades are seen by their headers. Leave it out"},
+		{name: "weight", use: misplaced, note: "write backends, and a weight for each"},
+		{name: "methods", use: later},
+		{name: "headers", use: later},
+		{name: "query", use: later},
+		{name: "sticky", use: later},
+		{name: "slow_start", use: later},
+		{name: "outlier_detection", use: later},
+		{name: "retries", use: later},
+		{name: "circuit_breaker", use: later},
+		{name: "timeouts", use: later},
+		{name: "rate_limit", use: later},
+		{name: "request_headers", use: later},
+		{name: "response_headers", use: later},
+		{name: "split", use: later},
+		{name: "redirect", use: later},
+		{name: "respond", use: later},
+	},
+}
+
+var balancingSection = section[struct{}]{
+	form: "a mapping such as {policy: round_robin}",
+	keys: []key[struct{}]{
+		{name: "policy", form: "round_robin", initial: "round_robin", about: "backends in turn, each as often as its weight says",
+			read: func(r *reader, v value, _ *struct{}) {
+				r.choice(v, []string{"round_robin"}, []string{"least_request", "random", "p2c_ewma", "ring_hash", "maglev"})
+			}},
+		{name: "hash", use: later},
+	},
+}
+
+// onlyZero refuses limits, which this version does not keep.
+func (r *reader) onlyZero(v value) {
+	if v.node.Tag == integerTag && v.node.Value != "0" {
+		r.errorf(v, "limits are not supported yet: write 0, or leave it out")
+		return
+	}
+	r.integer(v, 0, 0)
+}
+
+// routePath reads a path or an expression; which of them it is, and so what it must look like, tells match.
+func (r *reader) routePath(v value) (string, bool) {
+	return r.text(v, `a path such as "/api"`)
+}
+
+func (r *reader) match(v value) (string, bool) {
+	return r.choice(v, []string{"prefix", "exact", "regex"}, nil)
+}
+
+// hostPatterns reads hosts, sorted: their order means nothing.
+func (r *reader) hostPatterns(v value) ([]string, bool) {
+	before := r.errorCount()
+	var hosts []string
+	r.list(v, "a list such as [api.example.com]", func(item value) {
+		host, ok := r.hostPattern(item)
+		switch {
+		case !ok:
+		case len(hosts) == maxHosts:
+			r.errorf(item, "a route is for at most %d hosts: write a pattern, or a route of its own for the rest", maxHosts)
+		case slices.Contains(hosts, host):
+			r.warnf(item, "%s stands here twice", quote(host))
+		default:
+			hosts = append(hosts, host)
+		}
+	})
+	if len(hosts) == 0 && r.errorCount() == before {
+		r.errorf(v, "no host stands here: name one, or leave hosts out for every host")
+	}
+	slices.Sort(hosts)
+	return hosts, r.errorCount() == before
+}
+
+// backend is one server of a route as written.
+type backend struct {
+	at     value
+	host   option[string]
+	port   option[uint32]
+	weight option[uint32]
+	ssl    option[bool]
+}
+
+var backendSection = section[backend]{
+	form: "a mapping such as {host: 10.0.0.1, port: 8000}",
+	keys: []key[backend]{
+		{name: "host", form: "host name or IP address", initial: "localhost", about: "an IPv6 address with or without brackets",
+			read: func(r *reader, v value, b *backend) { take(&b.host, v, r.backendHost) }},
+		{name: "port", form: "number, 1 to 65535", initial: "80", about: "",
+			read: func(r *reader, v value, b *backend) { take(&b.port, v, r.port) }},
+		{name: "weight", form: "number, 0 to 1000", initial: "1", about: "its share of the requests, relative to the others; 0: it gets no new ones",
+			read: func(r *reader, v value, b *backend) {
+				take(&b.weight, v, func(v value) (uint32, bool) { return r.integer(v, 0, maxWeight) })
+			}},
+		{name: "ssl", form: "true or false", initial: "false", about: "TLS to this backend",
+			read: func(r *reader, v value, b *backend) { take(&b.ssl, v, r.boolean) }},
+	},
+}
+
+func (r *reader) backendHost(v value) (string, bool) { return r.host(v, address.backend) }
+
+func (r *reader) backends(v value) ([]backend, bool) {
+	before := r.errorCount()
+	var out []backend
+	r.list(v, "a list such as [{host: 10.0.0.1, port: 8000}]", func(item value) {
+		b := backend{at: item}
+		if isNull(item.node) {
+			r.errorf(item, "nothing stands here: write %s", backendSection.form)
+		} else if backendSection.read(r, item, &b) {
+			out = append(out, b)
+		}
+	})
+	if len(out) == 0 && r.errorCount() == before {
+		r.errorf(v, "no backend stands here: write a list such as [{host: 10.0.0.1, port: 8000}]")
+	}
+	return out, r.errorCount() == before
+}
+
+// entry reads one item of reverse_proxy and checks what can be checked of it alone. It reports false, with problems,
+// where the entry is not fit to be put together with others.
+func (r *reader) entry(v value) (*entry, bool) {
+	before := r.errorCount()
+	e := &entry{at: v}
+	if isNull(v.node) {
+		r.errorf(v, "nothing stands here: write %s", entrySection.form)
+		return nil, false
+	}
+	if !entrySection.read(r, v, e) {
+		return nil, false
+	}
+	if e.match.value == "regex" {
+		r.checkRegex(e)
+	} else if e.path.isSet() {
+		r.checkPath(e)
+	}
+	if e.backends.isSet() {
+		r.refuseBackendKeys(e)
+	} else {
+		e.backends.value = []backend{{at: v, host: e.host, port: e.port, ssl: e.ssl}}
+	}
+	for i := range e.backends.value {
+		if b := &e.backends.value[i]; b.ssl.value && !b.port.isSet() {
+			r.warnf(b.ssl.at, "TLS to port 80: write port: 443 if that is meant")
+		}
+	}
+	return e, r.errorCount() == before
+}
+
+func (r *reader) checkPath(e *entry) {
+	text := e.path.value
+	path, err := checkPath(text, e.match.or("prefix") == "prefix")
+	if err != nil {
+		r.errorf(e.path.at, "%s", err)
+		return
+	}
+	if strings.HasSuffix(path, "/*") {
+		r.warnf(e.path.at, `"*" stands for itself here: a prefix such as %s is for everything below it`, quote(cmp.Or(strings.TrimSuffix(path, "/*"), "/")))
+	}
+	e.path.value = path
+}
+
+func (r *reader) checkRegex(e *entry) {
+	if e.stripPath.value {
+		r.errorf(e.stripPath.at, "a regular expression cannot be stripped from a path: write strip_path: false, or leave it out")
+	}
+	if !e.path.isSet() {
+		r.errorf(e.match.at, `match: regex needs an expression: write path, such as path: "^/v[0-9]+/"`)
+		return
+	}
+	size, err := checkExpression(e.path.value)
+	if err != nil {
+		r.errorf(e.path.at, "%s", err)
+		return
+	}
+	if r.expressions += size; r.expressions > largestExpressions && r.expressions-size <= largestExpressions {
+		r.errorf(e.path.at, "the expressions up to here stand for more than %d steps together: write fewer or smaller ones", largestExpressions)
+	}
+}
+
+func (r *reader) refuseBackendKeys(e *entry) {
+	const message = "stands beside backends, which takes its place: write it there, or leave backends out"
+	if e.host.isSet() {
+		r.errorf(e.host.at, message)
+	}
+	if e.port.isSet() {
+		r.errorf(e.port.at, message)
+	}
+	if e.ssl.isSet() {
+		r.errorf(e.ssl.at, message)
+	}
+}
+
+// pathMatch gives the resource's word for how the path is compared.
+func (e *entry) pathMatch() resourcev1.PathMatch {
+	switch e.match.value {
+	case "exact":
+		return resourcev1.PathMatch_PATH_MATCH_EXACT
+	case "regex":
+		return resourcev1.PathMatch_PATH_MATCH_REGEX
+	}
+	return resourcev1.PathMatch_PATH_MATCH_PREFIX
+}
+
+// rule is the part of a route's name that stands for its path.
+func (e *entry) rule() string {
+	path := e.path.or("/")
+	switch e.match.value {
+	case "exact":
+		return "= " + path
+	case "regex":
+		return "~ " + path
+	}
+	return path
+}
+
+// name is a route's identity: its rule, behind its hosts where it has some. Two entries with one name are one route.
+func (e *entry) name() string {
+	if len(e.hosts.value) == 0 {
+		return e.rule()
+	}
+	return strings.Join(e.hosts.value, ",") + " " + e.rule()
+}

@@ -1,0 +1,223 @@
+// Package api is control's gRPC edge: it knows who calls, what each role may call, and which status code an error is;
+// what a call does is the control package's.
+//
+// It keeps no state. The order of calls: [NewServer] → Serve on a listener → [Stop].
+package api
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/pyserve/pyserve/control"
+	"github.com/pyserve/pyserve/control/fleet"
+	"github.com/pyserve/pyserve/control/identity"
+	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
+	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
+)
+
+// anonymous is the role of a caller without a certificate.
+const anonymous identity.Role = 0
+
+// permissions says which role may call which method. A method that is not here may be called by nobody; a test holds
+// it against the services.
+var permissions = map[string]identity.Role{
+	fleetv1.Enrollment_Enroll_FullMethodName: anonymous,
+
+	fleetv1.Fleet_Connect_FullMethodName: identity.RoleNode,
+	fleetv1.Fleet_Renew_FullMethodName:   identity.RoleNode,
+
+	operatorv1.Operator_Apply_FullMethodName:        identity.RoleOperator,
+	operatorv1.Operator_Diff_FullMethodName:         identity.RoleOperator,
+	operatorv1.Operator_GetStatus_FullMethodName:    identity.RoleOperator,
+	operatorv1.Operator_WatchStatus_FullMethodName:  identity.RoleOperator,
+	operatorv1.Operator_GetConfig_FullMethodName:    identity.RoleOperator,
+	operatorv1.Operator_ListRoutes_FullMethodName:   identity.RoleOperator,
+	operatorv1.Operator_ListBackends_FullMethodName: identity.RoleOperator,
+	operatorv1.Operator_ListControls_FullMethodName: identity.RoleOperator,
+}
+
+// NewServer makes the gRPC server of a control that was started. tlsConfig is the control's own.
+func NewServer(c *control.Control, tlsConfig *tls.Config, logger *slog.Logger) *grpc.Server {
+	gate := gate{control: c, logger: logger}
+	s := grpc.NewServer(
+		grpc.Creds(credentials.NewTLS(tlsConfig)),
+		grpc.ChainUnaryInterceptor(gate.unary),
+		grpc.ChainStreamInterceptor(gate.stream),
+		// A peer that is gone without a word is noticed within 15 s.
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
+		// Nodes ping every 10 s, which the default policy would answer by closing their connection.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.ConnectionTimeout(10*time.Second),
+		grpc.MaxConcurrentStreams(64),
+	)
+	fleetv1.RegisterEnrollmentServer(s, &enrollment{control: c})
+	fleetv1.RegisterFleetServer(s, &fleetService{control: c})
+	operatorv1.RegisterOperatorServer(s, &operator{control: c})
+	return s
+}
+
+// gate lets a call in, or not.
+type gate struct {
+	control *control.Control
+	logger  *slog.Logger
+}
+
+// peerKey carries the caller's identity in a call's context.
+type peerKey struct{}
+
+// caller is who the gate found at the other end.
+func caller(ctx context.Context) identity.Peer {
+	p, _ := ctx.Value(peerKey{}).(identity.Peer)
+	return p
+}
+
+func (g gate) admit(ctx context.Context, method string) (context.Context, error) {
+	need, known := permissions[method]
+	if !known {
+		return nil, status.Errorf(codes.Unimplemented, "this control does not know %s; is pyservectl newer than control?", method)
+	}
+	if need == anonymous {
+		return ctx, nil
+	}
+	who, err := g.identify(ctx)
+	if err != nil {
+		return nil, status.Errorf(codes.Unauthenticated, "a certificate of this cluster is needed: %v", err)
+	}
+	if who.Role != need {
+		return nil, status.Errorf(codes.PermissionDenied, "the certificate of %s is not one that may call %s", who.Name, method)
+	}
+	return context.WithValue(ctx, peerKey{}, who), nil
+}
+
+func (g gate) identify(ctx context.Context) (identity.Peer, error) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return identity.Peer{}, identity.ErrAnonymous
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok {
+		return identity.Peer{}, identity.ErrAnonymous
+	}
+	return g.control.Peer(info.State)
+}
+
+func (g gate) unary(ctx context.Context, request any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (response any, err error) {
+	defer g.recovered(info.FullMethod, &err)
+	ctx, err = g.admit(ctx, info.FullMethod)
+	if err != nil {
+		return nil, err
+	}
+	response, err = next(ctx, request)
+	return response, coded(err)
+}
+
+func (g gate) stream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	defer g.recovered(info.FullMethod, &err)
+	ctx, err := g.admit(stream.Context(), info.FullMethod)
+	if err != nil {
+		return err
+	}
+	return coded(next(server, admitted{stream, ctx}))
+}
+
+// recovered keeps one caller's call from ending control for all.
+func (g gate) recovered(method string, err *error) {
+	if r := recover(); r != nil {
+		g.logger.Error("a call panicked", "method", method, "panic", r)
+		*err = status.Errorf(codes.Internal, "control failed in %s; its log says more", method)
+	}
+}
+
+// admitted is a stream whose context carries the caller.
+type admitted struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (a admitted) Context() context.Context { return a.ctx }
+
+// coded gives an error its status code; this is the only place that does.
+func coded(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	code := codes.Internal
+	for _, c := range []struct {
+		err  error
+		code codes.Code
+	}{
+		{context.Canceled, codes.Canceled},
+		{context.DeadlineExceeded, codes.DeadlineExceeded},
+		{control.ErrNameTaken, codes.AlreadyExists},
+		{control.ErrNotRegistered, codes.PermissionDenied},
+		{fleet.ErrClosed, codes.Unavailable},
+		{identity.ErrTokenMalformed, codes.InvalidArgument},
+		{identity.ErrTokenKind, codes.PermissionDenied},
+		{identity.ErrTokenUnknown, codes.Unauthenticated},
+		{control.ErrInvalid, codes.InvalidArgument},
+		{errTooLarge, codes.ResourceExhausted},
+		{errMalformed, codes.InvalidArgument},
+	} {
+		if errors.Is(err, c.err) {
+			code = c.code
+			break
+		}
+	}
+	return status.Error(code, err.Error())
+}
+
+// Errors of messages that no pyservectl sends.
+var (
+	errTooLarge  = errors.New("too large")
+	errMalformed = errors.New("malformed call")
+)
+
+// Stop ends the server: calls that are under way get until ctx ends. Node streams must be ended before, since they
+// never end by themselves.
+func Stop(ctx context.Context, s *grpc.Server) {
+	stop := context.AfterFunc(ctx, s.Stop)
+	defer stop()
+	s.GracefulStop()
+}
+
+// collect puts a document together from its parts.
+func collect(next func() (*operatorv1.FilePart, error)) (control.Document, error) {
+	d := control.Document{Files: map[string][]byte{}}
+	for size := 0; ; {
+		part, err := next()
+		if err != nil {
+			return d, err
+		}
+		if part == nil {
+			return d, nil
+		}
+		if size += len(part.GetData()) + len(part.GetName()); size > maxUpload || len(d.Files) > maxFiles {
+			return d, fmt.Errorf("a document with its files is at most %d MiB in %d files: %w", maxUpload>>20, maxFiles, errTooLarge)
+		}
+		if part.GetName() == "" {
+			d.Data = append(d.Data, part.GetData()...)
+		} else {
+			d.Files[part.GetName()] = append(d.Files[part.GetName()], part.GetData()...)
+		}
+	}
+}
+
+// What one call may send. A document alone is at most 10 MiB; its certificates come on top.
+const (
+	maxUpload = 32 << 20
+	maxFiles  = 10_000
+)

@@ -1,0 +1,193 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/pyserve/pyserve/control"
+	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
+	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
+)
+
+type enrollment struct {
+	fleetv1.UnimplementedEnrollmentServer
+	control *control.Control
+}
+
+func (e *enrollment) Enroll(ctx context.Context, m *fleetv1.EnrollRequest) (*fleetv1.EnrollResponse, error) {
+	id, err := e.control.Enroll(ctx, m.GetToken(), m.GetName(), m.GetCertificateRequest())
+	if err != nil {
+		return nil, err
+	}
+	return &fleetv1.EnrollResponse{Identity: id}, nil
+}
+
+type fleetService struct {
+	fleetv1.UnimplementedFleetServer
+	control *control.Control
+}
+
+func (f *fleetService) Connect(stream grpc.BidiStreamingServer[fleetv1.FromNode, fleetv1.ToNode]) error {
+	return f.control.Serve(caller(stream.Context()), stream)
+}
+
+func (f *fleetService) Renew(ctx context.Context, m *fleetv1.RenewRequest) (*fleetv1.RenewResponse, error) {
+	id, err := f.control.Renew(caller(ctx), m.GetCertificateRequest())
+	if err != nil {
+		return nil, err
+	}
+	return &fleetv1.RenewResponse{Identity: id}, nil
+}
+
+type operator struct {
+	operatorv1.UnimplementedOperatorServer
+	control *control.Control
+}
+
+func (o *operator) Apply(stream grpc.BidiStreamingServer[operatorv1.ApplyRequest, operatorv1.ApplyEvent]) error {
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	options := first.GetOptions()
+	if options == nil {
+		return fmt.Errorf("the first message of Apply carries its options: %w", errMalformed)
+	}
+	if len(options.GetMessage()) > maxMessage {
+		return fmt.Errorf("--message is at most %d bytes: %w", maxMessage, errTooLarge)
+	}
+	document, err := collect(func() (*operatorv1.FilePart, error) {
+		m, err := stream.Recv()
+		return m.GetPart(), ended(err)
+	})
+	if err != nil {
+		return err
+	}
+	var sending error
+	emit := func(event *operatorv1.ApplyEvent) {
+		if sending == nil {
+			sending = stream.Send(event)
+		}
+	}
+	who := caller(stream.Context())
+	result, err := o.control.Apply(stream.Context(), who.Name, document, options, emit)
+	if err != nil {
+		return err
+	}
+	emit(&operatorv1.ApplyEvent{Event: &operatorv1.ApplyEvent_Result{Result: result}})
+	return sending
+}
+
+// maxMessage bounds what history keeps of a revision's message, in bytes.
+const maxMessage = 1 << 10
+
+// ended turns the end of a client's stream into "no more".
+func ended(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+func (o *operator) Diff(stream grpc.ClientStreamingServer[operatorv1.DiffRequest, operatorv1.DiffResponse]) error {
+	document, err := collect(func() (*operatorv1.FilePart, error) {
+		m, err := stream.Recv()
+		return m.GetPart(), ended(err)
+	})
+	if err != nil {
+		return err
+	}
+	response, err := o.control.Diff(document)
+	if err != nil {
+		return err
+	}
+	return stream.SendAndClose(response)
+}
+
+func (o *operator) GetStatus(context.Context, *operatorv1.GetStatusRequest) (*operatorv1.GetStatusResponse, error) {
+	return o.control.Status(), nil
+}
+
+// watchInterval is how often gossip's view, which signals nobody here, is looked at.
+const watchInterval = time.Second
+
+func (o *operator) WatchStatus(_ *operatorv1.GetStatusRequest, stream grpc.ServerStreamingServer[operatorv1.GetStatusResponse]) error {
+	changed, stop := o.control.Watch()
+	defer stop()
+	ticker := time.NewTicker(watchInterval)
+	defer ticker.Stop()
+	var last *operatorv1.GetStatusResponse
+	for {
+		if now := o.control.Status(); last == nil || !proto.Equal(now, last) {
+			if err := stream.Send(now); err != nil {
+				return err
+			}
+			last = now
+		}
+		select {
+		case <-changed:
+		case <-ticker.C:
+		case <-stream.Context().Done():
+			return context.Cause(stream.Context())
+		}
+	}
+}
+
+// listPart is how many rows one message of a list carries, and configPart how many bytes of a document.
+const (
+	listPart   = 2_000
+	configPart = 1 << 20
+)
+
+func (o *operator) GetConfig(_ *operatorv1.GetConfigRequest, stream grpc.ServerStreamingServer[operatorv1.GetConfigResponse]) error {
+	document, revision, digest := o.control.Document()
+	m := &operatorv1.GetConfigResponse{Revision: revision, Digest: digest}
+	for part := range slices.Chunk(document, configPart) {
+		m.Data = part
+		if err := stream.Send(m); err != nil {
+			return err
+		}
+		m = &operatorv1.GetConfigResponse{}
+	}
+	if len(document) == 0 {
+		return stream.Send(m)
+	}
+	return nil
+}
+
+func (o *operator) ListRoutes(_ *operatorv1.ListRoutesRequest, stream grpc.ServerStreamingServer[operatorv1.ListRoutesResponse]) error {
+	routes, err := o.control.Routes()
+	if err != nil {
+		return err
+	}
+	for part := range slices.Chunk(routes, listPart) {
+		if err := stream.Send(&operatorv1.ListRoutesResponse{Routes: part}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (o *operator) ListBackends(_ *operatorv1.ListBackendsRequest, stream grpc.ServerStreamingServer[operatorv1.ListBackendsResponse]) error {
+	backends, err := o.control.Backends()
+	if err != nil {
+		return err
+	}
+	for part := range slices.Chunk(backends, listPart) {
+		if err := stream.Send(&operatorv1.ListBackendsResponse{Backends: part}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (o *operator) ListControls(context.Context, *operatorv1.ListControlsRequest) (*operatorv1.ListControlsResponse, error) {
+	return &operatorv1.ListControlsResponse{Controls: o.control.Controls()}, nil
+}

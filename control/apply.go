@@ -1,0 +1,272 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"time"
+
+	"github.com/pyserve/pyserve/config"
+	"github.com/pyserve/pyserve/config/bundle"
+	"github.com/pyserve/pyserve/control/fleet"
+	"github.com/pyserve/pyserve/control/rollout"
+	"github.com/pyserve/pyserve/control/store"
+	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
+)
+
+// Document is a document with the files that it names.
+type Document struct {
+	Data  []byte
+	Files map[string][]byte
+}
+
+func (d Document) file(name string) ([]byte, error) {
+	data, ok := d.Files[name]
+	if !ok {
+		return nil, fmt.Errorf("%s was not sent along: %w", name, fs.ErrNotExist)
+	}
+	return data, nil
+}
+
+// Apply makes a document what the whole fleet serves. emit is told, from the calling goroutine, what happens on the
+// way. What is refused is no error: the result says so, and nothing has changed. An error means that control could
+// not do it, and it says whether the revision was stored.
+func (c *Control) Apply(ctx context.Context, author string, document Document, o *operatorv1.ApplyOptions, emit func(*operatorv1.ApplyEvent)) (*operatorv1.ApplyResult, error) {
+	resources, problems := config.Parse(document.Data, document.file)
+	for _, p := range problems {
+		emit(&operatorv1.ApplyEvent{Event: &operatorv1.ApplyEvent_Problem{Problem: problemMessage(p)}})
+	}
+	if resources == nil {
+		return c.refused("the document has errors"), nil
+	}
+	next, err := bundle.Encode(resources)
+	if err != nil {
+		return nil, fmt.Errorf("make a bundle of the document: %w", err)
+	}
+	select {
+	case c.applying <- struct{}{}:
+		defer func() { <-c.applying }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("wait for another apply to end: %w", context.Cause(ctx))
+	}
+	return c.apply(ctx, author, document.Data, resources, next, o, emit)
+}
+
+// apply runs with the one place for it held, so that what is active does not change under it.
+func (c *Control) apply(ctx context.Context, author string, document []byte, resources *config.Resources, next *bundle.Bundle, o *operatorv1.ApplyOptions, emit func(*operatorv1.ApplyEvent)) (*operatorv1.ApplyResult, error) {
+	active := c.store.Active()
+	var parent uint64
+	if active != nil {
+		parent = active.Number
+	}
+	if expected := o.GetExpectRevision(); expected != 0 && expected != parent {
+		return c.refused(fmt.Sprintf("revision %d is active, not %d as expected", parent, expected)), nil
+	}
+	if active != nil && active.Bundle.Digest() == next.Digest() {
+		return c.unchanged(ctx, o, emit)
+	}
+	changes, err := c.changes(active, resources)
+	if err != nil {
+		return nil, err
+	}
+	for _, change := range changes {
+		emit(&operatorv1.ApplyEvent{Event: &operatorv1.ApplyEvent_Change{Change: change}})
+	}
+	epoch, revision := c.store.Next()
+	target := &fleet.Target{Release: bundle.Sign(c.authority.ReleaseKey(), epoch, revision, next.Digest()), Bundle: next}
+
+	plan, err := c.prepare(ctx, target, o, emit)
+	if err != nil {
+		return nil, err
+	}
+	if plan.Next() == rollout.Abort {
+		c.fleet.Withdraw(target)
+		return c.refused(plan.Reason()), nil
+	}
+	if o.GetDryRun() {
+		c.fleet.Withdraw(target)
+		return c.result(operatorv1.ApplyOutcome_APPLY_OUTCOME_DRY_RUN, ""), nil
+	}
+	_, err = c.store.Commit(ctx, store.Proposal{
+		Release: target.Release, Parent: parent, Bundle: next, Document: document, Author: author, Message: o.GetMessage(),
+	})
+	if err != nil {
+		c.fleet.Withdraw(target)
+		if errors.Is(err, store.ErrConflict) {
+			return c.refused("another apply came in between"), nil
+		}
+		return nil, fmt.Errorf("store revision %d: %w", revision, err)
+	}
+	c.fleet.SetTarget(target)
+	c.options.Logger.Info("new revision", "revision", revision, "digest", next.Digest().Short(), "author", author, "changes", len(changes))
+	if o.GetDetach() {
+		return c.result(operatorv1.ApplyOutcome_APPLY_OUTCOME_DETACHED, ""), nil
+	}
+	return c.commit(ctx, plan, target, o, emit)
+}
+
+// prepare offers the target to every connected node and waits until each could serve it, one could not, or the time
+// is up.
+func (c *Control) prepare(ctx context.Context, target *fleet.Target, o *operatorv1.ApplyOptions, emit func(*operatorv1.ApplyEvent)) (*rollout.Rollout, error) {
+	changed, stop := c.fleet.Watch()
+	defer stop()
+	plan := rollout.New(c.fleet.Propose(target))
+	for _, name := range plan.Names() {
+		emit(progress(name, rollout.Offered, ""))
+	}
+	// A node that commits cannot be seen before the target is set, so only what ends this phase can come.
+	if err := c.drive(ctx, plan, target, changed, timeout(o), emit); err != nil {
+		c.fleet.Withdraw(target)
+		return nil, fmt.Errorf("nothing was changed: %w", err)
+	}
+	return plan, nil
+}
+
+// commit waits until every node of the plan serves the target.
+func (c *Control) commit(ctx context.Context, plan *rollout.Rollout, target *fleet.Target, o *operatorv1.ApplyOptions, emit func(*operatorv1.ApplyEvent)) (*operatorv1.ApplyResult, error) {
+	changed, stop := c.fleet.Watch()
+	defer stop()
+	plan.BeginCommit()
+	if err := c.drive(ctx, plan, target, changed, timeout(o), emit); err != nil {
+		return nil, fmt.Errorf("revision %d is stored and nodes follow: %w", target.Release.GetRevision(), err)
+	}
+	if !plan.Complete() {
+		return c.result(operatorv1.ApplyOutcome_APPLY_OUTCOME_INCOMPLETE, plan.Reason()), nil
+	}
+	return c.result(operatorv1.ApplyOutcome_APPLY_OUTCOME_APPLIED, ""), nil
+}
+
+// drive feeds the plan with what the fleet shows until it asks for more than waiting.
+func (c *Control) drive(ctx context.Context, plan *rollout.Rollout, target *fleet.Target, changed <-chan struct{}, limit time.Duration, emit func(*operatorv1.ApplyEvent)) error {
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	for {
+		for _, name := range plan.Names() {
+			if state, note := c.fleet.Progress(name, target); plan.Observe(name, state, note) {
+				emit(progress(name, state, note))
+			}
+		}
+		if plan.Next() != rollout.Wait {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-timer.C:
+			for _, name := range plan.Expire() {
+				_, note := plan.State(name)
+				emit(progress(name, rollout.TimedOut, note))
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// unchanged makes no revision, and yet tells the truth: it waits until the connected nodes serve what is active.
+func (c *Control) unchanged(ctx context.Context, o *operatorv1.ApplyOptions, emit func(*operatorv1.ApplyEvent)) (*operatorv1.ApplyResult, error) {
+	target := c.fleet.Target()
+	var names []string
+	for _, node := range c.fleet.Nodes() {
+		if node.Connected {
+			names = append(names, node.Name)
+		}
+	}
+	if o.GetDetach() || o.GetDryRun() {
+		names = nil
+	}
+	result, err := c.commit(ctx, rollout.New(names), target, o, emit)
+	if err == nil && result.GetOutcome() == operatorv1.ApplyOutcome_APPLY_OUTCOME_APPLIED {
+		result.Outcome = operatorv1.ApplyOutcome_APPLY_OUTCOME_UNCHANGED
+	}
+	return result, err
+}
+
+// Diff compares a document with what is active, and changes nothing.
+func (c *Control) Diff(document Document) (*operatorv1.DiffResponse, error) {
+	resources, problems := config.Parse(document.Data, document.file)
+	m := &operatorv1.DiffResponse{}
+	for _, p := range problems {
+		m.Problems = append(m.Problems, problemMessage(p))
+	}
+	active := c.store.Active()
+	if active != nil {
+		m.Revision = active.Number
+	}
+	if resources == nil {
+		return m, nil
+	}
+	var err error
+	m.Changes, err = c.changes(active, resources)
+	return m, err
+}
+
+func (c *Control) changes(active *store.Snapshot, next *config.Resources) ([]*operatorv1.Change, error) {
+	var current *config.Resources
+	if active != nil {
+		var err error
+		if current, err = active.Bundle.Decode(); err != nil {
+			return nil, fmt.Errorf("decode the active bundle: %w", err)
+		}
+	}
+	var out []*operatorv1.Change
+	for _, change := range config.Diff(current, next) {
+		out = append(out, &operatorv1.Change{
+			Action: changeActions[change.Action], Kind: string(change.Kind), Name: change.Name, Details: change.Details,
+		})
+	}
+	return out, nil
+}
+
+var changeActions = map[config.Action]operatorv1.ChangeAction{
+	config.Created: operatorv1.ChangeAction_CHANGE_ACTION_CREATED,
+	config.Changed: operatorv1.ChangeAction_CHANGE_ACTION_CHANGED,
+	config.Removed: operatorv1.ChangeAction_CHANGE_ACTION_REMOVED,
+}
+
+func (c *Control) refused(reason string) *operatorv1.ApplyResult {
+	return c.result(operatorv1.ApplyOutcome_APPLY_OUTCOME_REFUSED, reason)
+}
+
+// result is what a call ends with: its outcome, and what is active now.
+func (c *Control) result(outcome operatorv1.ApplyOutcome, reason string) *operatorv1.ApplyResult {
+	r := &operatorv1.ApplyResult{Outcome: outcome, Reason: reason}
+	if active := c.store.Active(); active != nil {
+		r.Revision, r.Digest = active.Number, active.Bundle.Digest().String()
+	}
+	return r
+}
+
+var nodePhases = map[rollout.State]operatorv1.NodePhase{
+	rollout.Offered:   operatorv1.NodePhase_NODE_PHASE_OFFERED,
+	rollout.Prepared:  operatorv1.NodePhase_NODE_PHASE_PREPARED,
+	rollout.Committed: operatorv1.NodePhase_NODE_PHASE_COMMITTED,
+	rollout.Refused:   operatorv1.NodePhase_NODE_PHASE_REFUSED,
+	rollout.Away:      operatorv1.NodePhase_NODE_PHASE_AWAY,
+	rollout.TimedOut:  operatorv1.NodePhase_NODE_PHASE_TIMED_OUT,
+}
+
+func progress(name string, state rollout.State, note string) *operatorv1.ApplyEvent {
+	return &operatorv1.ApplyEvent{Event: &operatorv1.ApplyEvent_Node{
+		Node: &operatorv1.NodeProgress{Name: name, Phase: nodePhases[state], Note: note},
+	}}
+}
+
+func problemMessage(p config.Problem) *operatorv1.Problem {
+	// Messages can quote a document's bytes, and a gRPC string is UTF-8.
+	return &operatorv1.Problem{
+		Line: uint32(max(p.Line, 0)), Path: strings.ToValidUTF8(p.Path, "\uFFFD"),
+		Message: strings.ToValidUTF8(p.Message, "\uFFFD"), Warning: p.Warning,
+	}
+}
+
+// defaultTimeout bounds each of the two phases of an apply.
+const defaultTimeout = 60 * time.Second
+
+func timeout(o *operatorv1.ApplyOptions) time.Duration {
+	if d := o.GetTimeout().AsDuration(); d > 0 {
+		return d
+	}
+	return defaultTimeout
+}

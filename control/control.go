@@ -1,0 +1,228 @@
+// Package control is the assembly of a control node: it makes the cluster's authority and tokens at first start, keeps
+// revisions in the store, lets nodes in, and brings documents to the fleet in two phases.
+//
+// It opens no socket and speaks no protocol (control/api and control/web do), and it does not gossip: what gossip says
+// of the members is handed in.
+//
+// The order of calls: [New] → [Control.Start] → anything, from any goroutine → [Control.Stop].
+package control
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/pyserve/pyserve/control/fleet"
+	"github.com/pyserve/pyserve/control/identity"
+	"github.com/pyserve/pyserve/control/store"
+	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
+)
+
+// Member is another process as gossip sees it.
+type Member struct {
+	Name    string
+	Address string
+	// State is alive, suspect, dead or left.
+	State string
+}
+
+// Options are what a Control needs.
+type Options struct {
+	// DataDir holds all durable state. Required; made where it does not exist.
+	DataDir string
+	// Name is unique among the controls. Required.
+	Name string
+	// Endpoint is the host:port that nodes and operators dial. Required.
+	Endpoint string
+	// Members gives the cluster's nodes as gossip sees them; nil: gossip does not run.
+	Members func() []Member
+	// GossipAddress is where others join this control's gossip; nil or empty: nowhere.
+	GossipAddress func() string
+	// Version is shown to operators.
+	Version string
+	// Logger is required.
+	Logger *slog.Logger
+	// Now is the clock; nil: time.Now.
+	Now func() time.Time
+}
+
+func (o Options) validate() error {
+	switch {
+	case o.DataDir == "":
+		return errors.New("--data-dir must not be empty")
+	case o.Name == "":
+		return errors.New("--name must not be empty")
+	}
+	if _, _, err := net.SplitHostPort(o.Endpoint); err != nil {
+		return fmt.Errorf("--listen and --advertise make %q, which is not host:port: %w", o.Endpoint, err)
+	}
+	return nil
+}
+
+// Control is safe for concurrent use between Start and Stop.
+type Control struct {
+	options   Options
+	authority *identity.Authority
+	store     *store.Store
+	fleet     *fleet.Fleet
+	started   time.Time
+	applying  chan struct{} // a place for the one apply that is under way
+}
+
+// New checks the options.
+func New(o Options) (*Control, error) {
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	return &Control{options: o, applying: make(chan struct{}, 1)}, nil
+}
+
+// The files that the first start makes in the data directory.
+const (
+	JoinTokenFile    = "join-token"
+	ControlTokenFile = "control-token"
+	AdminFile        = "admin.yaml"
+)
+
+// Start opens the data directory, all or nothing: after an error nothing is open.
+func (c *Control) Start(ctx context.Context) (err error) {
+	o := c.options
+	c.started = o.Now()
+	if err := os.MkdirAll(o.DataDir, 0o700); err != nil {
+		return fmt.Errorf("--data-dir: %w", err)
+	}
+	// The store first: its lock keeps a second process away from everything else in the directory.
+	c.store, err = store.Open(ctx, store.Options{Dir: filepath.Join(o.DataDir, "store"), Name: o.Name, Logger: o.Logger, Now: o.Now})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.store.Close())
+		}
+	}()
+	c.authority, err = identity.Open(identity.Options{Dir: filepath.Join(o.DataDir, "identity"), Now: o.Now, Logger: o.Logger})
+	if err != nil {
+		return err
+	}
+	if err := c.makeTokens(ctx); err != nil {
+		return err
+	}
+	if err := c.makeAdmin(); err != nil {
+		return err
+	}
+	c.fleet = fleet.New(fleet.Options{Logger: o.Logger, Now: o.Now, Welcome: c.welcome})
+	if active := c.store.Active(); active != nil {
+		c.fleet.SetTarget(&fleet.Target{Release: active.Release, Bundle: active.Bundle})
+	}
+	return nil
+}
+
+// EndStreams ends every node's stream, and lets in no other: without it a graceful stop of the server would wait for
+// ever.
+func (c *Control) EndStreams() { c.fleet.Close() }
+
+// Stop ends every stream and closes the store. Call it once, after a Start that succeeded.
+func (c *Control) Stop() error {
+	c.fleet.Close()
+	return c.store.Close()
+}
+
+// makeTokens makes the token files that are missing. A token is registered before its file appears, so that a file
+// always holds one that works.
+func (c *Control) makeTokens(ctx context.Context) error {
+	for file, kind := range map[string]identity.TokenKind{JoinTokenFile: identity.TokenJoin, ControlTokenFile: identity.TokenControl} {
+		path := filepath.Join(c.options.DataDir, file)
+		if _, err := os.Stat(path); err == nil || !errors.Is(err, fs.ErrNotExist) {
+			if err != nil {
+				return fmt.Errorf("look for the token: %w", err)
+			}
+			continue
+		}
+		token, record, err := c.authority.NewToken(kind)
+		if err != nil {
+			return err
+		}
+		err = c.store.PutToken(ctx, store.Token{ID: record.ID, Kind: record.Kind.String(), Hash: record.Hash, Created: record.Created})
+		if err != nil {
+			return fmt.Errorf("register the token of %s: %w", path, err)
+		}
+		if err := identity.WriteSecret(path, []byte(token+"\n")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeAdmin makes the operator's context where it is missing, names another endpoint, or ends within 90 days.
+func (c *Control) makeAdmin() error {
+	path := filepath.Join(c.options.DataDir, AdminFile)
+	if c.adminIsGood(path) {
+		return nil
+	}
+	admin, err := c.authority.NewContext("admin", []string{c.options.Endpoint})
+	if err != nil {
+		return err
+	}
+	return admin.Save(path)
+}
+
+func (c *Control) adminIsGood(path string) bool {
+	admin, err := identity.LoadContext(path)
+	if err != nil {
+		return false
+	}
+	until, err := admin.ExpiresAt()
+	return err == nil && admin.Cluster == c.authority.ClusterID() &&
+		len(admin.Endpoints) == 1 && admin.Endpoints[0] == c.options.Endpoint &&
+		until.Sub(c.options.Now()) > 90*24*time.Hour
+}
+
+// ServerTLS is how control proves itself to nodes and operators.
+func (c *Control) ServerTLS() (*tls.Config, error) { return c.authority.ServerTLS(c.options.Name) }
+
+// Gossip gives what this control's own gossip needs.
+func (c *Control) Gossip() (clusterID string, keys [][]byte) {
+	return c.authority.ClusterID(), c.authority.GossipKeys()
+}
+
+// Peer says who is at the other end of a connection. It fails with [identity.ErrAnonymous] where no certificate was
+// shown.
+func (c *Control) Peer(state tls.ConnectionState) (identity.Peer, error) {
+	return c.authority.PeerOf(state)
+}
+
+// maxSeeds is how many members a node is told to join through: one seed alone makes a large fleet converge slowly.
+const maxSeeds = 5
+
+func (c *Control) welcome() *fleetv1.Welcome {
+	m := &fleetv1.Welcome{ControlName: c.options.Name, GossipKeys: c.authority.GossipKeys()}
+	if c.options.GossipAddress != nil {
+		if own := c.options.GossipAddress(); own != "" {
+			m.GossipSeeds = append(m.GossipSeeds, own)
+		}
+	}
+	for _, member := range c.members() {
+		if member.State == "alive" && len(m.GossipSeeds) < maxSeeds {
+			m.GossipSeeds = append(m.GossipSeeds, member.Address)
+		}
+	}
+	return m
+}
+
+func (c *Control) members() []Member {
+	if c.options.Members == nil {
+		return nil
+	}
+	return c.options.Members()
+}

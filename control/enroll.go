@@ -1,0 +1,112 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/pyserve/pyserve/control/fleet"
+	"github.com/pyserve/pyserve/control/identity"
+	"github.com/pyserve/pyserve/control/store"
+	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
+)
+
+// Why a node is not let in.
+var (
+	// ErrInvalid says that the name or the certificate request is not one.
+	ErrInvalid = errors.New("not a valid enrolment")
+	// ErrNameTaken says that a connected node has the name.
+	ErrNameTaken = errors.New("the name is taken by a node that is connected; give each node a --name of its own")
+	// ErrNotRegistered says that a certificate is this cluster's, but its node was never enrolled with this control's
+	// store, or has been enrolled anew with another key.
+	ErrNotRegistered = errors.New("the node's name now belongs to another key: another machine was enrolled under it; remove this node's data directory and enrol it under a --name of its own")
+)
+
+// Enroll lets a node in by a join token. A name whose node is not connected may be taken over by a new key, as happens
+// when a machine is replaced; the old key is not believed from then on.
+func (c *Control) Enroll(ctx context.Context, token, name string, request []byte) (*fleetv1.Identity, error) {
+	err := identity.CheckToken(token, identity.TokenJoin, c.token)
+	if err != nil {
+		return nil, err
+	}
+	if c.fleet.Connected(name) {
+		return nil, fmt.Errorf("%q: %w", name, ErrNameTaken)
+	}
+	issued, err := c.authority.IssueNode(name, request)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	hash, err := identity.KeyHash(issued.GetCertificate())
+	if err != nil {
+		return nil, err
+	}
+	if err := c.store.PutNode(ctx, store.Node{Name: name, KeyHash: hash, Enrolled: c.options.Now()}); err != nil {
+		return nil, fmt.Errorf("register node %q: %w", name, err)
+	}
+	c.options.Logger.Info("node enrolled", "node", name)
+	return issued, nil
+}
+
+func (c *Control) token(id string) (identity.TokenRecord, bool) {
+	stored, ok := c.store.Token(id)
+	if !ok {
+		return identity.TokenRecord{}, false
+	}
+	kind, err := identity.ParseTokenKind(stored.Kind)
+	return identity.TokenRecord{ID: stored.ID, Kind: kind, Hash: stored.Hash, Created: stored.Created}, err == nil
+}
+
+// Renew issues a registered node a fresh certificate for its key.
+func (c *Control) Renew(peer identity.Peer, request []byte) (*fleetv1.Identity, error) {
+	if err := c.registered(peer); err != nil {
+		return nil, err
+	}
+	issued, err := c.authority.IssueNode(peer.Name, request)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	if hash, err := identity.KeyHash(issued.GetCertificate()); err != nil || hash != peer.KeyHash {
+		return nil, fmt.Errorf("%q: a certificate is renewed for the key that it has: %w", peer.Name, ErrNotRegistered)
+	}
+	return issued, nil
+}
+
+func (c *Control) registered(peer identity.Peer) error {
+	node, ok := c.store.Node(peer.Name)
+	if !ok || node.KeyHash != peer.KeyHash {
+		return fmt.Errorf("%q: %w", peer.Name, ErrNotRegistered)
+	}
+	return nil
+}
+
+// Serve runs a registered node's stream until it ends.
+func (c *Control) Serve(peer identity.Peer, stream fleet.Stream) error {
+	if err := c.registered(peer); err != nil {
+		return err
+	}
+	ctx := stream.Context()
+	if err := c.setLeft(ctx, peer.Name, false); err != nil {
+		return err
+	}
+	left, err := c.fleet.Serve(peer.Name, stream)
+	if left {
+		// The stream's context is over; the store's own deadline bounds the write.
+		if err := c.setLeft(context.WithoutCancel(ctx), peer.Name, true); err != nil {
+			c.options.Logger.Warn("cannot keep that a node left; after a restart it shows as disconnected", "node", peer.Name, "error", err)
+		}
+	}
+	return err
+}
+
+// setLeft keeps whether a node is away on purpose, where that is news.
+func (c *Control) setLeft(ctx context.Context, name string, left bool) error {
+	node, ok := c.store.Node(name)
+	if !ok || node.Left == left {
+		return nil
+	}
+	node.Left = left
+	if err := c.store.PutNode(ctx, node); err != nil {
+		return fmt.Errorf("register node %q: %w", name, err)
+	}
+	return nil
+}

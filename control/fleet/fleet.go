@@ -1,0 +1,267 @@
+// Package fleet knows who is connected with what, and brings every connected node to the bundle it should serve.
+//
+// It owns the node streams: one session per node, one sender goroutine per session, at most one offer outstanding,
+// and no queue: a node that is slow, or away, is offered the newest bundle when its turn comes, never the ones in
+// between. It does not decide what the fleet should serve (the control assembly does, through [Fleet.Propose] and
+// [Fleet.SetTarget]) and keeps nothing on disk.
+//
+// The order of calls: [New] → [Fleet.SetTarget] with what was active before → [Fleet.Serve] for every stream; for a
+// new bundle Propose, watch, then SetTarget or [Fleet.Withdraw]; [Fleet.Close] at the end.
+package fleet
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/pyserve/pyserve/config/bundle"
+	"github.com/pyserve/pyserve/control/rollout"
+	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
+)
+
+// Target is a bundle with its release, as the fleet is to serve it. It is compared by identity: the Target that was
+// proposed is the one to set.
+type Target struct {
+	Release *fleetv1.Release
+	Bundle  *bundle.Bundle
+}
+
+// Options are what a Fleet needs.
+type Options struct {
+	// Logger gets connects, disconnects and refusals. Required.
+	Logger *slog.Logger
+	// Now is the clock; nil: time.Now.
+	Now func() time.Time
+	// Welcome makes the answer to a Hello. Required.
+	Welcome func() *fleetv1.Welcome
+	// RetryRefused is how long a refused bundle is left alone before it is offered again, since what stood in the way
+	// (a port in use) may have gone. 0: 15 s.
+	RetryRefused time.Duration
+	// WholeBundles is how many whole bundles are on their way at once, so that a fleet that reconnects does not fill
+	// the memory with them. 0: 8.
+	WholeBundles int
+}
+
+// Fleet is safe for concurrent use.
+type Fleet struct {
+	options Options
+	whole   chan struct{} // a place for every whole bundle under way
+	closed  chan struct{}
+	group   sync.WaitGroup // sessions' goroutines
+
+	mu       sync.Mutex // guards all below; held for memory work only, never while sending
+	sessions map[string]*session
+	gone     map[string]Node // the last that was known of nodes without a session
+	target   *Target
+	proposed *Target
+	invited  map[string]*session // who is offered proposed
+	held     []*bundle.Bundle    // bundles that deltas can be made against, newest last
+	nonce    uint64
+	watchers map[chan struct{}]struct{}
+}
+
+// heldBundles is how many past bundles are kept to make deltas against.
+const heldBundles = 4
+
+// New makes a fleet without a node or a target.
+func New(options Options) *Fleet {
+	if options.Now == nil {
+		options.Now = time.Now
+	}
+	if options.RetryRefused == 0 {
+		options.RetryRefused = 15 * time.Second
+	}
+	if options.WholeBundles == 0 {
+		options.WholeBundles = 8
+	}
+	return &Fleet{
+		options:  options,
+		whole:    make(chan struct{}, options.WholeBundles),
+		closed:   make(chan struct{}),
+		sessions: map[string]*session{},
+		gone:     map[string]Node{},
+		watchers: map[chan struct{}]struct{}{},
+	}
+}
+
+// Close ends every session and waits for their goroutines.
+func (f *Fleet) Close() {
+	f.mu.Lock()
+	select {
+	case <-f.closed:
+	default:
+		close(f.closed)
+	}
+	for _, s := range f.sessions {
+		s.end(ErrClosed)
+	}
+	f.mu.Unlock()
+	f.group.Wait()
+}
+
+// ErrClosed ends sessions when control stops.
+var ErrClosed = errors.New("control is stopping")
+
+// Target gives what the fleet is to serve; nil: nothing yet.
+func (f *Fleet) Target() *Target {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.target
+}
+
+// SetTarget says what every node is to serve from now on: whoever has prepared it commits, everybody else is offered
+// it and commits at once.
+func (f *Fleet) SetTarget(t *Target) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.target = t
+	if f.proposed == t {
+		f.proposed, f.invited = nil, nil
+	}
+	f.hold(t.Bundle)
+	f.wakeAll()
+}
+
+// Propose offers t to every connected node, to prepare and not yet to serve, and names them, sorted. Only one
+// proposal is out at a time: a new one takes the place of the old.
+func (f *Fleet) Propose(t *Target) []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.proposed, f.invited = t, map[string]*session{}
+	names := make([]string, 0, len(f.sessions))
+	for name, s := range f.sessions {
+		f.invited[name] = s
+		names = append(names, name)
+	}
+	f.wakeAll()
+	slices.Sort(names)
+	return names
+}
+
+// Withdraw takes a proposal back: nodes drop what they prepared. It does nothing if t is not the current proposal.
+func (f *Fleet) Withdraw(t *Target) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.proposed != t {
+		return
+	}
+	f.proposed, f.invited = nil, nil
+	f.wakeAll()
+}
+
+// Progress says how far a node is with t.
+func (f *Fleet) Progress(name string, t *Target) (rollout.State, string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s, ok := f.sessions[name]
+	if !ok {
+		return rollout.Away, "its stream is gone"
+	}
+	switch {
+	case sameRelease(s.applied, t.Release):
+		return rollout.Committed, ""
+	case s.offer != nil && s.offer.target == t:
+		return s.offer.state, describeRefusals(s.offer.refusals)
+	case s.refused != nil && s.refused.target == t:
+		return rollout.Refused, describeRefusals(s.refused.refusals)
+	case f.proposed == t && f.invited[name] != s:
+		return rollout.Away, "its stream was opened anew"
+	}
+	return rollout.Offered, ""
+}
+
+// Watch gives a channel that is signalled whenever anything about a node changed; changes in quick succession are one
+// signal. Call stop when done.
+func (f *Fleet) Watch() (changed <-chan struct{}, stop func()) {
+	ch := make(chan struct{}, 1)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.watchers[ch] = struct{}{}
+	return ch, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.watchers, ch)
+	}
+}
+
+// Forget drops what is remembered of a node without a session.
+func (f *Fleet) Forget(name string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.gone, name)
+	f.notify()
+}
+
+// hold keeps b to make deltas against. The caller holds mu.
+func (f *Fleet) hold(b *bundle.Bundle) {
+	f.held = slices.DeleteFunc(f.held, func(h *bundle.Bundle) bool { return h.Digest() == b.Digest() })
+	f.held = append(f.held, b)
+	if len(f.held) > heldBundles {
+		f.held = slices.Delete(f.held, 0, len(f.held)-heldBundles)
+	}
+}
+
+// base gives the bundle that release names if a delta can be made against it. The caller holds mu.
+func (f *Fleet) base(release *fleetv1.Release) *bundle.Bundle {
+	for _, b := range f.held {
+		if digest := b.Digest(); bytes.Equal(digest[:], release.GetDigest()) {
+			return b
+		}
+	}
+	return nil
+}
+
+// wakeAll lets every sender look for something to do. The caller holds mu.
+func (f *Fleet) wakeAll() {
+	for _, s := range f.sessions {
+		s.wakeUp()
+	}
+	f.notify()
+}
+
+// notify signals the watchers. The caller holds mu.
+func (f *Fleet) notify() {
+	for ch := range f.watchers {
+		select {
+		case ch <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// wanted is what a session's node should have prepared or serve. The caller holds mu.
+func (f *Fleet) wanted(s *session) *Target {
+	if f.proposed != nil && f.invited[s.name] == s {
+		return f.proposed
+	}
+	return f.target
+}
+
+func sameRelease(a, b *fleetv1.Release) bool {
+	return a != nil && b != nil && a.GetEpoch() == b.GetEpoch() && a.GetRevision() == b.GetRevision() &&
+		bytes.Equal(a.GetDigest(), b.GetDigest())
+}
+
+func describeRefusals(refusals []*fleetv1.Refusal) string {
+	parts := make([]string, 0, len(refusals))
+	for _, r := range refusals {
+		if r.GetField() == "" {
+			parts = append(parts, r.GetReason())
+		} else {
+			parts = append(parts, r.GetField()+": "+r.GetReason())
+		}
+	}
+	return strings.Join(parts, "; ")
+}
+
+// Stream is one node's conversation; generated gRPC code provides it.
+type Stream interface {
+	Context() context.Context
+	Send(*fleetv1.ToNode) error
+	Recv() (*fleetv1.FromNode, error)
+}

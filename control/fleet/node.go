@@ -1,0 +1,90 @@
+package fleet
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+
+	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
+)
+
+// Node is what the fleet knows of a node, at one moment.
+type Node struct {
+	Name      string
+	Connected bool
+	// Left: it said that it would not be back by itself.
+	Left bool
+	// Since is when it connected or, without a connection, when the stream ended.
+	Since   time.Time
+	Version string
+	// Applied is what it last said that it serves; nil: nothing, or never heard of.
+	Applied *fleetv1.Release
+	// Listen and Gossip are its bound addresses; empty: not said yet.
+	Listen, Gossip string
+	Draining       bool
+	// Refused is the revision that it refused last and has not served since; 0: none.
+	Refused uint64
+	// Rejected: what it refused is what the fleet should serve, not a proposal that was withdrawn.
+	Rejected bool
+	// Refusals is why; also without Refused, where the node itself reports what stands in its way.
+	Refusals []*fleetv1.Refusal
+}
+
+// Reason is Refusals as one line.
+func (n Node) Reason() string { return describeRefusals(n.Refusals) }
+
+// Serves says whether the node serves exactly this release.
+func (n Node) Serves(r *fleetv1.Release) bool { return sameRelease(n.Applied, r) }
+
+// view is a session as a Node. The caller holds mu.
+func (f *Fleet) view(s *session) Node {
+	n := s.node
+	n.Applied = s.applied
+	if r := s.refused; r != nil {
+		n.Refused, n.Rejected = r.target.Release.GetRevision(), r.target == f.target
+		n.Refusals = r.refusals
+	}
+	return n
+}
+
+// Nodes gives every node that is connected or was since the start, sorted by name.
+func (f *Fleet) Nodes() []Node {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	nodes := slices.Collect(maps.Values(f.gone))
+	for _, s := range f.sessions {
+		nodes = append(nodes, f.view(s))
+	}
+	slices.SortFunc(nodes, func(a, b Node) int { return cmp.Compare(a.Name, b.Name) })
+	return nodes
+}
+
+// Connected says whether the node has a stream.
+func (f *Fleet) Connected(name string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.sessions[name] != nil
+}
+
+// BackendKey names a backend as status shows it.
+type BackendKey struct{ Route, Address string }
+
+// Verdict is what one node says of a backend.
+type Verdict struct {
+	Node   string
+	Status *fleetv1.BackendStatus
+}
+
+// Verdicts gives what the connected nodes say of each backend, by node name.
+func (f *Fleet) Verdicts() map[BackendKey][]Verdict {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := map[BackendKey][]Verdict{}
+	for _, name := range slices.Sorted(maps.Keys(f.sessions)) {
+		for key, status := range f.sessions[name].backends {
+			out[key] = append(out[key], Verdict{name, status})
+		}
+	}
+	return out
+}

@@ -1,0 +1,168 @@
+package identity
+
+import (
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"slices"
+	"time"
+)
+
+// ServerName is the DNS name in every control's certificate. Clients ask for it whatever address they dial, so that
+// controls may move without new certificates.
+const ServerName = "control.pyserve.internal"
+
+// Lifetimes of what is issued.
+const (
+	authorityLifetime = 10 * 365 * 24 * time.Hour
+	serverLifetime    = 30 * 24 * time.Hour
+	nodeLifetime      = 30 * 24 * time.Hour
+	operatorLifetime  = 2 * 365 * 24 * time.Hour
+	// backdate is how far the clock of whoever checks a certificate may be behind ours.
+	backdate = 5 * time.Minute
+)
+
+// Options say where an authority lives.
+type Options struct {
+	// Dir is control's data directory; the identity is the directory "identity" in it. Required.
+	Dir string
+	// MustExist makes it an error that there is no identity yet: for a control whose store says that there was one.
+	MustExist bool
+	// Now is the clock; nil: time.Now.
+	Now func() time.Time
+	// Logger is told what was made and what had to be repaired; nil: silence.
+	Logger *slog.Logger
+}
+
+// Authority is a cluster's certificate authority with the keys that belong to it. Its methods may be called
+// concurrently.
+type Authority struct {
+	now       func() time.Time
+	logger    *slog.Logger
+	clusterID string
+	ca        *x509.Certificate
+	caKey     *ecdsa.PrivateKey
+	release   ed25519.PrivateKey
+	gossip    [][]byte
+}
+
+// Open loads the authority that lies in the directory, or makes one where there is none. A set that is damaged or
+// lacks a file is an error that names it: a new authority in the place of a damaged one would lock every node out.
+// Two processes must not call it on one directory at a time (the store's lock sees to that).
+func Open(o Options) (*Authority, error) {
+	if o.Dir == "" {
+		return nil, errors.New("identity: Options.Dir is empty")
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	a := &Authority{now: o.Now, logger: o.Logger}
+	d := keyDirectory{parent: o.Dir, logger: o.Logger}
+	made, err := d.exists()
+	if err != nil {
+		return nil, err
+	}
+	if !made && o.MustExist {
+		return nil, fmt.Errorf("the cluster's identity is missing: %s; restore it from a backup", d.path())
+	}
+	if !made {
+		if err := a.create(); err != nil {
+			return nil, fmt.Errorf("make the cluster's identity: %w", err)
+		}
+		if err := d.save(a); err != nil {
+			return nil, err
+		}
+		o.Logger.Info("made a new cluster identity", "cluster", a.clusterID, "directory", d.path())
+		return a, nil
+	}
+	if err := d.load(a); err != nil {
+		return nil, err
+	}
+	if expires := a.ca.NotAfter; a.now().After(expires) {
+		return nil, fmt.Errorf("the cluster's certificate authority in %s expired on %s", d.path(), expires.Format(time.DateOnly))
+	}
+	return a, nil
+}
+
+// create fills the authority with new keys.
+func (a *Authority) create() error {
+	id := make([]byte, 6)
+	rand.Read(id) // never fails: crypto/rand ends the process instead
+	a.clusterID = hex.EncodeToString(id)
+	var err error
+	if a.caKey, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+		return err
+	}
+	if _, a.release, err = ed25519.GenerateKey(rand.Reader); err != nil {
+		return err
+	}
+	key := make([]byte, 32)
+	rand.Read(key)
+	a.gossip = [][]byte{key}
+	template := a.template(pkix.Name{CommonName: authorityName(a.clusterID)}, authorityLifetime)
+	template.IsCA = true
+	template.MaxPathLenZero = true
+	template.KeyUsage = x509.KeyUsageCertSign | x509.KeyUsageCRLSign
+	der, err := x509.CreateCertificate(rand.Reader, template, template, a.caKey.Public(), a.caKey)
+	if err != nil {
+		return err
+	}
+	a.ca, err = x509.ParseCertificate(der)
+	return err
+}
+
+func authorityName(clusterID string) string { return "pyserve " + clusterID }
+
+// template is what every certificate begins as. It never outlives the authority.
+func (a *Authority) template(subject pkix.Name, lifetime time.Duration) *x509.Certificate {
+	serial := make([]byte, 16)
+	rand.Read(serial)
+	now := a.now()
+	notAfter := now.Add(lifetime)
+	if a.ca != nil && notAfter.After(a.ca.NotAfter) {
+		notAfter = a.ca.NotAfter
+	}
+	return &x509.Certificate{
+		SerialNumber:          new(big.Int).SetBytes(serial),
+		Subject:               subject,
+		NotBefore:             now.Add(-backdate),
+		NotAfter:              notAfter,
+		BasicConstraintsValid: true,
+	}
+}
+
+// ClusterID names the cluster: twelve hexadecimal digits.
+func (a *Authority) ClusterID() string { return a.clusterID }
+
+// ReleaseKey signs releases. It is not to be changed.
+func (a *Authority) ReleaseKey() ed25519.PrivateKey { return a.release }
+
+// GossipKeys are the AES-256 keys of the gossip layer, the one to encrypt with first.
+func (a *Authority) GossipKeys() [][]byte {
+	out := make([][]byte, len(a.gossip))
+	for i, key := range a.gossip {
+		out[i] = slices.Clone(key)
+	}
+	return out
+}
+
+// KeyHash is the SHA-256 of a certificate's public key (SPKI, DER), as in [Peer].
+func KeyHash(certificateDER []byte) ([32]byte, error) {
+	c, err := x509.ParseCertificate(certificateDER)
+	if err != nil {
+		return [32]byte{}, fmt.Errorf("parse the certificate: %w", err)
+	}
+	return sha256.Sum256(c.RawSubjectPublicKeyInfo), nil
+}

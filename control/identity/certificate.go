@@ -1,0 +1,236 @@
+package identity
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
+)
+
+// nodeServerName is the DNS name in every node's certificate, for nodes that serve one another.
+const nodeServerName = "node.pyserve.internal"
+
+// maxRequest is how long a certificate request may be, in bytes; one of ours has about 250.
+const maxRequest = 16 << 10
+
+// Role is what sort of peer a certificate is for. The zero value is none.
+type Role uint8
+
+// The roles there are.
+const (
+	RoleNode Role = iota + 1
+	RoleOperator
+	RoleControl
+)
+
+var roleNames = [...]string{RoleNode: "node", RoleOperator: "operator", RoleControl: "control"}
+
+// String is the role as it stands in a certificate.
+func (r Role) String() string {
+	if r == 0 || int(r) >= len(roleNames) {
+		return fmt.Sprintf("role %d", uint8(r))
+	}
+	return roleNames[r]
+}
+
+func parseRole(s string) (Role, bool) {
+	for role, name := range roleNames {
+		if s == name && role > 0 {
+			return Role(role), true
+		}
+	}
+	return 0, false
+}
+
+// CheckName says whether a node, control or operator may be called so: 1 to 63 of a-z A-Z 0-9 . _ -, beginning with a
+// letter or digit.
+func CheckName(name string) error {
+	if len(name) == 0 || len(name) > 63 {
+		return fmt.Errorf("a name has 1 to 63 characters, this one has %d", len(name))
+	}
+	for i, c := range []byte(name) {
+		alphanumeric := 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
+		if !alphanumeric && (i == 0 || !strings.ContainsRune("._-", rune(c))) {
+			return fmt.Errorf("the name %q may hold a-z A-Z 0-9 . _ - and begins with a letter or digit", name)
+		}
+	}
+	return nil
+}
+
+// Peer is who is at the other end of a connection.
+type Peer struct {
+	Role Role
+	Name string
+	// KeyHash is the SHA-256 of the public key (SPKI, DER): two certificates of one holder share it.
+	KeyHash [32]byte
+}
+
+// ErrAnonymous says that the peer showed no certificate.
+var ErrAnonymous = errors.New("no client certificate was shown")
+
+// PeerOf says who is at the other end of a connection that [Authority.ServerTLS] accepted. It fails with
+// [ErrAnonymous] where no certificate was shown, and for one that names no identity of this cluster.
+func (a *Authority) PeerOf(state tls.ConnectionState) (Peer, error) {
+	if len(state.PeerCertificates) == 0 {
+		return Peer{}, ErrAnonymous
+	}
+	if len(state.VerifiedChains) == 0 {
+		return Peer{}, errors.New("the client certificate was not verified")
+	}
+	leaf := state.VerifiedChains[0][0]
+	if len(leaf.URIs) != 1 {
+		return Peer{}, fmt.Errorf("the client certificate names %d identities, want one", len(leaf.URIs))
+	}
+	u := leaf.URIs[0]
+	roleName, name, _ := strings.Cut(strings.TrimPrefix(u.Path, "/"), "/")
+	role, known := parseRole(roleName)
+	if !known || CheckName(name) != nil || u.String() != a.identityURI(role, name).String() {
+		return Peer{}, fmt.Errorf("the client certificate's identity %.200q is not one of cluster %s", u.String(), a.clusterID)
+	}
+	return Peer{Role: role, Name: name, KeyHash: sha256.Sum256(leaf.RawSubjectPublicKeyInfo)}, nil
+}
+
+func (a *Authority) identityURI(role Role, name string) *url.URL {
+	return &url.URL{Scheme: "pyserve", Host: a.clusterID, Path: "/" + role.String() + "/" + name}
+}
+
+// issue signs a certificate for a peer; dnsName may be empty.
+func (a *Authority) issue(public crypto.PublicKey, role Role, name, dnsName string, lifetime time.Duration, usage ...x509.ExtKeyUsage) ([]byte, error) {
+	if err := CheckName(name); err != nil {
+		return nil, err
+	}
+	template := a.template(pkix.Name{CommonName: name, OrganizationalUnit: []string{role.String()}}, lifetime)
+	template.KeyUsage = x509.KeyUsageDigitalSignature
+	template.ExtKeyUsage = usage
+	template.URIs = []*url.URL{a.identityURI(role, name)}
+	if dnsName != "" {
+		template.DNSNames = []string{dnsName}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.ca, public, a.caKey)
+	if err != nil {
+		return nil, fmt.Errorf("issue a certificate for %s %q: %w", role, name, err)
+	}
+	return der, nil
+}
+
+// IssueNode gives the node of that name its identity. Of the PKCS #10 request only the key is taken, ECDSA P-256 or
+// Ed25519; its signature must be good. Whether the name is free, the caller knows.
+func (a *Authority) IssueNode(name string, csrDER []byte) (*fleetv1.Identity, error) {
+	public, err := requestedKey(csrDER)
+	if err != nil {
+		return nil, err
+	}
+	der, err := a.issue(public, RoleNode, name, nodeServerName, nodeLifetime, x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth)
+	if err != nil {
+		return nil, err
+	}
+	return &fleetv1.Identity{
+		Certificate:   der,
+		CaCertificate: a.ca.Raw,
+		ReleaseKey:    a.release.Public().(ed25519.PublicKey),
+		ClusterId:     a.clusterID,
+	}, nil
+}
+
+func requestedKey(csrDER []byte) (crypto.PublicKey, error) {
+	if len(csrDER) > maxRequest {
+		return nil, fmt.Errorf("the certificate request has %d bytes, at most %d are taken", len(csrDER), maxRequest)
+	}
+	request, err := x509.ParseCertificateRequest(csrDER)
+	if err != nil {
+		return nil, fmt.Errorf("parse the certificate request: %w", err)
+	}
+	switch key := request.PublicKey.(type) {
+	case *ecdsa.PublicKey:
+		if key.Curve != elliptic.P256() {
+			return nil, errors.New("the certificate request's key is not on the curve P-256")
+		}
+	case ed25519.PublicKey:
+	default:
+		return nil, fmt.Errorf("the certificate request's key is neither ECDSA P-256 nor Ed25519 but %s", request.PublicKeyAlgorithm)
+	}
+	if err := request.CheckSignature(); err != nil {
+		return nil, fmt.Errorf("the certificate request is not signed by its own key: %w", err)
+	}
+	return request.PublicKey, nil
+}
+
+// ServerTLS gives the configuration of control's listener: TLS 1.3, a certificate for [ServerName] that is issued anew
+// before it expires, client certificates of this cluster verified where one is shown. The chain holds the authority's
+// own certificate, for a node that enrols and knows nothing but its hash.
+func (a *Authority) ServerTLS(controlName string) (*tls.Config, error) {
+	s := &serverCertificate{authority: a, name: controlName}
+	if _, err := s.get(); err != nil {
+		return nil, err
+	}
+	clients := x509.NewCertPool()
+	clients.AddCert(a.ca)
+	return &tls.Config{
+		MinVersion:     tls.VersionTLS13,
+		Time:           a.now,
+		ClientCAs:      clients,
+		ClientAuth:     tls.VerifyClientCertIfGiven,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.get() },
+		// A resumed session would carry a client's certificate past the day it is withdrawn.
+		SessionTicketsDisabled: true,
+	}, nil
+}
+
+// serverCertificate is control's certificate, issued anew at half of its life.
+type serverCertificate struct {
+	authority *Authority
+	name      string
+
+	mu      sync.Mutex // guards what follows
+	current *tls.Certificate
+	renewAt time.Time
+}
+
+func (s *serverCertificate) get() (*tls.Certificate, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.authority.now()
+	if s.current != nil && now.Before(s.renewAt) {
+		return s.current, nil
+	}
+	next, err := s.authority.issueServer(s.name)
+	if err != nil {
+		if s.current != nil && now.Before(s.current.Leaf.NotAfter) {
+			s.authority.logger.Error("could not renew control's certificate; the current one is used on", "error", err)
+			return s.current, nil
+		}
+		return nil, err
+	}
+	s.current = next
+	s.renewAt = now.Add(next.Leaf.NotAfter.Sub(now) / 2)
+	return s.current, nil
+}
+
+func (a *Authority) issueServer(name string) (*tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make control's key: %w", err)
+	}
+	der, err := a.issue(key.Public(), RoleControl, name, ServerName, serverLifetime, x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth)
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Certificate{Certificate: [][]byte{der, a.ca.Raw}, PrivateKey: key, Leaf: leaf}, nil
+}

@@ -1,0 +1,204 @@
+package identity
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"gopkg.in/yaml.v3"
+)
+
+// maxContext is how large a context file may be, in bytes.
+const maxContext = 1 << 20
+
+// contextHeading begins every context file that is written.
+const contextHeading = "# An operator's way into a pyserve cluster: whoever holds this file may change everything there.\n"
+
+// Context is what an operator needs to reach a cluster: where, whom to believe, and as whom.
+type Context struct {
+	// Cluster is the cluster's id.
+	Cluster string `yaml:"cluster"`
+	// Endpoints are the controls' addresses, host:port.
+	Endpoints []string `yaml:"endpoints"`
+	// CA, Certificate and Key are PEM.
+	CA          string `yaml:"ca"`
+	Certificate string `yaml:"certificate"`
+	Key         string `yaml:"key"`
+
+	// Warnings are what [LoadContext] found unwise about the file, a sentence each; for people.
+	Warnings []string `yaml:"-"`
+}
+
+// NewContext makes an operator's context with a new key and certificate, good for two years.
+func (a *Authority) NewContext(operator string, endpoints []string) (*Context, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make the operator's key: %w", err)
+	}
+	certificate, err := a.issue(key.Public(), RoleOperator, operator, "", operatorLifetime, x509.ExtKeyUsageClientAuth)
+	if err != nil {
+		return nil, err
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("encode the operator's key: %w", err)
+	}
+	c := &Context{
+		Cluster:     a.clusterID,
+		Endpoints:   slices.Clone(endpoints),
+		CA:          string(encodePEM(certificatePEM, a.ca.Raw)),
+		Certificate: string(encodePEM(certificatePEM, certificate)),
+		Key:         string(encodePEM(privateKeyPEM, keyDER)),
+	}
+	return c, c.check()
+}
+
+// Save writes the context to the file at path, mode 0600, whole or not at all.
+func (c *Context) Save(path string) error {
+	var out bytes.Buffer
+	out.WriteString(contextHeading)
+	encoder := yaml.NewEncoder(&out)
+	encoder.SetIndent(2)
+	if err := encoder.Encode(c); err != nil {
+		return fmt.Errorf("encode the context: %w", err)
+	}
+	return WriteSecret(path, out.Bytes())
+}
+
+// LoadContext reads the context file at path. Its errors name the file and say what to do.
+func LoadContext(path string) (*Context, error) {
+	data, warnings, err := readContext(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("there is no context file %s: copy admin.yaml from a control's data directory, or name one with --context", path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the context file: %w", err)
+	}
+	c, err := parseContext(data)
+	if err != nil {
+		return nil, fmt.Errorf("the context file %s is damaged: %w; copy admin.yaml from a control's data directory again", path, err)
+	}
+	c.Warnings = warnings
+	return c, nil
+}
+
+func readContext(path string) (data []byte, warnings []string, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, nil, fmt.Errorf("%s is not a regular file", path)
+	}
+	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+		warnings = append(warnings, fmt.Sprintf("%s holds a private key and others may read it (mode %#o): chmod 600 it", path, mode))
+	}
+	data, err = io.ReadAll(io.LimitReader(f, maxContext+1))
+	return data, warnings, err
+}
+
+// parseContext is strict: a misspelt key must not silently point an operator at the wrong cluster.
+func parseContext(data []byte) (*Context, error) {
+	if len(data) > maxContext {
+		return nil, fmt.Errorf("it is longer than %d bytes", maxContext)
+	}
+	decoder := yaml.NewDecoder(bytes.NewReader(data))
+	decoder.KnownFields(true)
+	c := &Context{}
+	if err := decoder.Decode(c); err != nil {
+		if errors.Is(err, io.EOF) {
+			return nil, errors.New("it is empty")
+		}
+		return nil, err
+	}
+	if err := decoder.Decode(new(any)); !errors.Is(err, io.EOF) {
+		return nil, errors.New("it holds more than one document")
+	}
+	return c, c.check()
+}
+
+func (c *Context) check() error {
+	if c.Cluster == "" {
+		return errors.New("cluster is missing")
+	}
+	if len(c.Endpoints) == 0 {
+		return errors.New("endpoints is missing: the controls' addresses, host:port")
+	}
+	for _, endpoint := range c.Endpoints {
+		if _, port, err := net.SplitHostPort(endpoint); err != nil || port == "" {
+			return fmt.Errorf("the endpoint %.200q is not host:port", endpoint)
+		}
+	}
+	if _, err := c.authority(); err != nil {
+		return err
+	}
+	_, err := c.keyPair()
+	return err
+}
+
+func (c *Context) authority() (*x509.Certificate, error) {
+	der, err := decodePEM(certificatePEM, []byte(strings.TrimSpace(c.CA)))
+	if err != nil {
+		return nil, fmt.Errorf("ca: %w", err)
+	}
+	certificate, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("ca: %w", err)
+	}
+	return certificate, nil
+}
+
+func (c *Context) keyPair() (tls.Certificate, error) {
+	pair, err := tls.X509KeyPair([]byte(c.Certificate), []byte(c.Key))
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("certificate and key do not make a pair: %w", err)
+	}
+	return pair, nil
+}
+
+// ClientTLS gives the configuration to dial a control with: TLS 1.3, [ServerName], this cluster's authority and no
+// other.
+func (c *Context) ClientTLS() (*tls.Config, error) {
+	ca, err := c.authority()
+	if err != nil {
+		return nil, err
+	}
+	pair, err := c.keyPair()
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(ca)
+	return &tls.Config{
+		MinVersion:   tls.VersionTLS13,
+		ServerName:   ServerName,
+		RootCAs:      roots,
+		Certificates: []tls.Certificate{pair},
+	}, nil
+}
+
+// ExpiresAt says until when the operator's certificate is good.
+func (c *Context) ExpiresAt() (time.Time, error) {
+	pair, err := c.keyPair()
+	if err != nil {
+		return time.Time{}, err
+	}
+	return pair.Leaf.NotAfter, nil
+}

@@ -1,0 +1,229 @@
+package control
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/pyserve/pyserve/config"
+	"github.com/pyserve/pyserve/config/bundle"
+	"github.com/pyserve/pyserve/control/fleet"
+	"github.com/pyserve/pyserve/control/store"
+	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
+	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
+	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
+)
+
+// How long nodes that are not there stay in status. They are let in again whenever they come.
+const (
+	listLeft         = time.Hour
+	listDisconnected = 24 * time.Hour
+)
+
+// Watch is signalled when something in Status may have changed; gossip's view is not part of that.
+func (c *Control) Watch() (changed <-chan struct{}, stop func()) { return c.fleet.Watch() }
+
+// Status says what the fleet should serve and what each node does. It is converged when a revision is active and
+// every node that has not left is connected and serves it; without any node, nothing serves it.
+func (c *Control) Status() *operatorv1.GetStatusResponse {
+	m := &operatorv1.GetStatusResponse{}
+	active := c.store.Active()
+	if active != nil {
+		m.Revision, m.Digest = active.Number, active.Bundle.Digest().String()
+	}
+	gossip := map[string]Member{}
+	for _, member := range c.members() {
+		gossip[member.Name] = member
+	}
+	present, served := 0, 0
+	for _, node := range c.nodes() {
+		row := nodeStatus(node, active, gossip[node.Name].State)
+		m.Nodes = append(m.Nodes, row)
+		if row.State == "left" {
+			continue
+		}
+		present++
+		if active != nil && row.State == "ready" && node.Serves(active.Release) {
+			served++
+		}
+	}
+	m.Converged = present > 0 && served == present
+	return m
+}
+
+// nodes gives all nodes worth showing: those of the fleet, and those that were enrolled and not heard of since control
+// started.
+func (c *Control) nodes() []fleet.Node {
+	byName := map[string]fleet.Node{}
+	for _, registered := range c.store.Nodes() {
+		byName[registered.Name] = fleet.Node{Name: registered.Name, Left: registered.Left, Since: c.started}
+	}
+	for _, node := range c.fleet.Nodes() {
+		byName[node.Name] = node
+	}
+	now := c.options.Now()
+	maps.DeleteFunc(byName, func(_ string, n fleet.Node) bool {
+		return !n.Connected && (n.Left && now.Sub(n.Since) > listLeft || now.Sub(n.Since) > listDisconnected)
+	})
+	return slices.SortedFunc(maps.Values(byName), func(a, b fleet.Node) int { return cmp.Compare(a.Name, b.Name) })
+}
+
+func nodeStatus(n fleet.Node, active *store.Snapshot, gossip string) *operatorv1.NodeStatus {
+	state, note := stateOf(n, active)
+	row := &operatorv1.NodeStatus{
+		Name: n.Name, State: state, Revision: n.Applied.GetRevision(), Listen: n.Listen,
+		Gossip: gossip, Note: note, Since: timestamppb.New(n.Since), Version: n.Version,
+	}
+	if digest, err := bundle.ParseDigest(n.Applied.GetDigest()); err == nil {
+		row.Digest = digest.String()
+	}
+	if gossip == "" {
+		row.Gossip, row.Note = unseen(n, note)
+	}
+	return row
+}
+
+// unseen is what to say of a node that gossip has not heard of: it may be on its way in, or its port may be closed.
+func unseen(n fleet.Node, note string) (gossip, withNote string) {
+	switch {
+	case n.Connected && note == "":
+		return "suspect", "gossip has not seen it yet"
+	case n.Connected:
+		return "suspect", note
+	case n.Left:
+		return "left", note
+	}
+	return "dead", note
+}
+
+func stateOf(n fleet.Node, active *store.Snapshot) (state, note string) {
+	behind := active != nil && !n.Serves(active.Release)
+	switch {
+	case !n.Connected && n.Left:
+		return "left", ""
+	case !n.Connected:
+		return "disconnected", "its stream is gone"
+	case n.Rejected || behind && len(n.Refusals) > 0:
+		return "rejected", n.Reason()
+	case n.Draining:
+		return "draining", ""
+	case n.Applied == nil && active == nil:
+		return "joining", "no configuration yet: pyservectl apply FILE"
+	case n.Applied == nil:
+		return "joining", "receiving its first configuration"
+	case n.Refused != 0:
+		return "ready", fmt.Sprintf("refused revision %d, which nobody serves: %s", n.Refused, n.Reason())
+	case behind:
+		return "ready", fmt.Sprintf("on its way to revision %d", active.Number)
+	}
+	return "ready", ""
+}
+
+// Document gives the active document; nil: none.
+func (c *Control) Document() (document []byte, revision uint64, digest string) {
+	active := c.store.Active()
+	if active == nil {
+		return nil, 0, ""
+	}
+	return active.Document, active.Number, active.Bundle.Digest().String()
+}
+
+// active gives what the active bundle means; empty where nothing was applied.
+func (c *Control) active() (*config.Resources, error) {
+	active := c.store.Active()
+	if active == nil {
+		return &config.Resources{}, nil
+	}
+	r, err := active.Bundle.Decode()
+	if err != nil {
+		return nil, fmt.Errorf("decode the active bundle: %w", err)
+	}
+	return r, nil
+}
+
+var pathMatches = map[resourcev1.PathMatch]string{
+	resourcev1.PathMatch_PATH_MATCH_PREFIX: "prefix",
+	resourcev1.PathMatch_PATH_MATCH_EXACT:  "exact",
+	resourcev1.PathMatch_PATH_MATCH_REGEX:  "regex",
+}
+
+// Routes gives the active routes, sorted by name.
+func (c *Control) Routes() ([]*operatorv1.RouteSummary, error) {
+	r, err := c.active()
+	if err != nil {
+		return nil, err
+	}
+	out := make([]*operatorv1.RouteSummary, 0, len(r.Routes))
+	for _, name := range slices.Sorted(maps.Keys(r.Routes)) {
+		route := r.Routes[name]
+		row := &operatorv1.RouteSummary{
+			Name: name, Path: route.GetPath(), Match: pathMatches[route.GetMatch()], Hosts: route.GetHosts(),
+			StripPath: route.GetStripPath(), PreserveHost: route.GetPreserveHost(),
+		}
+		for _, b := range r.Pools[route.GetPool()].GetBackends() {
+			row.Backends = append(row.Backends, config.BackendAddress(b))
+		}
+		out = append(out, row)
+	}
+	return out, nil
+}
+
+// Backends gives the backends of the active routes with what the connected nodes say of them.
+func (c *Control) Backends() ([]*operatorv1.BackendSummary, error) {
+	r, err := c.active()
+	if err != nil {
+		return nil, err
+	}
+	verdicts := c.fleet.Verdicts()
+	var out []*operatorv1.BackendSummary
+	for _, name := range slices.Sorted(maps.Keys(r.Routes)) {
+		for _, b := range r.Pools[r.Routes[name].GetPool()].GetBackends() {
+			row := &operatorv1.BackendSummary{Route: name, Address: config.BackendAddress(b), Weight: b.GetWeight(), State: "unknown"}
+			judge(row, verdicts[fleet.BackendKey{Route: name, Address: row.Address}])
+			out = append(out, row)
+		}
+	}
+	return out, nil
+}
+
+var backendStates = map[fleetv1.BackendState]string{
+	fleetv1.BackendState_BACKEND_STATE_UNSPECIFIED: "unknown",
+	fleetv1.BackendState_BACKEND_STATE_UNKNOWN:     "unknown",
+	fleetv1.BackendState_BACKEND_STATE_HEALTHY:     "healthy",
+	fleetv1.BackendState_BACKEND_STATE_UNHEALTHY:   "unhealthy",
+	fleetv1.BackendState_BACKEND_STATE_DRAINING:    "draining",
+}
+
+// judge fills a row in with what most nodes say; where two states have as many, the worse one shows. Where nodes
+// differ, the row says what each says.
+func judge(row *operatorv1.BackendSummary, verdicts []fleet.Verdict) {
+	byState := map[string][]fleet.Verdict{}
+	for _, v := range verdicts {
+		state := backendStates[v.Status.GetState()]
+		byState[state] = append(byState[state], v)
+	}
+	for _, state := range []string{"unhealthy", "draining", "unknown", "healthy"} {
+		if said := byState[state]; len(said) > 0 && (row.Since == nil || len(said) > len(byState[row.State])) {
+			row.State, row.Reason, row.Since = state, said[0].Status.GetReason(), said[0].Status.GetSince()
+		}
+	}
+	if len(byState) < 2 {
+		return
+	}
+	row.Nodes = map[string]string{}
+	for _, v := range verdicts {
+		row.Nodes[v.Node] = strings.TrimSuffix(backendStates[v.Status.GetState()]+": "+v.Status.GetReason(), ": ")
+	}
+}
+
+// Controls gives the controls of the cluster: so far there is one.
+func (c *Control) Controls() []*operatorv1.ControlSummary {
+	return []*operatorv1.ControlSummary{{
+		Name: c.options.Name, Address: c.options.Endpoint, Role: "leader", Version: c.options.Version,
+	}}
+}

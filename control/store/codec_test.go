@@ -1,0 +1,227 @@
+package store
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"hash/crc32"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+
+	storev1 "github.com/pyserve/pyserve/proto/pyserve/store/v1"
+)
+
+// withChecksum writes a command as it is, whatever its version.
+func withChecksum(t testing.TB, c *storev1.Command) []byte {
+	t.Helper()
+	raw, err := proto.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(binary.BigEndian.AppendUint32(nil, crc32.Checksum(raw, castagnoli)), raw...)
+}
+
+// sampleState has something of everything.
+func sampleState(t testing.TB) *state {
+	t.Helper()
+	s := newState()
+	for _, bodies := range []map[string]string{{"a": "one", "b": "two"}, {"a": "three", "c": "two"}, {"a": "one"}} {
+		mustApply(t, s, commitOf(t, s, routes(t, bodies), "document"))
+	}
+	s.forgetOldest()
+	for _, name := range []string{"n2", "n1"} {
+		mustApply(t, s, &storev1.Command{Action: &storev1.Command_PutNode{PutNode: &storev1.PutNode{
+			Node: (&Node{Name: name, KeyHash: [32]byte{1}, Enrolled: someTime, Left: name == "n2"}).toProto(),
+		}}})
+	}
+	mustApply(t, s, &storev1.Command{Action: &storev1.Command_PutToken{PutToken: &storev1.PutToken{
+		Token: (&Token{ID: "t1", Kind: "join", Hash: [32]byte{2}, Created: someTime}).toProto(),
+	}}})
+	return s
+}
+
+func TestEmptyStateIsRestored(t *testing.T) {
+	s, err := readSnapshot(bytes.NewReader(written(t, newState())))
+	if err != nil || s.active != nil || s.epoch != 1 {
+		t.Fatalf("got %+v, %v", s, err)
+	}
+}
+
+func TestEveryFlippedBitOfASnapshotIsRefused(t *testing.T) {
+	data := written(t, sampleState(t))
+	if _, err := readSnapshot(bytes.NewReader(data)); err != nil {
+		t.Fatal(err)
+	}
+	for i := range data {
+		for bit := range 8 {
+			damaged := bytes.Clone(data)
+			damaged[i] ^= 1 << bit
+			if _, err := readSnapshot(bytes.NewReader(damaged)); err == nil {
+				t.Fatalf("bit %d of byte %d of %d flipped and nobody noticed", bit, i, len(data))
+			}
+		}
+		if _, err := readSnapshot(bytes.NewReader(data[:i])); err == nil {
+			t.Fatalf("cut to %d bytes and nobody noticed", i)
+		}
+	}
+	if _, err := readSnapshot(bytes.NewReader(append(data, 0))); err == nil {
+		t.Fatal("a byte too many and nobody noticed")
+	}
+}
+
+// records writes a snapshot of any records, with the checksum that it must have.
+func records(t testing.TB, all ...*storev1.SnapshotRecord) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	add := func(r *storev1.SnapshotRecord) {
+		raw, err := proto.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out.Write(binary.AppendUvarint(nil, uint64(len(raw))))
+		out.Write(raw)
+	}
+	for _, r := range all {
+		add(r)
+	}
+	sum := sha256.Sum256(out.Bytes())
+	add(&storev1.SnapshotRecord{Record: &storev1.SnapshotRecord_End{End: &storev1.SnapshotEnd{Sha256: sum[:]}}})
+	return out.Bytes()
+}
+
+// readRecords takes a snapshot apart, without its end.
+func readRecords(t testing.TB, data []byte) (all []*storev1.SnapshotRecord) {
+	t.Helper()
+	for len(data) > 0 {
+		length, n := binary.Uvarint(data)
+		r := &storev1.SnapshotRecord{}
+		if err := proto.Unmarshal(data[n:n+int(length)], r); err != nil {
+			t.Fatal(err)
+		}
+		data = data[n+int(length):]
+		if r.GetEnd() == nil {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+func TestSnapshotOfANewerVersionSaysSo(t *testing.T) {
+	data := records(t, &storev1.SnapshotRecord{Record: &storev1.SnapshotRecord_Header{
+		Header: &storev1.SnapshotHeader{Version: snapshotVersion + 1, Epoch: 1},
+	}})
+	if _, err := readSnapshot(bytes.NewReader(data)); !errors.Is(err, errTooNew) {
+		t.Fatalf("got %v", err)
+	}
+}
+
+// TestSnapshotWithAWrongStoryIsRefused leaves out, doubles and moves each record of a snapshot, checksum and all: what
+// is taken must hold together.
+func TestSnapshotWithAWrongStoryIsRefused(t *testing.T) {
+	whole := readRecords(t, written(t, sampleState(t)))
+	if _, err := readSnapshot(bytes.NewReader(records(t, whole...))); err != nil {
+		t.Fatal(err)
+	}
+	try := func(what string, i int, all []*storev1.SnapshotRecord) {
+		s, err := readSnapshot(bytes.NewReader(records(t, all...)))
+		if err != nil {
+			return
+		}
+		checkBodies(t, s)
+		if again, err := readSnapshot(bytes.NewReader(written(t, s))); err != nil || !bytes.Equal(written(t, again), written(t, s)) {
+			t.Errorf("record %d %s was taken and could not be written again: %v", i, what, err)
+		}
+		switch whole[i].GetRecord().(type) {
+		case *storev1.SnapshotRecord_Header, *storev1.SnapshotRecord_Active, *storev1.SnapshotRecord_Resource:
+			t.Errorf("record %d %s was taken", i, what)
+		}
+	}
+	for i := range whole {
+		without := append(append([]*storev1.SnapshotRecord{}, whole[:i]...), whole[i+1:]...)
+		try("left out", i, without)
+		try("doubled", i, append(append([]*storev1.SnapshotRecord{}, whole[:i+1]...), whole[i:]...))
+		if i < len(whole)-1 && whole[i].GetResource() == nil {
+			try("moved to the end", i, append(without[:len(without):len(without)], whole[i]))
+		}
+	}
+	try("unknown", 0, append([]*storev1.SnapshotRecord{{}}, whole...))
+}
+
+func FuzzCommand(f *testing.F) {
+	s := sampleState(f)
+	seed := func(c *storev1.Command) {
+		raw, err := proto.Marshal(c)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(raw)
+	}
+	seed(commitOf(f, s, routes(f, map[string]string{"a": "four", "d": "two"}), "document"))
+	seed(&storev1.Command{Version: 1, Action: &storev1.Command_RemoveNode{RemoveNode: &storev1.RemoveNode{Name: "n1"}}})
+	data := written(f, s)
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		decodeCommand(raw)
+		// Below the checksum, which a fuzzer cannot guess.
+		c, err := decodeCommand(append(binary.BigEndian.AppendUint32(nil, crc32.Checksum(raw, castagnoli)), raw...))
+		if err != nil {
+			return
+		}
+		s, err := readSnapshot(bytes.NewReader(data))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.apply(c); err != nil && !bytes.Equal(written(t, s), data) {
+			t.Fatalf("a refused command changed the state: %v", err)
+		}
+		checkBodies(t, s)
+		if _, err := readSnapshot(bytes.NewReader(written(t, s))); err != nil {
+			t.Fatalf("what was applied cannot be restored: %v", err)
+		}
+	})
+}
+
+func FuzzSnapshot(f *testing.F) {
+	data := written(f, sampleState(f))
+	f.Add(data, false)
+	end := len(data) - 2 - 2 - 32 - 1 // about where the end record begins
+	f.Add(data[:end], true)
+	f.Fuzz(func(t *testing.T, data []byte, seal bool) {
+		if seal {
+			h := sha256.Sum256(data)
+			raw, _ := proto.Marshal(&storev1.SnapshotRecord{Record: &storev1.SnapshotRecord_End{End: &storev1.SnapshotEnd{Sha256: h[:]}}})
+			data = append(binary.AppendUvarint(bytes.Clone(data), uint64(len(raw))), raw...)
+		}
+		s, err := readSnapshot(bytes.NewReader(data))
+		if err != nil {
+			return
+		}
+		checkBodies(t, s)
+		again, err := readSnapshot(bytes.NewReader(written(t, s)))
+		if err != nil || !bytes.Equal(written(t, again), written(t, s)) {
+			t.Fatalf("what was read could not be read again: %v", err)
+		}
+	})
+}
+
+// full is a disk that takes so many bytes.
+type full int
+
+func (f *full) Write(p []byte) (int, error) {
+	if *f -= full(len(p)); *f < 0 {
+		return 0, errors.New("no space left on device")
+	}
+	return len(p), nil
+}
+
+func TestSnapshotThatCannotBeWrittenIsAnError(t *testing.T) {
+	s := sampleState(t)
+	size := len(written(t, s))
+	for _, room := range []int{0, size / 2, size - 1} {
+		disk := full(room)
+		if err := s.capture().writeTo(&disk); err == nil {
+			t.Errorf("%d of %d bytes were enough", room, size)
+		}
+	}
+}

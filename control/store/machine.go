@@ -1,0 +1,96 @@
+package store
+
+import (
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+
+	"github.com/hashicorp/raft"
+)
+
+// machine puts the state behind the log: raft calls Apply, Snapshot and Restore from one goroutine, readers come from
+// anywhere.
+type machine struct {
+	mu      sync.RWMutex // guards what follows
+	state   *state
+	broken  error         // why the log cannot be followed any further; nil: it can
+	changed chan struct{} // closed at the next change
+
+	// active is what state.active says, for readers that must not wait for a write.
+	active atomic.Pointer[Snapshot]
+}
+
+func newMachine() *machine {
+	return &machine{state: newState(), changed: make(chan struct{})}
+}
+
+// Apply implements raft.FSM. It returns an error where the command was refused, otherwise nil.
+func (m *machine) Apply(entry *raft.Log) any {
+	c, err := decodeCommand(entry.Data)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.broken != nil {
+		return m.broken
+	}
+	if err != nil {
+		m.broken = fmt.Errorf("entry %d of the log cannot be read: %w", entry.Index, err)
+		return m.broken
+	}
+	if err := m.state.apply(c); err != nil {
+		return err
+	}
+	m.publish()
+	return nil
+}
+
+// publish tells readers. The caller holds mu.
+func (m *machine) publish() {
+	v := m.state.active
+	if current := m.active.Load(); v != nil && (current == nil || current.Bundle != v.bundle) {
+		next := &Snapshot{Revision: v.Revision, Bundle: v.bundle, Document: v.document}
+		next.Active = true
+		m.active.Store(next)
+	}
+	close(m.changed)
+	m.changed = make(chan struct{})
+}
+
+// Snapshot implements raft.FSM. It copies little: what hangs in the state is replaced, never changed.
+func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if m.broken != nil {
+		return nil, m.broken
+	}
+	return m.state.capture(), nil
+}
+
+// Restore implements raft.FSM. After an error the state is what it was.
+func (m *machine) Restore(from io.ReadCloser) error {
+	s, err := readSnapshot(from)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.state, m.broken = s, nil
+	if s.active == nil {
+		m.active.Store(nil)
+	}
+	m.publish()
+	return nil
+}
+
+// holds says whether the state holds a body. What it says is good as long as no other revision becomes active.
+func (m *machine) holds(h sum) bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.state.bodies[h] != nil
+}
+
+func (m *machine) err() error {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.broken
+}

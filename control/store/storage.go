@@ -1,0 +1,320 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+)
+
+// What lies in the directory.
+const (
+	lockFile     = "lock"
+	logFile      = "raft.db"
+	snapshotsDir = "snapshots" // raft's name
+)
+
+const (
+	// boltTimeout bounds the wait for bolt's own lock, which nobody else should hold.
+	boltTimeout = time.Second
+	// retryPause is how long to wait after a write failed, as it does while the disk is full.
+	retryPause = 200 * time.Millisecond
+)
+
+// prepareDirectory makes the directory and removes what a crash left half made in it.
+func prepareDirectory(dir string) error {
+	snapshots := filepath.Join(dir, snapshotsDir)
+	// Made here, since raft would let others read it, and snapshots hold private keys.
+	if err := os.MkdirAll(snapshots, 0o700); err != nil {
+		return fmt.Errorf("the data directory %s is not writable: %w", dir, err)
+	}
+	entries, err := os.ReadDir(snapshots)
+	if err != nil {
+		return fmt.Errorf("read the snapshots' directory: %w", err)
+	}
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), ".tmp") {
+			if err := os.RemoveAll(filepath.Join(snapshots, e.Name())); err != nil {
+				return fmt.Errorf("remove an unfinished snapshot: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// lockDirectory keeps every other process out until the file is closed. The lock is the kernel's: it goes with the
+// process, however that ends.
+func lockDirectory(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("the data directory %s cannot be made: %w", dir, err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("the data directory %s is not writable: %w", dir, err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		defer f.Close()
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, fmt.Errorf("lock the data directory %s: %w", dir, err)
+		}
+		holder, _ := io.ReadAll(io.LimitReader(f, 20))
+		return nil, fmt.Errorf("the data directory %s is in use by another process (%s)", dir, strings.TrimSpace(string(holder)))
+	}
+	// For the sentence above only: nothing depends on it.
+	if err := f.Truncate(0); err == nil {
+		fmt.Fprintf(f, "pid %d\n", os.Getpid())
+	}
+	return f, nil
+}
+
+// serverKey is where a log keeps the id of the server that it belongs to. An address or host name may change; a
+// server's id in the replicated configuration may not.
+var serverKey = []byte("PyServeServerID")
+
+// openLog opens the log, which it makes, with server as the one voter, where there is none. It gives the id of the
+// server that the log belongs to.
+func openLog(dir, server string, snapshots raft.SnapshotStore) (log *raftboltdb.BoltStore, id string, err error) {
+	path := filepath.Join(dir, logFile)
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		if err := createLog(path, server, snapshots); err != nil {
+			return nil, "", fmt.Errorf("make the log: %w", err)
+		}
+	}
+	if log, err = openBolt(path); err != nil {
+		return nil, "", err
+	}
+	raw, err := log.Get(serverKey)
+	if err != nil {
+		log.Close()
+		return nil, "", fmt.Errorf("the log %s is damaged: it names no server", path)
+	}
+	return log, string(raw), nil
+}
+
+// createLog makes a log under another name and renames it when it is complete: raft could not go on from a log that a
+// crash left between its two first entries.
+func createLog(path, server string, snapshots raft.SnapshotStore) error {
+	switch existing, err := snapshots.List(); {
+	case err != nil:
+		return err
+	case len(existing) > 0:
+		return fmt.Errorf("%s is missing though there are snapshots beside it; restore it from a backup", path)
+	}
+	unfinished := path + ".new"
+	if err := os.Remove(unfinished); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	log, err := openBolt(unfinished)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(bootstrap(log, server, snapshots), log.Close())
+	if err == nil {
+		err = os.Rename(unfinished, path)
+	}
+	if err != nil {
+		os.Remove(unfinished)
+		return err
+	}
+	dir := filepath.Dir(path)
+	return errors.Join(syncDirectory(dir), syncDirectory(filepath.Dir(dir)))
+}
+
+func bootstrap(log *raftboltdb.BoltStore, server string, snapshots raft.SnapshotStore) error {
+	if err := log.Set(serverKey, []byte(server)); err != nil {
+		return err
+	}
+	conf := raft.DefaultConfig()
+	conf.LocalID = raft.ServerID(server)
+	address, transport := raft.NewInmemTransport(raft.ServerAddress(server))
+	return raft.BootstrapCluster(conf, log, log, snapshots, transport, raft.Configuration{Servers: []raft.Server{
+		{Suffrage: raft.Voter, ID: conf.LocalID, Address: address},
+	}})
+}
+
+func syncDirectory(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+// openBolt opens bolt's file. Bolt panics on some damaged files, and reads pages that a cut file does not have; both
+// become errors here.
+func openBolt(path string) (log *raftboltdb.BoltStore, err error) {
+	defer recoverDamage(path, &err)()
+	log, err = raftboltdb.New(raftboltdb.Options{
+		Path: path,
+		BoltOptions: &bbolt.Options{
+			Timeout: boltTimeout,
+			// Written with every commit otherwise, and large once old entries were deleted.
+			NoFreelistSync: true,
+			FreelistType:   bbolt.FreelistMapType,
+		},
+		MsgpackUseNewTimeFormat: true,
+	})
+	switch {
+	case errors.Is(err, bolterrors.ErrTimeout):
+		return nil, fmt.Errorf("the log %s is in use by another process", path)
+	case err != nil:
+		return nil, fmt.Errorf("open the log %s: %w", path, err)
+	}
+	return log, nil
+}
+
+// recoverDamage turns a panic or memory fault while reading a memory-mapped file into an error. It is used as
+// defer recoverDamage(path, &err)().
+func recoverDamage(path string, err *error) func() {
+	old := debug.SetPanicOnFault(true)
+	return func() {
+		debug.SetPanicOnFault(old)
+		if p := recover(); p != nil {
+			*err = fmt.Errorf("the log %s is damaged: %v", path, p)
+		}
+	}
+}
+
+// checkLog reads every entry after the snapshot once, since raft panics at a missing or damaged one.
+func checkLog(log *raftboltdb.BoltStore, path string, snapshot uint64) (err error) {
+	defer recoverDamage(path, &err)()
+	first, err := log.FirstIndex()
+	if err != nil {
+		return fmt.Errorf("read the log %s: %w", path, err)
+	}
+	last, err := log.LastIndex()
+	if err != nil {
+		return fmt.Errorf("read the log %s: %w", path, err)
+	}
+	if last <= snapshot && snapshot > 0 {
+		return nil
+	}
+	if first > snapshot+1 || first == 0 {
+		return fmt.Errorf("the log %s begins at entry %d, but the newest readable snapshot ends at %d: what was between is lost; restore a backup", path, first, snapshot)
+	}
+	for i := snapshot + 1; i <= last; i++ {
+		var entry raft.Log
+		err := log.GetLog(i, &entry)
+		if err == nil && entry.Type == raft.LogCommand {
+			_, err = decodeCommand(entry.Data)
+		}
+		if err != nil {
+			return fmt.Errorf("entry %d of the log %s cannot be read: %w", i, path, err)
+		}
+	}
+	return nil
+}
+
+// restoreNewest loads the newest snapshot, if there is one, and gives the index of the last entry in it. It falls back
+// on no older one: that would be right only where the log still holds all that is between, and who looks at a damaged
+// disk should know that it is.
+func restoreNewest(into *machine, snapshots raft.SnapshotStore) (uint64, error) {
+	all, err := snapshots.List()
+	if err != nil {
+		return 0, fmt.Errorf("list the snapshots: %w", err)
+	}
+	if len(all) == 0 {
+		return 0, nil
+	}
+	newest := all[0]
+	_, from, err := snapshots.Open(newest.ID)
+	if err == nil {
+		err = into.Restore(from)
+		from.Close()
+	}
+	switch {
+	case errors.Is(err, errTooNew):
+		return 0, fmt.Errorf("the snapshot %s cannot be read: %w", newest.ID, err)
+	case err != nil:
+		return 0, fmt.Errorf("the snapshot %s cannot be read: %w; move it away to go on from the one before", newest.ID, err)
+	}
+	return newest.Index, nil
+}
+
+// storage is the log as raft gets it: what fails is remembered, for the error that a write gets while there is no
+// leader, and does not end the process.
+type storage struct {
+	*raftboltdb.BoltStore
+	logger  *slog.Logger
+	closing chan struct{}
+	failure atomic.Pointer[error] // the last write's; nil: it succeeded
+}
+
+// lastError is why the last write failed; nil where it did not.
+func (s *storage) lastError() error {
+	if err := s.failure.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+func (s *storage) note(err error) {
+	if err == nil {
+		s.failure.Store(nil)
+		return
+	}
+	if s.failure.Swap(&err) == nil {
+		s.logger.Error("control cannot write to its disk; changes are refused until it can", "error", err)
+	}
+}
+
+// StoreLog implements raft.LogStore.
+func (s *storage) StoreLog(entry *raft.Log) error { return s.StoreLogs([]*raft.Log{entry}) }
+
+// StoreLogs implements raft.LogStore. A leader whose write fails steps down; with one voter it is elected again at
+// once and writes the no-op that begins its term, so that is slowed down.
+func (s *storage) StoreLogs(entries []*raft.Log) error {
+	err := s.BoltStore.StoreLogs(entries)
+	s.note(err)
+	if err != nil && len(entries) == 1 && entries[0].Type == raft.LogNoop {
+		s.pause()
+	}
+	return err
+}
+
+// termKey is where raft keeps its current term.
+const termKey = "CurrentTerm"
+
+// SetUint64 implements raft.StableStore. Raft panics where the term cannot be kept, at every start and election; so
+// what is already there is not written, and what cannot be written is tried again until it can or the store closes.
+func (s *storage) SetUint64(key []byte, value uint64) error {
+	if current, err := s.GetUint64(key); err == nil && current == value {
+		return nil
+	}
+	for {
+		err := s.BoltStore.SetUint64(key, value)
+		s.note(err)
+		if err == nil || string(key) != termKey {
+			return err
+		}
+		if !s.pause() {
+			return nil // nobody votes in this term any more: raft has been told to stop
+		}
+	}
+}
+
+// pause says false where the store closes.
+func (s *storage) pause() bool {
+	timer := time.NewTimer(retryPause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-s.closing:
+		return false
+	}
+}

@@ -1,0 +1,199 @@
+// Package agent is the node's side of the conversation with control: it enrols the node, keeps one stream open to
+// whichever control answers, takes bundles off it, has the node prepare and serve them, and reports what the node
+// does. It keeps the last known good bundle on disk and lets the node serve from it before any control was reached.
+//
+// It does not forward requests and does not know what gossip is: it hands over what control says about gossip.
+//
+// The order of calls: [LoadIdentity] or [Enroll] → [New] → [Agent.Boot] → [Agent.Run] until its context ends.
+package agent
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+
+	"github.com/pyserve/pyserve/config/bundle"
+	"github.com/pyserve/pyserve/node"
+	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
+)
+
+// Options are what an Agent needs.
+type Options struct {
+	// Node is driven by the agent alone. Required.
+	Node *node.Node
+	// Identity is who the node is. Required.
+	Identity *Identity
+	// Controls are the addresses to connect to, in turn. At least one.
+	Controls []string
+	// DataDir holds the identity and the bundles. Required.
+	DataDir string
+	// Version is told to control.
+	Version string
+	// Gossip gives the node's gossip address for Status; nil: none.
+	Gossip func() string
+	// Welcomed is called with what control says about gossip, whenever a stream begins; nil: nobody asks.
+	Welcomed func(*Identity)
+	// Logger is required.
+	Logger *slog.Logger
+	// Now is the clock for certificate renewal; nil: time.Now.
+	Now func() time.Time
+}
+
+// Agent is driven by one goroutine, which calls Boot and then Run.
+type Agent struct {
+	options   Options
+	identity  atomic.Pointer[Identity]
+	directory *bundle.Directory
+	bootID    string
+	pause     backoff
+
+	applied  *bundle.Bundle // what the node serves; nil: nothing
+	stored   bool           // there is a bundle on disk that could not be served yet
+	refusals []*fleetv1.Refusal
+}
+
+// New opens the node's bundle directory.
+func New(o Options) (*Agent, error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	directory, err := bundle.OpenDirectory(filepath.Join(o.DataDir, "bundles"))
+	if err != nil {
+		return nil, err
+	}
+	boot := make([]byte, 8)
+	rand.Read(boot)
+	a := &Agent{options: o, directory: directory, bootID: hex.EncodeToString(boot)}
+	a.identity.Store(o.Identity)
+	return a, nil
+}
+
+// Boot lets the node serve the last known good bundle from disk. A node without one, or with one that cannot be read
+// or served, is left as it is, and the log says why: control has the bundle as well.
+func (a *Agent) Boot() {
+	accept := func(release *fleetv1.Release, b *bundle.Bundle) error {
+		return bundle.Verify(ed25519.PublicKey(a.identity.Load().ReleaseKey), release, b)
+	}
+	release, b, skipped, err := a.directory.Load(accept)
+	if skipped != nil {
+		a.options.Logger.Error("passed over a bundle on disk", "reason", skipped)
+	}
+	a.stored = false
+	switch {
+	case errors.Is(err, bundle.ErrEmpty):
+		return
+	case err != nil:
+		a.options.Logger.Error("no bundle on disk can be used; waiting for control's", "reason", err)
+		return
+	}
+	prepared, refusals := a.compile(release, b)
+	if refusals != nil {
+		a.stored = true
+		a.tellRefusals(release, "cannot serve the last known good bundle", refusals)
+		return
+	}
+	a.options.Node.Apply(prepared)
+	a.applied, a.refusals = b, nil
+	a.options.Logger.Info("serving the last known good bundle", "revision", release.GetRevision(), "digest", b.Digest().Short())
+}
+
+// tellRefusals keeps refusals for Status and logs them when they are news.
+func (a *Agent) tellRefusals(release *fleetv1.Release, what string, refusals []*fleetv1.Refusal) {
+	for i, r := range refusals {
+		if i >= len(a.refusals) || a.refusals[i].GetReason() != r.GetReason() {
+			a.options.Logger.Error(what, "revision", release.GetRevision(), "field", r.GetField(), "reason", r.GetReason())
+		}
+	}
+	a.refusals = refusals
+}
+
+// Run keeps a stream to a control until ctx ends, then says that the node leaves. Everything it started has ended
+// when it returns.
+func (a *Agent) Run(ctx context.Context) {
+	reported := ""
+	for attempt := 0; ctx.Err() == nil; attempt++ {
+		address := a.options.Controls[attempt%len(a.options.Controls)]
+		err := a.converse(ctx, address)
+		if ctx.Err() != nil {
+			return
+		}
+		// One line for each new trouble, not one for each attempt.
+		if text := address + err.Error(); text != reported {
+			reported = text
+			a.options.Logger.Warn("no stream to control; trying on and serving what there is", "control", address, "error", err)
+		}
+		if a.stored && a.applied == nil {
+			a.Boot()
+		}
+		if a.pause.wait(ctx) != nil {
+			return
+		}
+	}
+}
+
+// converse opens one stream and serves it until it breaks or ctx ends.
+func (a *Agent) converse(ctx context.Context, address string) error {
+	conn, err := grpc.NewClient("passthrough:///"+address,
+		grpc.WithTransportCredentials(credentials.NewTLS(a.identity.Load().tls())),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
+	)
+	if err != nil {
+		return fmt.Errorf("--control: %q is not an address: %w", address, err)
+	}
+	defer conn.Close()
+	// The stream outlives ctx by the moment that it takes to say good-bye.
+	streamCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	opened := context.AfterFunc(ctx, cancel)
+	stream, err := fleetv1.NewFleetClient(conn).Connect(streamCtx)
+	if err != nil {
+		return plain(err)
+	}
+	if !opened() {
+		return context.Cause(ctx)
+	}
+	c := newConversation(a, conn, stream)
+	defer c.wait(cancel)
+	return plain(c.run(ctx))
+}
+
+// plain takes gRPC's dress off an error.
+func plain(err error) error {
+	if s, ok := status.FromError(err); ok && err != nil {
+		return errors.New(s.Message())
+	}
+	return err
+}
+
+// compile makes what the node could serve of a bundle. Refusals are nil if it could.
+func (a *Agent) compile(release *fleetv1.Release, b *bundle.Bundle) (*node.Generation, []*fleetv1.Refusal) {
+	resources, err := b.Decode()
+	if err != nil {
+		return nil, []*fleetv1.Refusal{{Reason: err.Error()}}
+	}
+	generation, err := a.options.Node.Prepare(release, resources)
+	if err == nil {
+		return generation, nil
+	}
+	var refused node.Refusals
+	if !errors.As(err, &refused) || len(refused) == 0 {
+		return nil, []*fleetv1.Refusal{{Reason: err.Error()}}
+	}
+	out := make([]*fleetv1.Refusal, 0, len(refused))
+	for _, r := range refused {
+		out = append(out, &fleetv1.Refusal{Field: r.Field, Reason: r.Reason})
+	}
+	return nil, out
+}

@@ -1,0 +1,383 @@
+package agent
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/pyserve/pyserve/config"
+	"github.com/pyserve/pyserve/config/bundle"
+	"github.com/pyserve/pyserve/node"
+	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
+)
+
+// conversation is one stream's life. Its own goroutine only receives; everything else is done by the caller of run.
+type conversation struct {
+	agent    *Agent
+	conn     *grpc.ClientConn
+	stream   grpc.BidiStreamingClient[fleetv1.FromNode, fleetv1.ToNode]
+	received chan *fleetv1.ToNode
+	failed   chan error // capacity 1
+	stop     chan struct{}
+	group    sync.WaitGroup
+
+	offer    *offer
+	prepared *prepared
+	told     map[backendKey]*fleetv1.BackendStatus // what control knows of backends; nil: nothing
+}
+
+type backendKey struct{ route, address string }
+
+// offer is a bundle that is still coming in.
+type offer struct {
+	head  *fleetv1.Offer
+	delta bundle.Delta
+	size  int
+}
+
+// prepared is a bundle that awaits Commit.
+type prepared struct {
+	nonce      uint64
+	release    *fleetv1.Release
+	bundle     *bundle.Bundle
+	generation *node.Generation
+	staged     *bundle.Staged
+}
+
+// statusInterval is how often Status is sent when nothing changes.
+const statusInterval = time.Second
+
+func newConversation(a *Agent, conn *grpc.ClientConn, stream grpc.BidiStreamingClient[fleetv1.FromNode, fleetv1.ToNode]) *conversation {
+	c := &conversation{
+		agent: a, conn: conn, stream: stream,
+		received: make(chan *fleetv1.ToNode),
+		failed:   make(chan error, 1),
+		stop:     make(chan struct{}),
+	}
+	c.group.Go(c.receive)
+	return c
+}
+
+func (c *conversation) receive() {
+	for {
+		m, err := c.stream.Recv()
+		if err != nil {
+			c.failed <- err
+			return
+		}
+		select {
+		case c.received <- m:
+		case <-c.stop:
+			return
+		}
+	}
+}
+
+// wait ends the stream and drops what was never committed.
+func (c *conversation) wait(cancel context.CancelFunc) {
+	close(c.stop)
+	cancel()
+	c.group.Wait()
+	c.drop()
+}
+
+// run is the stream's only sender.
+func (c *conversation) run(ctx context.Context) error {
+	hello := &fleetv1.Hello{
+		Name: c.agent.identity.Load().Name, BootId: c.agent.bootID, Version: c.agent.options.Version,
+		Applied: c.agent.options.Node.Applied(),
+	}
+	if err := c.stream.Send(&fleetv1.FromNode{Message: &fleetv1.FromNode_Hello{Hello: hello}}); err != nil {
+		return c.sendFailure(err)
+	}
+	ticker := time.NewTicker(statusInterval)
+	defer ticker.Stop()
+	for {
+		var err error
+		select {
+		case m := <-c.received:
+			err = c.handle(ctx, m)
+		case <-ticker.C:
+			err = c.sendStatus()
+		case <-c.agent.options.Node.Changed():
+			err = c.sendStatus()
+		case err := <-c.failed:
+			return err
+		case <-ctx.Done():
+			return c.leave()
+		}
+		if err != nil {
+			return c.sendFailure(err)
+		}
+	}
+}
+
+// sendFailure gives the reason why a Send failed: gRPC tells a sender only io.EOF, and the receiver the reason.
+func (c *conversation) sendFailure(err error) error {
+	if !errors.Is(err, io.EOF) {
+		return err
+	}
+	select {
+	case reason := <-c.failed:
+		return reason
+	case <-time.After(time.Second):
+		return errors.New("control closed the stream")
+	}
+}
+
+// leave says good-bye and gives control a moment to hear it.
+func (c *conversation) leave() error {
+	if err := c.stream.Send(&fleetv1.FromNode{Message: &fleetv1.FromNode_Leaving{Leaving: &fleetv1.Leaving{}}}); err != nil {
+		return err
+	}
+	if err := c.stream.CloseSend(); err != nil {
+		return err
+	}
+	timeout := time.NewTimer(time.Second)
+	defer timeout.Stop()
+	for {
+		select {
+		case <-c.received:
+		case <-c.failed:
+			return nil
+		case <-timeout.C:
+			return nil
+		}
+	}
+}
+
+func (c *conversation) handle(ctx context.Context, m *fleetv1.ToNode) error {
+	switch m := m.GetMessage().(type) {
+	case *fleetv1.ToNode_Welcome:
+		return c.welcome(ctx, m.Welcome)
+	case *fleetv1.ToNode_Offer:
+		c.drop()
+		c.offer = &offer{head: m.Offer}
+		return nil
+	case *fleetv1.ToNode_OfferPart:
+		return c.part(m.OfferPart)
+	case *fleetv1.ToNode_Commit:
+		return c.commit(m.Commit.GetNonce())
+	case *fleetv1.ToNode_Abort:
+		if c.prepared != nil && c.prepared.nonce == m.Abort.GetNonce() {
+			c.drop()
+		}
+		return nil
+	default:
+		return nil // from a newer control; what matters is asked for by features
+	}
+}
+
+// welcome begins a stream's ordinary life: control answered, so the pauses start small again.
+func (c *conversation) welcome(ctx context.Context, m *fleetv1.Welcome) error {
+	a := c.agent
+	a.pause.reset()
+	a.options.Logger.Info("connected to control", "control", m.GetControlName(), "address", c.conn.Target())
+	id := *a.identity.Load()
+	known := slices.EqualFunc(id.GossipKeys, m.GetGossipKeys(), slices.Equal) && slices.Equal(id.GossipSeeds, m.GetGossipSeeds())
+	id.GossipKeys, id.GossipSeeds = m.GetGossipKeys(), m.GetGossipSeeds()
+	renewed, err := c.renew(ctx, &id)
+	if err != nil {
+		a.options.Logger.Error("cannot renew the node's certificate; trying again with the next stream", "error", err)
+	}
+	if !known || renewed {
+		if err := id.save(a.options.DataDir); err != nil {
+			a.options.Logger.Error("cannot keep what control said about the cluster; a restart without control may not find the others", "error", err)
+		}
+	}
+	a.identity.Store(&id)
+	if a.options.Welcomed != nil {
+		a.options.Welcomed(&id)
+	}
+	return c.sendStatus()
+}
+
+// renew replaces the certificate in id when half of its life is over.
+func (c *conversation) renew(ctx context.Context, id *Identity) (bool, error) {
+	from, until := id.Lifetime()
+	if c.agent.options.Now().Before(from.Add(until.Sub(from) / 2)) {
+		return false, nil
+	}
+	request, err := id.request()
+	if err != nil {
+		return false, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	response, err := fleetv1.NewFleetClient(c.conn).Renew(ctx, &fleetv1.RenewRequest{CertificateRequest: request})
+	if err != nil {
+		return false, plain(err)
+	}
+	fresh, err := received(id.Name, id.KeyPEM, response.GetIdentity())
+	if err != nil {
+		return false, err
+	}
+	fresh.GossipKeys, fresh.GossipSeeds = id.GossipKeys, id.GossipSeeds
+	*id = *fresh
+	_, until = id.Lifetime()
+	c.agent.options.Logger.Info("renewed the node's certificate", "until", until)
+	return true, nil
+}
+
+// drop forgets what is coming in or awaits Commit.
+func (c *conversation) drop() {
+	c.offer = nil
+	if c.prepared == nil {
+		return
+	}
+	c.agent.options.Node.Discard(c.prepared.generation)
+	c.prepared.staged.Discard()
+	c.prepared = nil
+}
+
+// part takes one piece of a bundle in, and prepares the bundle with the last.
+func (c *conversation) part(m *fleetv1.OfferPart) error {
+	o := c.offer
+	if o == nil || o.head.GetNonce() != m.GetNonce() {
+		return nil // of an offer that a newer one has replaced
+	}
+	for _, r := range m.GetRemoved() {
+		o.delta.Removed = append(o.delta.Removed, bundle.Key{Kind: config.Kind(r.GetKind()), Name: r.GetName()})
+	}
+	for _, r := range m.GetUpserted() {
+		key := bundle.Key{Kind: config.Kind(r.GetKind()), Name: r.GetName()}
+		o.delta.Upserted = append(o.delta.Upserted, bundle.Resource{Key: key, Body: r.GetBody()})
+		o.size += len(r.GetBody())
+	}
+	if o.size > bundle.MaxBytes || len(o.delta.Upserted)+len(o.delta.Removed) > 2*bundle.MaxResources {
+		c.offer = nil
+		return c.answer(m.GetNonce(), []*fleetv1.Refusal{{Reason: fmt.Sprintf("the bundle is larger than %d MiB", bundle.MaxBytes>>20)}})
+	}
+	if !m.GetLast() {
+		return nil
+	}
+	c.offer = nil
+	return c.prepare(o)
+}
+
+func (c *conversation) prepare(o *offer) error {
+	nonce, release := o.head.GetNonce(), o.head.GetRelease()
+	b, err := c.assemble(o)
+	if err != nil {
+		return c.stream.Send(&fleetv1.FromNode{Message: &fleetv1.FromNode_NeedFull{
+			NeedFull: &fleetv1.NeedFull{Nonce: nonce, Reason: err.Error()},
+		}})
+	}
+	if held := c.agent.options.Node.Applied(); held.GetEpoch() > release.GetEpoch() {
+		return c.answer(nonce, []*fleetv1.Refusal{{Reason: fmt.Sprintf("the bundle is of epoch %d, the node serves one of epoch %d", release.GetEpoch(), held.GetEpoch())}})
+	}
+	generation, refusals := c.agent.compile(release, b)
+	if refusals != nil {
+		c.agent.tellRefusals(release, "cannot serve the offered bundle", refusals)
+		return c.answer(nonce, refusals)
+	}
+	staged, err := c.agent.directory.Stage(release, b)
+	if err != nil {
+		c.agent.options.Node.Discard(generation)
+		return c.answer(nonce, []*fleetv1.Refusal{{Field: "--data-dir", Reason: err.Error()}})
+	}
+	c.prepared = &prepared{nonce, release, b, generation, staged}
+	return c.answer(nonce, nil)
+}
+
+// assemble makes the bundle of what came in and proves that it is the one that control signed.
+func (c *conversation) assemble(o *offer) (*bundle.Bundle, error) {
+	if raw := o.head.GetBaseDigest(); len(raw) > 0 {
+		base, err := bundle.ParseDigest(raw)
+		if err != nil {
+			return nil, err
+		}
+		o.delta.Base = base
+	}
+	b, err := o.delta.Apply(c.agent.applied)
+	if err != nil {
+		return nil, err
+	}
+	return b, bundle.Verify(ed25519.PublicKey(c.agent.identity.Load().ReleaseKey), o.head.GetRelease(), b)
+}
+
+func (c *conversation) answer(nonce uint64, refusals []*fleetv1.Refusal) error {
+	return c.stream.Send(&fleetv1.FromNode{Message: &fleetv1.FromNode_Prepared{
+		Prepared: &fleetv1.Prepared{Nonce: nonce, Refusals: refusals},
+	}})
+}
+
+// commit serves what was prepared. The disk comes after the swap: a node whose disk fails now serves what the fleet
+// serves, and says so in its log.
+func (c *conversation) commit(nonce uint64) error {
+	p := c.prepared
+	if p == nil || p.nonce != nonce {
+		return nil
+	}
+	c.prepared = nil
+	c.agent.options.Node.Apply(p.generation)
+	c.agent.applied, c.agent.refusals, c.agent.stored = p.bundle, nil, false
+	if err := p.staged.Commit(); err != nil {
+		c.agent.options.Logger.Error("serving a revision that is not on disk: a restart without control would serve the one before", "revision", p.release.GetRevision(), "error", err)
+	}
+	c.agent.options.Logger.Info("serving a new revision", "revision", p.release.GetRevision(), "digest", p.bundle.Digest().Short())
+	return c.stream.Send(&fleetv1.FromNode{Message: &fleetv1.FromNode_Committed{
+		Committed: &fleetv1.Committed{Nonce: nonce, Applied: p.release},
+	}})
+}
+
+func (c *conversation) sendStatus() error {
+	n := c.agent.options.Node
+	m := &fleetv1.Status{
+		Applied: n.Applied(), Listen: n.ListenAddress(), Draining: n.Draining(), Refusals: c.agent.refusals,
+		BackendsFull: c.told == nil,
+	}
+	if c.agent.options.Gossip != nil {
+		m.GossipAddress = c.agent.options.Gossip()
+	}
+	return c.sendBackends(m, n.Backends())
+}
+
+// statusBackends is how many backends one Status carries, so that it stays well under gRPC's 4 MiB.
+const statusBackends = 5_000
+
+// sendBackends sends m with the backends whose state control does not know yet, and more messages where they are many.
+// When a backend has gone, all are told anew.
+func (c *conversation) sendBackends(m *fleetv1.Status, backends []*fleetv1.BackendStatus) error {
+	if len(backends) < len(c.told) || !c.tellsAll(backends) {
+		c.told, m.BackendsFull = nil, true
+	}
+	if c.told == nil {
+		c.told = make(map[backendKey]*fleetv1.BackendStatus, len(backends))
+	}
+	for _, b := range backends {
+		key := backendKey{b.GetRoute(), b.GetAddress()}
+		if proto.Equal(c.told[key], b) {
+			continue
+		}
+		c.told[key] = b
+		m.Backends = append(m.Backends, b)
+		if len(m.Backends) == statusBackends {
+			if err := c.stream.Send(&fleetv1.FromNode{Message: &fleetv1.FromNode_Status{Status: m}}); err != nil {
+				return err
+			}
+			m = proto.CloneOf(m)
+			m.Backends, m.BackendsFull = nil, false
+		}
+	}
+	return c.stream.Send(&fleetv1.FromNode{Message: &fleetv1.FromNode_Status{Status: m}})
+}
+
+// tellsAll says whether every backend that control was told of is still there.
+func (c *conversation) tellsAll(backends []*fleetv1.BackendStatus) bool {
+	here := 0
+	for _, b := range backends {
+		if _, ok := c.told[backendKey{b.GetRoute(), b.GetAddress()}]; ok {
+			here++
+		}
+	}
+	return here == len(c.told)
+}

@@ -1,0 +1,200 @@
+package forward
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"net/http"
+	"net/textproto"
+	"time"
+
+	"github.com/pyserve/pyserve/node/tunnel"
+	"github.com/pyserve/pyserve/node/upstream"
+)
+
+const (
+	// maxAnswerHead bounds the heads of a backend's answers to an upgrade, those of its 1xx answers included.
+	maxAnswerHead = 64 << 10
+	// switchTimeout is for the head of a 101 to the client.
+	switchTimeout = 10 * time.Second
+)
+
+// forwardUpgrade passes a request to change protocols on, and after the backend's 101 everything that either side says
+// (RFC 9110 section 7.8). Any other answer reaches the client like that of an ordinary request.
+func (x *exchange) forwardUpgrade() *failure {
+	a, f := x.send(x.r.Context(), x.handshake)
+	if f != nil {
+		return f
+	}
+	if a.StatusCode == http.StatusSwitchingProtocols {
+		return x.joinTunnel(a)
+	}
+	defer a.Body.Close() // closes the connection
+	return x.relay(a)
+}
+
+// handshake is an attempt over a connection of its own.
+func (x *exchange) handshake(ctx context.Context, b *upstream.Backend) (*answer, *failure) {
+	conn, err := b.Dial(ctx)
+	if err != nil {
+		return nil, upstreamFailure(ctx, err, false)
+	}
+	w := &watched{Conn: conn, left: maxAnswerHead}
+	a, err := x.ask(ctx, b, w)
+	if err != nil {
+		conn.Close()
+		return nil, upstreamFailure(ctx, err, w.answered)
+	}
+	return a, nil
+}
+
+// ask sends the request and reads the head of the answer. After an error the caller closes the connection; otherwise it is
+// the answer's.
+func (x *exchange) ask(ctx context.Context, b *upstream.Backend, conn *watched) (*answer, error) {
+	out, err := x.outgoing(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	if err := conn.SetDeadline(time.Now().Add(x.handshakeTimeout)); err != nil {
+		return nil, fmt.Errorf("set deadline: %w", err)
+	}
+	gone := context.AfterFunc(ctx, func() { conn.Close() })
+	written := make(chan error, 1)
+	if out.Body == nil {
+		written <- out.Write(conn)
+	} else {
+		go func() { written <- out.Write(conn) }() // ends with the connection, and is waited for
+	}
+	reader := bufio.NewReader(conn)
+	response, err := x.readHead(reader, out)
+	if err != nil {
+		gone()
+		conn.Close()
+		x.upload.end(x.rc)
+		return nil, errors.Join(err, <-written)
+	}
+	conn.left = math.MaxInt64
+	a := &answer{Response: response, backend: b, host: out.Host, conn: conn.Conn, reader: reader}
+	if response.StatusCode != http.StatusSwitchingProtocols {
+		// The deadline was for the head; a body may take its time.
+		a.Body = &closing{Reader: response.Body, conn: conn, end: func() { gone(); x.upload.end(x.rc); <-written }}
+		return a, conn.SetDeadline(time.Time{})
+	}
+	// A body has to be through before the protocol changes, at both ends.
+	if err := <-written; err != nil {
+		gone()
+		return nil, fmt.Errorf("send body before the change of protocol: %w", err)
+	}
+	if !gone() {
+		return nil, context.Cause(ctx)
+	}
+	return a, conn.SetDeadline(time.Time{})
+}
+
+// readHead reads heads until that of a final answer.
+func (x *exchange) readHead(reader *bufio.Reader, out *http.Request) (*http.Response, error) {
+	for {
+		response, err := http.ReadResponse(reader, out)
+		if err != nil {
+			return nil, fmt.Errorf("read answer to upgrade: %w", err)
+		}
+		if response.StatusCode >= 200 || response.StatusCode == http.StatusSwitchingProtocols {
+			return response, nil
+		}
+		if err := x.interim(response.StatusCode, textproto.MIMEHeader(response.Header)); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// joinTunnel passes the 101 on and then the bytes of both sides, until both have ended.
+func (x *exchange) joinTunnel(a *answer) *failure {
+	early, err := a.reader.Peek(a.reader.Buffered())
+	if err != nil {
+		a.conn.Close()
+		return ours(err)
+	}
+	early = bytes.Clone(early)
+	client, buffered, err := x.rc.Hijack()
+	if err != nil {
+		a.conn.Close()
+		return ours(fmt.Errorf("take over the client's connection: %w", err))
+	}
+	x.mu.Lock()
+	x.status = http.StatusSwitchingProtocols
+	x.mu.Unlock()
+	x.count()
+	sent, err := buffered.Reader.Peek(buffered.Reader.Buffered())
+	if err == nil {
+		err = writeSwitch(client, a.Response)
+	}
+	if err != nil {
+		client.Close()
+		a.conn.Close()
+		return &failure{class: ClassClient, err: fmt.Errorf("pass 101 to client: %w", err)}
+	}
+	traffic, err := x.tunnels.Join(tunnel.Side{Conn: client, Buffered: bytes.Clone(sent)}, tunnel.Side{Conn: a.conn, Buffered: early})
+	x.logger.Debug("tunnel ended", "route", x.route.name, "request_id", x.origin.id, "client", x.origin.real,
+		"age", time.Since(x.begun), "from_client", traffic.FromFirst, "from_backend", traffic.FromSecond, "error", err)
+	return nil
+}
+
+// writeSwitch writes the head of a 101 as the backend sent it, but for the fields that Connection takes away.
+func writeSwitch(client net.Conn, response *http.Response) error {
+	upgrade := response.Header["Upgrade"]
+	dropHopByHop(response.Header)
+	response.Header["Connection"] = []string{"Upgrade"}
+	if upgrade != nil {
+		response.Header["Upgrade"] = upgrade
+	}
+	var head bytes.Buffer
+	fmt.Fprintf(&head, "HTTP/1.1 %s\r\n", response.Status)
+	if err := response.Header.Write(&head); err != nil {
+		return fmt.Errorf("write head: %w", err)
+	}
+	head.WriteString("\r\n")
+	if err := client.SetWriteDeadline(time.Now().Add(switchTimeout)); err != nil {
+		return fmt.Errorf("set deadline: %w", err)
+	}
+	if _, err := client.Write(head.Bytes()); err != nil {
+		return fmt.Errorf("write head: %w", err)
+	}
+	return client.SetWriteDeadline(time.Time{})
+}
+
+// watched is a connection to a backend while it is asked for an upgrade: it knows whether anything of an answer has come,
+// and stops at a head without end.
+type watched struct {
+	net.Conn
+	answered bool
+	left     int64
+}
+
+func (w *watched) Read(p []byte) (int, error) {
+	if w.left <= 0 {
+		return 0, errors.New("head of the answer is too long")
+	}
+	n, err := w.Conn.Read(p[:min(int64(len(p)), w.left)])
+	w.left -= int64(n)
+	w.answered = w.answered || n > 0
+	return n, err
+}
+
+// closing is the body of an answer that refuses an upgrade: with it ends the connection that was opened for it.
+type closing struct {
+	io.Reader
+	conn net.Conn
+	end  func()
+}
+
+// Close ends the connection and waits for the request's body to be let go of.
+func (c *closing) Close() error {
+	err := c.conn.Close()
+	c.end()
+	return err
+}

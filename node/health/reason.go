@@ -1,0 +1,97 @@
+package health
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/textproto"
+	"strings"
+	"syscall"
+	"time"
+	"unicode"
+)
+
+// maxReason bounds, in bytes, words that come from elsewhere.
+const maxReason = 160
+
+// reasonFor puts an error into words for the person who asks why a backend gets no traffic. The address is not among them:
+// it stands beside the reason wherever that is shown.
+func reasonFor(err error, now time.Time) string {
+	var (
+		timeout  net.Error
+		dns      *net.DNSError
+		protocol textproto.ProtocolError
+	)
+	switch {
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return "host not found"
+	case errors.As(err, &dns):
+		return clip("name lookup failed: " + dns.Err)
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return "connection timed out"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "connection refused"
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return "connection reset"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "connection closed without an answer"
+	case errors.As(err, &protocol), strings.HasPrefix(err.Error(), "malformed "):
+		return "the answer is not HTTP"
+	}
+	if reason := certificateReason(err, now); reason != "" {
+		return reason
+	}
+	return clip(innermost(err))
+}
+
+// certificateReason is for the failures of a TLS handshake, nothing for others.
+func certificateReason(err error, now time.Time) string {
+	var (
+		notTLS    tls.RecordHeaderError
+		authority x509.UnknownAuthorityError
+		name      x509.HostnameError
+		invalid   x509.CertificateInvalidError
+	)
+	switch {
+	case errors.As(err, &notTLS):
+		return "the backend does not speak TLS"
+	case errors.As(err, &authority):
+		return "certificate signed by unknown authority"
+	case errors.As(err, &name):
+		return fmt.Sprintf("certificate is not for %s", clip(name.Host))
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired && invalid.Cert != nil:
+		if now.Before(invalid.Cert.NotBefore) {
+			return "certificate is not valid before " + invalid.Cert.NotBefore.UTC().Format(time.RFC3339)
+		}
+		return "certificate expired at " + invalid.Cert.NotAfter.UTC().Format(time.RFC3339)
+	}
+	return ""
+}
+
+// innermost is what the last of wrapped errors says, without the layers of addresses and operations above it.
+func innermost(err error) string {
+	for {
+		inner := errors.Unwrap(err)
+		if inner == nil {
+			return err.Error()
+		}
+		err = inner
+	}
+}
+
+// clip keeps a reason on one line of bearable length, and in characters that terminals take for text.
+func clip(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, "?"))
+	if len(s) > maxReason {
+		s = strings.ToValidUTF8(s[:maxReason], "") + "…"
+	}
+	return s
+}

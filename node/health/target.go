@@ -1,0 +1,142 @@
+package health
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/pyserve/pyserve/node/upstream"
+	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
+)
+
+const (
+	// A longer head than this is not a health check's answer.
+	maxHead = 64 << 10
+	// So much of a body is read, which lets the backend end in peace; beyond that the connection is cut.
+	maxBody = 64 << 10
+	// Interim answers (1xx) before the real one.
+	maxInterim = 10
+)
+
+// target is a backend with what a probe of it does.
+type target struct {
+	backend  *upstream.Backend
+	check    *resourcev1.HealthCheck
+	timeout  time.Duration
+	request  string                    // for HTTP: what is written
+	expected []*resourcev1.StatusRange // for HTTP
+}
+
+func newTarget(b *upstream.Backend) *target {
+	c := b.Spec().Check
+	t := &target{backend: b, check: c, timeout: cmp.Or(max(0, c.GetTimeout().AsDuration()), defaultTimeout)}
+	if c.GetType() != resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_HTTP {
+		return t
+	}
+	t.request = "GET " + cmp.Or(c.GetPath(), "/") + " HTTP/1.1\r\nHost: " + b.Authority() +
+		"\r\nUser-Agent: pyserve-health\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+	if t.expected = c.GetExpectedStatuses(); len(t.expected) == 0 {
+		t.expected = []*resourcev1.StatusRange{{First: 200, Last: 399}}
+	}
+	return t
+}
+
+// try probes once, and returns why the probe failed, in a few words, or nothing if it did not.
+func (t *target) try(ctx context.Context) (reason string) {
+	ctx, cancel := context.WithTimeout(ctx, t.timeout)
+	defer cancel()
+	err := t.connect(ctx)
+	switch {
+	case err == nil:
+		return ""
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return "timeout after " + t.timeout.String()
+	default:
+		return reasonFor(err, time.Now())
+	}
+}
+
+// connect opens a connection and, where the check says so, sends the request over it. A TCP check ends with the
+// connection; with TLS 1.3 a backend that wants another client certificate says so only afterwards, which that check cannot
+// see and an HTTP check does.
+func (t *target) connect(ctx context.Context) error {
+	conn, err := t.backend.Dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if t.request == "" {
+		return nil
+	}
+	// Whatever ends the context ends the conversation.
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	return t.exchange(conn)
+}
+
+// exchange sends the request and judges the answer. A redirect is an answer like any other: what it points at is not
+// this backend.
+func (t *target) exchange(conn net.Conn) error {
+	if _, err := io.WriteString(conn, t.request); err != nil {
+		return err
+	}
+	limited := &io.LimitedReader{R: conn, N: maxHead}
+	status, body, err := readHead(bufio.NewReader(limited))
+	if err != nil {
+		if limited.N == 0 {
+			return fmt.Errorf("the answer's head is over %d KiB", maxHead>>10)
+		}
+		return err
+	}
+	if !t.expects(status) {
+		return fmt.Errorf("status %d, expected %s", status, ranges(t.expected))
+	}
+	// The status has decided. How the body fares is no part of the check.
+	limited.N = maxBody
+	io.Copy(io.Discard, io.LimitReader(body, maxBody))
+	body.Close()
+	return nil
+}
+
+// readHead reads the head of the final answer; the interim ones before it are passed over (RFC 9110 section 15.2).
+func readHead(in *bufio.Reader) (status int, body io.ReadCloser, err error) {
+	for range maxInterim {
+		resp, err := http.ReadResponse(in, &http.Request{Method: http.MethodGet})
+		if err != nil {
+			return 0, nil, err
+		}
+		if resp.StatusCode >= 200 || resp.StatusCode == http.StatusSwitchingProtocols {
+			return resp.StatusCode, resp.Body, nil
+		}
+	}
+	return 0, nil, errors.New("nothing but interim answers")
+}
+
+func (t *target) expects(status int) bool {
+	for _, r := range t.expected {
+		if int(r.GetFirst()) <= status && status <= int(r.GetLast()) {
+			return true
+		}
+	}
+	return false
+}
+
+// ranges writes statuses as the document has them: "200-299,401".
+func ranges(expected []*resourcev1.StatusRange) string {
+	var words []string
+	for _, r := range expected {
+		word := fmt.Sprint(r.GetFirst())
+		if r.GetLast() != r.GetFirst() {
+			word += fmt.Sprint("-", r.GetLast())
+		}
+		words = append(words, word)
+	}
+	return strings.Join(words, ",")
+}

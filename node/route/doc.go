@@ -1,0 +1,9 @@
+// Package route decides which route a request takes. It is pure: a table is compiled from rules once and then only read,
+// and the same host and path always give the same answer.
+//
+// It does not parse request lines, know pools or forward anything; what a rule leads to is the caller's, carried as Value.
+//
+// Order of calls: Compile once for each generation. For each request NormalizePath on the path of the request-target and
+// CanonicalHost on its host, then Lookup with the two. What is matched is what must be forwarded, so the normalised path,
+// not the raw one, goes to the backend.
+package route

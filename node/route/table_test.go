@@ -1,0 +1,376 @@
+package route
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
+	"pgregory.net/rapid"
+)
+
+const (
+	prefix = resourcev1.PathMatch_PATH_MATCH_PREFIX
+	exact  = resourcev1.PathMatch_PATH_MATCH_EXACT
+	expr   = resourcev1.PathMatch_PATH_MATCH_REGEX
+)
+
+// rule is a Rule whose value says what it is.
+func rule(match resourcev1.PathMatch, path string, hosts ...string) Rule[string] {
+	word := map[resourcev1.PathMatch]string{prefix: "prefix ", exact: "exact ", expr: "regex "}[match]
+	return Rule[string]{Path: path, Match: match, Hosts: hosts, Value: strings.Join(append([]string{word + path}, hosts...), " ")}
+}
+
+func compile(t testing.TB, rules ...Rule[string]) *Table[string] {
+	t.Helper()
+	table, err := Compile(rules)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return table
+}
+
+func TestLookup(t *testing.T) {
+	second := rule(expr, "^/r")
+	second.Order = 2
+	first := rule(expr, "^/r.*x$")
+	first.Order = 1
+	paths := []Rule[string]{
+		rule(prefix, "/api/v1"), rule(prefix, "/api"), rule(exact, "/api/v1"), rule(exact, "/only/"), rule(prefix, "/a//b"),
+		second, first, rule(prefix, "/r/prefix"),
+	}
+	hosts := []Rule[string]{
+		rule(prefix, "/"),
+		rule(prefix, "/api/long"),
+		rule(prefix, "/", "*.example.com"),
+		rule(prefix, "/api", "*.example.com"),
+		rule(prefix, "/", "*.deep.example.com"),
+		rule(prefix, "/api", "api.example.com"),
+		rule(expr, "^/re", "api.example.com"),
+		rule(prefix, "/v6", "[2001:DB8::1]"),
+		rule(prefix, "/both", "a.test", "b.test"),
+	}
+	for _, c := range []struct {
+		name, host, path string
+		rules            []Rule[string]
+		want             string
+	}{
+		{"the prefix itself", "", "/api", paths, "prefix /api"},
+		{"below the prefix", "", "/api/x", paths, "prefix /api"},
+		{"the prefix with a slash", "", "/api/", paths, "prefix /api"},
+		{"not past a segment boundary", "", "/apix", paths, ""},
+		{"the longest prefix whatever the order", "", "/api/v1/x", paths, "prefix /api/v1"},
+		{"a longer name falls to the shorter prefix", "", "/api/v12", paths, "prefix /api"},
+		{"exact before prefix", "", "/api/v1", paths, "exact /api/v1"},
+		{"exact with a slash", "", "/only/", paths, "exact /only/"},
+		{"exact is exact", "", "/only", paths, ""},
+		{"exact is exact below too", "", "/only/x", paths, ""},
+		{"empty segments count", "", "/a//b/c", paths, "prefix /a//b"},
+		{"empty segments are not skipped", "", "/a/b", paths, ""},
+		{"regex in order", "", "/rx", paths, "regex ^/r.*x$"},
+		{"the later regex", "", "/ry", paths, "regex ^/r"},
+		{"prefix before regex", "", "/r/prefix/x", paths, "prefix /r/prefix"},
+		{"nothing", "", "/", paths, ""},
+
+		{"exact host before any", "api.example.com", "/api/long", hosts, "prefix /api api.example.com"},
+		{"a path that the exact host lacks falls to the wildcard", "api.example.com", "/other", hosts, "prefix / *.example.com"},
+		{"an exact host's regex before a wildcard's prefix", "api.example.com", "/re", hosts, "regex ^/re api.example.com"},
+		{"wildcard before no host", "x.example.com", "/api/long", hosts, "prefix /api *.example.com"},
+		{"longer wildcard before shorter", "x.deep.example.com", "/api", hosts, "prefix / *.deep.example.com"},
+		{"wildcard is however deep", "a.b.c.example.com", "/", hosts, "prefix / *.example.com"},
+		{"wildcard is not the name itself", "example.com", "/", hosts, "prefix /"},
+		{"wildcard is not an end of a label", "anexample.com", "/", hosts, "prefix /"},
+		{"wildcard wants a label", ".example.com", "/", hosts, "prefix /"},
+		{"longer wildcard's own name is below the shorter", "deep.example.com", "/", hosts, "prefix / *.example.com"},
+		{"unknown host", "other.test", "/api", hosts, "prefix /"},
+		{"no host", "", "/api/long/x", hosts, "prefix /api/long"},
+		{"IPv6", "2001:db8::1", "/v6", hosts, "prefix /v6 [2001:DB8::1]"},
+		{"each of several hosts", "b.test", "/both", hosts, "prefix /both a.test b.test"},
+
+		{"no rules", "a", "/", nil, ""},
+		{"not a path", "", "*", hosts, ""},
+		{"an empty path", "", "", hosts, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got, ok := compile(t, c.rules...).Lookup(c.host, c.path)
+			if got != c.want || ok != (c.want != "") {
+				t.Errorf("%q on %q leads to %q, want %q", c.path, c.host, got, c.want)
+			}
+		})
+	}
+}
+
+func TestRulesRefused(t *testing.T) {
+	good := rule(prefix, "/good")
+	for _, c := range []struct {
+		name  string
+		rule  Rule[string]
+		field string
+	}{
+		{"no match", Rule[string]{Path: "/"}, "match"},
+		{"unknown match", Rule[string]{Path: "/", Match: 9}, "match"},
+		{"empty path", rule(prefix, ""), "path"},
+		{"no slash", rule(exact, "a"), "path"},
+		{"dot segments", rule(exact, "/a/../b"), "path"},
+		{"needless encoding", rule(prefix, "/%61"), "path"},
+		{"not encoded", rule(prefix, "/é"), "path"},
+		{"prefix with a trailing slash", rule(prefix, "/a/"), "path"},
+		{"bad expression", rule(expr, "("), "path"},
+		{"a star inside", rule(prefix, "/", "a.*.com"), "hosts"},
+		{"a star alone", rule(prefix, "/", "*"), "hosts"},
+		{"nothing after the star", rule(prefix, "/", "*."), "hosts"},
+		{"a port alone", rule(prefix, "/", ":80"), "hosts"},
+		{"twice", rule(prefix, "/good"), "path"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := Compile([]Rule[string]{good, c.rule})
+			var refused *RuleError
+			if !errors.As(err, &refused) || refused.Index != 1 || refused.Field != c.field || refused.Reason == "" {
+				t.Errorf("got %v, want a refusal of rule 1's %s", err, c.field)
+			}
+		})
+	}
+}
+
+func TestSamePathTwiceIsRefusedOnlyForTheSameHostAndMatch(t *testing.T) {
+	compile(t, rule(prefix, "/a"), rule(exact, "/a"), rule(expr, "/a"), rule(prefix, "/a", "x"), rule(prefix, "/a", "*.x"), rule(prefix, "/a", "y", "z"))
+	for _, pair := range [][2]Rule[string]{
+		{rule(prefix, "/"), rule(prefix, "/")},
+		{rule(expr, "a"), rule(expr, "a")},
+		{rule(exact, "/a", "x", "y"), rule(exact, "/a", "z", "Y")},
+		{rule(prefix, "/a", "*.x"), rule(prefix, "/a", "*.X")},
+	} {
+		if _, err := Compile(pair[:]); err == nil {
+			t.Errorf("%q was accepted twice", pair[0].Value)
+		}
+	}
+}
+
+// slowLookup reads the sentence of the contract rule by rule: all that match, the best by rank.
+func slowLookup(rules []Rule[string], host, path string) (string, bool) {
+	best, rank := -1, []int(nil)
+	for i, r := range rules {
+		hosts := r.Hosts
+		if len(hosts) == 0 {
+			hosts = []string{""}
+		}
+		for _, h := range hosts {
+			got := slices.Concat(rankHost(h, host), rankPath(r, path))
+			if !slices.Contains(got, -1) && (best < 0 || slices.Compare(got, rank) > 0) {
+				best, rank = i, got
+			}
+		}
+	}
+	if best < 0 {
+		return "", false
+	}
+	return rules[best].Value, true
+}
+
+func rankHost(pattern, host string) []int {
+	end, wild := strings.CutPrefix(pattern, "*")
+	switch {
+	case pattern == "":
+		return []int{0, 0}
+	case wild && strings.HasSuffix(host, end) && len(host) > len(end):
+		return []int{1, len(end)}
+	case !wild && pattern == host:
+		return []int{2, 0}
+	}
+	return []int{-1, 0}
+}
+
+func rankPath(r Rule[string], path string) []int {
+	switch {
+	case r.Match == exact && r.Path == path:
+		return []int{3, 0}
+	case r.Match == prefix && (path == r.Path || strings.HasPrefix(path, strings.TrimSuffix(r.Path, "/")+"/")):
+		return []int{2, len(r.Path)}
+	case r.Match == expr && regexp.MustCompile(r.Path).MatchString(path):
+		return []int{1, 1000 - int(r.Order)}
+	}
+	return []int{-1, 0}
+}
+
+// somePath is made of few segments, so that paths meet.
+var somePath = rapid.Custom(func(t *rapid.T) string {
+	return "/" + strings.Join(rapid.SliceOfN(rapid.SampledFrom([]string{"", "a", "b", "ab"}), 0, 4).Draw(t, "segments"), "/")
+})
+
+var someHost = rapid.SampledFrom([]string{"x", "a.x", "b.a.x", "c.b.a.x", "ax", "y", ""})
+
+func someRules(t *rapid.T) []Rule[string] {
+	var rules []Rule[string]
+	seen := make(map[string]bool)
+	for i := range rapid.IntRange(0, 30).Draw(t, "rules") {
+		r := rule(rapid.SampledFrom([]resourcev1.PathMatch{prefix, prefix, exact, expr}).Draw(t, "match"), somePath.Draw(t, "path"))
+		switch r.Match {
+		case prefix:
+			if r.Path = strings.TrimRight(r.Path, "/"); r.Path == "" {
+				r.Path = "/"
+			}
+		case expr:
+			r.Path = rapid.SampledFrom([]string{"^/a", "b$", "/", "//", "ab|^/b"}).Draw(t, "expression")
+			r.Order = uint32(i + 1)
+		}
+		if host := rapid.SampledFrom([]string{"", "x", "a.x", "*.x", "*.a.x", "*.b.a.x"}).Draw(t, "host"); host != "" {
+			r.Hosts = []string{host}
+		}
+		r.Value = fmt.Sprint(r.Match, r.Path, r.Hosts)
+		if !seen[r.Value] {
+			seen[r.Value] = true
+			rules = append(rules, r)
+		}
+	}
+	return rules
+}
+
+func TestLookupIsTheSlowTwins(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		rules := someRules(t)
+		table, err := Compile(rules)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 20 {
+			host, path := someHost.Draw(t, "host"), somePath.Draw(t, "path")
+			got, ok := table.Lookup(host, path)
+			want, wantOK := slowLookup(rules, host, path)
+			if got != want || ok != wantOK {
+				t.Fatalf("%q on %q leads to %q, the slow twin says %q", path, host, got, want)
+			}
+		}
+	})
+}
+
+func FuzzLookup(f *testing.F) {
+	rules := []Rule[string]{
+		rule(prefix, "/"), rule(prefix, "/a"), rule(exact, "/a/b"), rule(prefix, "/a/b"), rule(expr, "x+$", "*.h"),
+		rule(prefix, "/a", "h"), rule(prefix, "/c//d", "*.h"), rule(exact, "/", "*.g.h"),
+	}
+	table := compile(f, rules...)
+	f.Add("h", "/a/b/c")
+	f.Add("g.h:80", "/c//d/..")
+	f.Fuzz(func(t *testing.T, host, raw string) {
+		path, err := NormalizePath(raw)
+		if err != nil {
+			return
+		}
+		host = CanonicalHost(host)
+		if strings.HasPrefix(host, ".") {
+			return // no host: the twin need not know how it is cut
+		}
+		got, _ := table.Lookup(host, path)
+		if want, _ := slowLookup(rules, host, path); got != want {
+			t.Errorf("%q on %q leads to %q, the slow twin says %q", path, host, got, want)
+		}
+	})
+}
+
+// A hundred thousand prefixes over two thousand services, some of them deep.
+func manyRules() []Rule[string] {
+	rules := make([]Rule[string], 0, 100_000)
+	for i := range 100_000 {
+		path := fmt.Sprintf("/service-%d/v%d/resource-%d", i%2000, i/2000%5, i)
+		rules = append(rules, Rule[string]{Path: path, Match: prefix, Value: path})
+	}
+	return rules
+}
+
+// The work is counted in time only to see that it is nowhere near quadratic: a lookup of 64 KiB is some microseconds.
+func TestHostileInputIsCheap(t *testing.T) {
+	deep := strings.Repeat("/a", 2000)
+	table := compile(t, append(manyRules()[:1000], rule(prefix, "/"), rule(prefix, deep), rule(prefix, "/", "*."+strings.Repeat("h.", 100)+"x"))...)
+	slashes := strings.Repeat("/", 60_000)
+	for name, c := range map[string]struct{ host, path string }{
+		"slashes":      {"", slashes},
+		"deep":         {"", strings.Repeat("/a", 30_000)},
+		"host of dots": {strings.Repeat("h.", 30_000) + "x", slashes},
+	} {
+		t.Run(name, func(t *testing.T) {
+			begin := time.Now()
+			for range 100 {
+				if path, err := NormalizePath(c.path); err != nil || path != c.path {
+					t.Fatal(err)
+				}
+				if _, ok := table.Lookup(c.host, c.path); !ok {
+					t.Fatal("no route")
+				}
+			}
+			if took := time.Since(begin) / 100; took > 50*time.Millisecond {
+				t.Errorf("a lookup took %v", took)
+			}
+		})
+	}
+}
+
+func TestLookupAllocatesNothing(t *testing.T) {
+	table := compile(t, rule(prefix, "/a/b", "*.example.com"), rule(prefix, "/"), rule(expr, "x"))
+	if n := testing.AllocsPerRun(100, func() {
+		table.Lookup("a.b.example.com", "/a/b/c")
+		table.Lookup("other", "/a/b/c")
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func BenchmarkLookup(b *testing.B) {
+	rules := manyRules()
+	table := compile(b, rules...)
+	random := rand.New(rand.NewPCG(1, 2))
+	paths := make([]string, 1<<14)
+	for i := range paths {
+		paths[i] = rules[random.IntN(len(rules))].Path + "/items/42"
+	}
+	b.Run("100k-routes", func(b *testing.B) {
+		b.ReportAllocs()
+		for i := 0; b.Loop(); i++ {
+			if _, ok := table.Lookup("api.example.com", paths[i%len(paths)]); !ok {
+				b.Fatal("no route")
+			}
+		}
+	})
+	for i := range rules {
+		rules[i].Hosts = []string{fmt.Sprintf("h%d.example.com", i%1000)}
+	}
+	table = compile(b, rules...)
+	hosts := make([]string, len(paths))
+	for i := range paths {
+		r := rules[random.IntN(len(rules))]
+		hosts[i], paths[i] = r.Hosts[0], r.Path+"/items/42"
+	}
+	b.Run("100k-routes-1000-hosts", func(b *testing.B) {
+		for i := 0; b.Loop(); i++ {
+			if _, ok := table.Lookup(hosts[i%len(paths)], paths[i%len(paths)]); !ok {
+				b.Fatal("no route")
+			}
+		}
+	})
+	few := compile(b, rule(prefix, "/api"), rule(prefix, "/ws"), rule(prefix, "/"))
+	b.Run("3-routes", func(b *testing.B) {
+		for b.Loop() {
+			few.Lookup("api.example.com", "/api/v1/users")
+		}
+	})
+	hostile := strings.Repeat("/", 60_000)
+	b.Run("hostile", func(b *testing.B) {
+		for b.Loop() {
+			table.Lookup("h1.example.com", hostile)
+		}
+	})
+}
+
+func BenchmarkCompile(b *testing.B) {
+	rules := manyRules()
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Compile(rules); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,216 @@
+package upstream
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Backend is one server: who it is, what is thought of its health, and the connections to it. Its methods may be called
+// concurrently. Backends are compared by pointer.
+type Backend struct {
+	registry  *Registry
+	id        identity
+	spec      Spec
+	address   string
+	authority string
+	scheme    string
+	tls       *tls.Config // nil: plain
+	transport *http.Transport
+
+	refs int // guarded by Registry.mu
+
+	requests, failures atomic.Uint64
+	verdict            atomic.Pointer[Verdict]
+
+	// mu guards pools, and makes one of setting the verdict and finding out whom it concerns. A pool's lock is never taken
+	// under it.
+	mu    sync.Mutex
+	pools map[*Pool]struct{}
+}
+
+func newBackend(r *Registry, id identity, s Spec) *Backend {
+	b := &Backend{registry: r, id: id, spec: s, address: id.address, scheme: "http", pools: make(map[*Pool]struct{})}
+	defaultPort := ":80"
+	if s.TLS != nil {
+		b.scheme, defaultPort = "https", ":443"
+	}
+	b.authority = strings.TrimSuffix(b.address, defaultPort)
+	b.verdict.Store(&Verdict{Since: time.Now()})
+	b.transport = b.newTransport(r.options)
+	return b
+}
+
+// newTransport returns a transport for this backend alone: connections are then counted, kept and closed by backend, and
+// two that share an address but not their TLS settings can never lend each other a connection.
+func (b *Backend) newTransport(o Options) *http.Transport {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return b.Dial(ctx) }
+	return &http.Transport{
+		Proxy:          nil, // the environment is not part of the configuration
+		DialContext:    dial,
+		DialTLSContext: dial,
+		// HTTP/1.1 only. An empty map is how net/http is told so.
+		ForceAttemptHTTP2:   false,
+		TLSNextProto:        map[string]func(string, *tls.Conn) http.RoundTripper{},
+		DisableCompression:  true, // what the backend sends passes as it is
+		MaxIdleConnsPerHost: o.MaxIdleConns,
+		// A backend that is slow to say "100 Continue" gets the body all the same (RFC 9110 section 10.1.1).
+		ExpectContinueTimeout:  time.Second,
+		ResponseHeaderTimeout:  o.ResponseHeaderTimeout,
+		IdleConnTimeout:        o.IdleTimeout,
+		MaxResponseHeaderBytes: 64 << 10,
+		WriteBufferSize:        8 << 10,
+		ReadBufferSize:         8 << 10,
+	}
+}
+
+// Release gives back one reference. The last one removes the backend from the registry and closes its idle connections;
+// requests that are under way still end.
+func (b *Backend) Release() { b.registry.release(b) }
+
+// Address is the backend's host:port, an IPv6 address in brackets.
+func (b *Backend) Address() string { return b.address }
+
+// Authority is what names the backend in a Host header: host:port without the port where it is the scheme's own, 80 or,
+// over TLS, 443 (RFC 9110 section 4.2.3).
+func (b *Backend) Authority() string { return b.authority }
+
+// Spec is what the backend was acquired by, its host in canonical form.
+func (b *Backend) Spec() Spec { return b.spec }
+
+// Counters are read one by one; under load they may be a request apart.
+func (b *Backend) Counters() Counters {
+	return Counters{Failures: b.failures.Load(), Requests: b.requests.Load()}
+}
+
+// Verdict is the newest one. A backend begins as Unknown.
+func (b *Backend) Verdict() Verdict { return *b.verdict.Load() }
+
+// takes says whether the backend takes traffic.
+func (b *Backend) takes() bool { return b.verdict.Load().State != Unhealthy }
+
+// SetVerdict replaces the verdict. When it returns, every pool that the backend is in picks by it, and Options.Changed has
+// been called if there was a change. Since is the caller's to keep when only the reason changes.
+func (b *Backend) SetVerdict(v Verdict) {
+	b.mu.Lock()
+	old := b.verdict.Swap(&v)
+	var concerned []*Pool
+	if (old.State != Unhealthy) != (v.State != Unhealthy) {
+		for p := range b.pools {
+			concerned = append(concerned, p)
+		}
+	}
+	b.mu.Unlock()
+	for _, p := range concerned {
+		p.rebuild()
+	}
+	if old.State != v.State || old.Reason != v.Reason {
+		b.registry.options.Changed(b)
+	}
+}
+
+func (b *Backend) join(p *Pool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.pools[p] = struct{}{}
+}
+
+func (b *Backend) leave(p *Pool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.pools, p)
+}
+
+// Dial opens a connection of its own, over TLS with the handshake done and the certificate verified where the backend is
+// spoken to so. It ends with ctx or after the connect timeout, whichever is first. The caller closes the connection. The
+// error is a *DialError.
+func (b *Backend) Dial(ctx context.Context) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, b.registry.options.ConnectTimeout)
+	defer cancel()
+	conn, err := b.registry.options.DialContext(ctx, "tcp", b.address)
+	if err != nil {
+		return nil, &DialError{Address: b.address, Err: err}
+	}
+	if b.tls == nil {
+		return conn, nil
+	}
+	secured := tls.Client(conn, b.tls)
+	if err := secured.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, &DialError{Address: b.address, Err: err}
+	}
+	return secured, nil
+}
+
+// RoundTrip sends req to this backend over a kept or a new connection, and returns the head of the answer with the body to
+// be read and closed by the caller. Scheme and host of req.URL do not matter; req itself is not changed. As long as nothing
+// of an answer was received, net/http tries again on another connection if a kept one turns out to be closed and the request
+// may be repeated; nothing else is retried.
+//
+// A *DialError means that nothing was sent, a *BodyError that the request's body failed. Nor is an error the backend's doing
+// when req's context was cancelled. Other errors are the backend's.
+func (b *Backend) RoundTrip(req *http.Request) (*http.Response, error) {
+	b.requests.Add(1)
+	out, body := b.aim(req)
+	resp, err := b.transport.RoundTrip(out)
+	if err == nil {
+		return resp, nil
+	}
+	if body != nil {
+		if cause := body.failure.Load(); cause != nil {
+			return nil, &BodyError{Err: *cause}
+		}
+	}
+	if !errors.Is(req.Context().Err(), context.Canceled) {
+		b.failures.Add(1)
+	}
+	return nil, err
+}
+
+// aim returns req as the transport is to see it, and its body if it has one. A request that needs no change is not copied.
+func (b *Backend) aim(req *http.Request) (*http.Request, *watchedBody) {
+	hasBody := req.Body != nil && req.Body != http.NoBody
+	if !hasBody && req.URL.Host == b.address && req.URL.Scheme == b.scheme {
+		return req, nil
+	}
+	out := *req
+	target := *req.URL
+	target.Scheme, target.Host = b.scheme, b.address
+	out.URL = &target
+	if !hasBody {
+		return &out, nil
+	}
+	body := &watchedBody{ReadCloser: req.Body}
+	out.Body = body
+	return &out, body
+}
+
+// watchedBody remembers why a request's body could not be read: net/http reports it like any other failed write.
+type watchedBody struct {
+	io.ReadCloser
+	closed  atomic.Bool
+	failure atomic.Pointer[error]
+}
+
+func (w *watchedBody) Read(p []byte) (int, error) {
+	n, err := w.ReadCloser.Read(p)
+	// The transport closes the body of a request that it gives up. What Read says then is not what ended the request.
+	if err != nil && err != io.EOF && !w.closed.Load() {
+		w.failure.CompareAndSwap(nil, &err)
+	}
+	return n, err
+}
+
+func (w *watchedBody) Close() error {
+	w.closed.Store(true)
+	return w.ReadCloser.Close()
+}
+
+var _ http.RoundTripper = (*Backend)(nil)

@@ -1,0 +1,109 @@
+// Package upstream owns the backends: what each is, the newest verdict on its health, its connections and its counters, and
+// the pools that pick among them. The registry outlives generations, so a backend that stays in the configuration keeps its
+// verdict and its open connections over an apply.
+//
+// It does not probe (package health does, hung onto the registry's hooks), match requests, decide on retries or write
+// headers. It starts no goroutine of its own; those of net/http's transport end with the connections they serve.
+//
+// Order of calls: NewRegistry once. For each generation: Acquire every backend, NewPool over them, Pick and RoundTrip for
+// each request; when the generation's last request has ended, Close its pools and Release each backend as often as it was
+// acquired. At the very end Registry.Close.
+package upstream
+
+import (
+	"fmt"
+	"time"
+
+	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
+)
+
+// Spec says what a backend is. All of it together is the backend's identity: one address with two health checks is two
+// backends, since a verdict is only worth as much as the check that it came from.
+type Spec struct {
+	// An IP address (IPv6 without brackets) or a host name.
+	Host string
+	// 1 to 65535.
+	Port uint32
+	// How the backend is spoken to and verified over TLS: an empty message is TLS that believes the system's authorities.
+	// Nil: without TLS.
+	TLS *resourcev1.BackendTls
+	// How the backend is probed. Nil: not at all. This package only compares it.
+	Check *resourcev1.HealthCheck
+}
+
+// SpecError says which part of a Spec cannot be used, and why.
+type SpecError struct {
+	// In the document's words: "host", "port", "tls.ca_file", "tls.cert_file" or "tls.key_file".
+	Field  string
+	Reason string
+}
+
+func (e *SpecError) Error() string { return e.Field + ": " + e.Reason }
+
+// DialError says that no connection to a backend could be opened: the name lookup, the connect or the TLS handshake failed.
+// Nothing of a request was sent, so any request may be tried elsewhere.
+type DialError struct {
+	// Of the backend, not of the client's connection: never to be shown to clients.
+	Address string
+	Err     error
+}
+
+func (e *DialError) Error() string { return fmt.Sprintf("connecting to %s: %v", e.Address, e.Err) }
+
+// Unwrap returns what net or crypto/tls said.
+func (e *DialError) Unwrap() error { return e.Err }
+
+// BodyError says that sending a request ended because its body could not be read. That is the client's doing, or ours, and
+// says nothing about the backend.
+type BodyError struct {
+	Err error
+}
+
+func (e *BodyError) Error() string { return fmt.Sprintf("reading the request's body: %v", e.Err) }
+
+// Unwrap returns what the body's Read said.
+func (e *BodyError) Unwrap() error { return e.Err }
+
+// State is what is known of a backend's health.
+type State uint8
+
+const (
+	// Unknown is a backend nothing has been heard of yet. It takes traffic: a new configuration must work before its first
+	// probes have come back.
+	Unknown State = iota
+	// Healthy takes traffic.
+	Healthy
+	// Unhealthy takes none.
+	Unhealthy
+)
+
+// String is the word that people and programs are shown.
+func (s State) String() string {
+	switch s {
+	case Unknown:
+		return "unknown"
+	case Healthy:
+		return "healthy"
+	case Unhealthy:
+		return "unhealthy"
+	default:
+		return fmt.Sprintf("state %d", s)
+	}
+}
+
+// Verdict is a backend's state and how it came by it.
+type Verdict struct {
+	State State
+	// For people, in a few words: "connection refused". Empty where there is nothing to explain.
+	Reason string
+	// When State last changed.
+	Since time.Time
+}
+
+// Counters are totals since the backend was first acquired.
+type Counters struct {
+	// Requests handed to RoundTrip.
+	Requests uint64
+	// Those of them that ended without an answer, the client's own going away not counted.
+	Failures uint64
+}
