@@ -26,7 +26,7 @@ func checkPath(text string, prefix bool) (string, error) {
 		return "", errors.New(`nothing stands here: write a path that begins with "/"`)
 	case len(text) > longestPath:
 		return "", fmt.Errorf("the path has %d bytes: write at most %d", len(text), longestPath)
-	case strings.Contains(text, "://"):
+	case text[0] != '/' && strings.Contains(text, "://"):
 		return "", fmt.Errorf(`%s is a URL: write its path alone, such as "/api"`, quote(text))
 	case strings.HasPrefix(text, "~"):
 		return "", fmt.Errorf("%s does not begin with \"/\": for a regular expression write match: regex and the expression as path", quote(text))
@@ -161,15 +161,15 @@ func checkExpression(text string) (int, error) {
 // expressionSize counts the instructions that an expression compiles to, repetitions written out, without compiling it:
 // that alone could take all memory. The parser bounds repetitions so that the sum does not overflow.
 func expressionSize(e *syntax.Regexp) int {
-	size := 1 + len(e.Rune)
-	if e.Op == syntax.OpCharClass {
-		size = 1
-	}
+	inner := 0
 	for _, sub := range e.Sub {
-		size += expressionSize(sub)
+		inner += expressionSize(sub)
 	}
-	if e.Op == syntax.OpRepeat {
-		size *= max(e.Max, e.Min+1, 1)
+	switch e.Op {
+	case syntax.OpLiteral:
+		return len(e.Rune)
+	case syntax.OpRepeat: // Max is -1 where there is none: then the last repetition becomes a loop
+		return inner*max(e.Max, e.Min) + 1
 	}
-	return size
+	return inner + 1
 }

@@ -17,6 +17,7 @@ func TestRouteNames(t *testing.T) {
 		"{path: ^/x$, match: regex}":  "~ ^/x$",
 		"{path: /api, hosts: [b.example.com, A.example.com]}":     "a.example.com,b.example.com /api",
 		"{path: /api, match: exact, hosts: ['*.x.com', '[::1]']}": "*.x.com,::1 = /api",
+		"path: /to/http://x":    "/to/http://x",
 		"path: /a//b":           "/a//b",
 		"path: /a%2Fb":          "/a%2Fb",
 		"path: /:@!$&'()*+,;=~": "/:@!$&'()*+,;=~",

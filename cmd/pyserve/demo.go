@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	_ "embed"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -22,24 +24,15 @@ func (u *up) startDemo() (document []byte, files map[string][]byte, err error) {
 			return nil, nil, err
 		}
 	}
-	return fmt.Appendf(nil, `# Two backends that pyserve up started, for a first look.
-server:
-  host: 127.0.0.1
-  port: 8080
-  reverse_proxy:
-    - path: /api
-      host: 127.0.0.1
-      port: %d
-    - path: /api          # the same path again: one pool of two backends
-      host: 127.0.0.1
-      port: %d
-    - path: /ws
-      host: 127.0.0.1
-      port: %d
-    - path: /             # everything else
-      host: 127.0.0.1
-      port: %d
-`, ports[0], ports[1], ports[0], ports[1]), nil, nil
+	return demoDocument(ports), nil, nil
+}
+
+//go:embed demo.yaml
+var demoSource string
+
+// demoDocument puts the backends' ports into the shipped document.
+func demoDocument(ports [2]int) []byte {
+	return []byte(strings.NewReplacer("port: 3001", fmt.Sprint("port: ", ports[0]), "port: 3002", fmt.Sprint("port: ", ports[1])).Replace(demoSource))
 }
 
 func (u *up) startDemoBackend(name string) (port int, err error) {

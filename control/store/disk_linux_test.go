@@ -84,8 +84,10 @@ func TestFullDiskIsAnErrorAndNotTheEnd(t *testing.T) {
 // TestUnwritableDirectoryIsNamed takes root's right to write anywhere from this thread, which then ends with the test.
 func TestUnwritableDirectoryIsNamed(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.Chmod(dir, 0o555); err != nil {
-		t.Fatal(err)
+	for path, mode := range map[string]os.FileMode{dir: 0o555, filepath.Dir(dir): 0o755} {
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
 	}
 	failed := make(chan error)
 	go func() {

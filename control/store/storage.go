@@ -1,8 +1,10 @@
 package store
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -154,9 +156,11 @@ func syncDirectory(path string) error {
 	return f.Sync()
 }
 
-// openBolt opens bolt's file. Bolt panics on some damaged files, and reads pages that a cut file does not have; both
-// become errors here.
+// openBolt opens bolt's file. Bolt panics on some damaged files, which becomes an error here.
 func openBolt(path string) (log *raftboltdb.BoltStore, err error) {
+	if err := checkSize(path); err != nil {
+		return nil, err
+	}
 	defer recoverDamage(path, &err)()
 	log, err = raftboltdb.New(raftboltdb.Options{
 		Path: path,
@@ -175,6 +179,45 @@ func openBolt(path string) (log *raftboltdb.BoltStore, err error) {
 		return nil, fmt.Errorf("open the log %s: %w", path, err)
 	}
 	return log, nil
+}
+
+// checkSize refuses a file that is shorter than bolt believes, as half a copy is: bolt would read behind its end in a
+// goroutine of its own and take the process with it. The layout is that of bbolt's common.Meta, twice, each behind the
+// 16 bytes of a page's header.
+func checkSize(path string) error {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open the log: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("open the log: %w", err)
+	}
+	page := make([]byte, 16+64)
+	pageSize, pages, transaction := int64(0), int64(0), uint64(0)
+	for range 2 { // the second lies one page behind the first
+		if n, _ := f.ReadAt(page, pageSize); n < len(page) {
+			return fmt.Errorf("the log %s is damaged: it is cut short", path)
+		}
+		meta, native := page[16:], binary.NativeEndian
+		sum := fnv.New64a()
+		sum.Write(meta[:56])
+		if native.Uint64(meta[56:]) != sum.Sum64() {
+			continue // the other one counts; where neither does, bolt will say so
+		}
+		pageSize = int64(native.Uint32(meta[8:]))
+		if id := native.Uint64(meta[48:]); id >= transaction {
+			pages, transaction = int64(native.Uint64(meta[40:])), id
+		}
+	}
+	if size := info.Size(); size/max(pageSize, 1) < pages {
+		return fmt.Errorf("the log %s is damaged: it is cut to %d bytes", path, size)
+	}
+	return nil
 }
 
 // recoverDamage turns a panic or memory fault while reading a memory-mapped file into an error. It is used as

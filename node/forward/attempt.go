@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net"
 	"net/http"
@@ -125,7 +126,7 @@ func (x *exchange) roundTrip(ctx context.Context, b *upstream.Backend) (*answer,
 		return nil, upstreamFailure(ctx, err, answered.Load())
 	case response.StatusCode < 200:
 		response.Body.Close()
-		return nil, upstreamFailure(ctx, errors.New("switched protocols unasked"), true)
+		return nil, upstreamFailure(ctx, fmt.Errorf("answered with status %d unasked", response.StatusCode), true)
 	}
 	return &answer{Response: response, backend: b, host: out.Host}, nil
 }

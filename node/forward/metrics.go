@@ -1,7 +1,6 @@
 package forward
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -112,4 +111,3 @@ func (c *routeCounts) ended(status int, seconds float64) {
 	c.requests[i].Inc()
 	c.seconds.Observe(seconds)
 }
-

@@ -1,9 +1,8 @@
 package forward
 
 import (
-	"fmt"
+	"errors"
 	"net/netip"
-	"regexp"
 	"strings"
 	"sync"
 
@@ -31,7 +30,6 @@ type Route struct {
 	name         string
 	pool         *upstream.Pool
 	prefix       string
-	pattern      *regexp.Regexp // where a regex route strips its path
 	stripPath    bool
 	preserveHost bool
 
@@ -39,21 +37,16 @@ type Route struct {
 	counts  *routeCounts
 }
 
-// NewRoute compiles what a route resource says about its requests, other than which ones match. The pool stays the
-// caller's.
+// NewRoute makes a route of what its resource says about requests, other than which ones match. The pool stays the
+// caller's. The error is about strip_path.
 func NewRoute(name string, r *resourcev1.Route, pool *upstream.Pool) (*Route, error) {
-	out := &Route{
+	if r.GetStripPath() && r.GetMatch() == resourcev1.PathMatch_PATH_MATCH_REGEX {
+		return nil, errors.New("a regular expression cannot be stripped from a path")
+	}
+	return &Route{
 		name: name, pool: pool, stripPath: r.GetStripPath(), preserveHost: r.GetPreserveHost(),
 		prefix: strings.TrimSuffix(r.GetPath(), "/"),
-	}
-	if r.GetMatch() == resourcev1.PathMatch_PATH_MATCH_REGEX && out.stripPath {
-		pattern, err := regexp.Compile(r.GetPath())
-		if err != nil {
-			return nil, fmt.Errorf("compile path of route %s: %w", name, err)
-		}
-		out.pattern = pattern
-	}
-	return out, nil
+	}, nil
 }
 
 // Name is the route's name.

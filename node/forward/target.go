@@ -66,20 +66,11 @@ func (r *Route) strip(path string) (forwarded, removed string) {
 	if !r.stripPath {
 		return path, ""
 	}
-	removed = r.prefix
-	if r.pattern != nil {
-		at := r.pattern.FindStringIndex(path)
-		if at == nil || at[0] != 0 {
-			return path, ""
-		}
-		removed = strings.TrimSuffix(path[:at[1]], "/")
+	forwarded = path[len(r.prefix):]
+	if forwarded == "" {
+		forwarded = "/"
 	}
-	forwarded = path[len(removed):]
-	if !strings.HasPrefix(forwarded, "/") {
-		// Nothing is left, or the expression matched up to the middle of a segment.
-		forwarded = "/" + forwarded
-	}
-	return forwarded, removed
+	return forwarded, r.prefix
 }
 
 // idempotent says whether a request may be repeated when nobody knows what became of it (RFC 9110 section 9.2.2).

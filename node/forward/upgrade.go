@@ -72,28 +72,31 @@ func (x *exchange) ask(ctx context.Context, b *upstream.Backend, conn *watched) 
 	}
 	reader := bufio.NewReader(conn)
 	response, err := x.readHead(reader, out)
-	if err != nil {
-		gone()
-		conn.Close()
-		x.upload.end(x.rc)
-		return nil, errors.Join(err, <-written)
+	if err == nil {
+		// The deadline was for the head; a body may take its time.
+		err = conn.SetDeadline(time.Time{})
 	}
 	conn.left = math.MaxInt64
+	// release ends what watches and fills the connection, which is closed by then.
+	release := func() error { gone(); x.upload.end(x.rc); return <-written }
+	if err != nil {
+		conn.Close()
+		return nil, errors.Join(err, release())
+	}
 	a := &answer{Response: response, backend: b, host: out.Host, conn: conn.Conn, reader: reader}
 	if response.StatusCode != http.StatusSwitchingProtocols {
-		// The deadline was for the head; a body may take its time.
-		a.Body = &closing{Reader: response.Body, conn: conn, end: func() { gone(); x.upload.end(x.rc); <-written }}
-		return a, conn.SetDeadline(time.Time{})
+		a.Body = &closing{Reader: response.Body, conn: conn, release: release}
+		return a, nil
 	}
 	// A body has to be through before the protocol changes, at both ends.
-	if err := <-written; err != nil {
-		gone()
-		return nil, fmt.Errorf("send body before the change of protocol: %w", err)
-	}
+	err = <-written
 	if !gone() {
 		return nil, context.Cause(ctx)
 	}
-	return a, conn.SetDeadline(time.Time{})
+	if err != nil {
+		return nil, fmt.Errorf("send body before the change of protocol: %w", err)
+	}
+	return a, nil
 }
 
 // readHead reads heads until that of a final answer.
@@ -102,6 +105,9 @@ func (x *exchange) readHead(reader *bufio.Reader, out *http.Request) (*http.Resp
 		response, err := http.ReadResponse(reader, out)
 		if err != nil {
 			return nil, fmt.Errorf("read answer to upgrade: %w", err)
+		}
+		if response.StatusCode < 100 {
+			return nil, fmt.Errorf("read answer to upgrade: status %d", response.StatusCode)
 		}
 		if response.StatusCode >= 200 || response.StatusCode == http.StatusSwitchingProtocols {
 			return response, nil
@@ -188,13 +194,13 @@ func (w *watched) Read(p []byte) (int, error) {
 // closing is the body of an answer that refuses an upgrade: with it ends the connection that was opened for it.
 type closing struct {
 	io.Reader
-	conn net.Conn
-	end  func()
+	conn    net.Conn
+	release func() error
 }
 
 // Close ends the connection and waits for the request's body to be let go of.
 func (c *closing) Close() error {
 	err := c.conn.Close()
-	c.end()
+	c.release() // that the rest of the request could not be sent is no news
 	return err
 }
