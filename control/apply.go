@@ -97,7 +97,7 @@ func (c *Control) apply(ctx context.Context, author string, document []byte, res
 		if errors.Is(err, store.ErrConflict) {
 			return c.refused("another apply came in between"), nil
 		}
-		return nil, fmt.Errorf("store revision %d: %w", revision, err)
+		return nil, fmt.Errorf("store revision %d (pyservectl status tells whether it was kept): %w", revision, err)
 	}
 	c.fleet.SetTarget(target)
 	c.options.Logger.Info("new revision", "revision", revision, "digest", next.Digest().Short(), "author", author, "changes", len(changes))

@@ -17,6 +17,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/pyserve/pyserve/control/fleet"
@@ -74,6 +75,8 @@ type Control struct {
 	fleet     *fleet.Fleet
 	started   time.Time
 	applying  chan struct{} // a place for the one apply that is under way
+	unfollow  context.CancelFunc
+	following sync.WaitGroup
 }
 
 // New checks the options.
@@ -111,7 +114,8 @@ func (c *Control) Start(ctx context.Context) (err error) {
 			err = errors.Join(err, c.store.Close())
 		}
 	}()
-	c.authority, err = identity.Open(identity.Options{Dir: filepath.Join(o.DataDir, "identity"), Now: o.Now, Logger: o.Logger})
+	used := c.store.Active() != nil || len(c.store.Tokens()) > 0
+	c.authority, err = identity.Open(identity.Options{Dir: o.DataDir, MustExist: used, Now: o.Now, Logger: o.Logger})
 	if err != nil {
 		return err
 	}
@@ -122,10 +126,33 @@ func (c *Control) Start(ctx context.Context) (err error) {
 		return err
 	}
 	c.fleet = fleet.New(fleet.Options{Logger: o.Logger, Now: o.Now, Welcome: c.welcome})
+	changed := c.store.Changed()
+	c.target()
+	following, stop := context.WithCancel(context.Background())
+	c.unfollow = stop
+	c.following.Go(func() { c.follow(following, changed) })
+	return nil
+}
+
+// follow brings the fleet to whatever the store holds as active: after a write whose outcome was not known, the store
+// alone knows.
+func (c *Control) follow(ctx context.Context, changed <-chan struct{}) {
+	for {
+		select {
+		case <-changed:
+			changed = c.store.Changed()
+			c.target()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// target makes the active bundle the fleet's target.
+func (c *Control) target() {
 	if active := c.store.Active(); active != nil {
 		c.fleet.SetTarget(&fleet.Target{Release: active.Release, Bundle: active.Bundle})
 	}
-	return nil
 }
 
 // EndStreams ends every node's stream, and lets in no other: without it a graceful stop of the server would wait for
@@ -134,6 +161,8 @@ func (c *Control) EndStreams() { c.fleet.Close() }
 
 // Stop ends every stream and closes the store. Call it once, after a Start that succeeded.
 func (c *Control) Stop() error {
+	c.unfollow()
+	c.following.Wait()
 	c.fleet.Close()
 	return c.store.Close()
 }

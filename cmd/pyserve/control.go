@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -265,5 +266,5 @@ func readSecret(flag, path string) (string, error) {
 	case len(data) == 0 || len(data) > 4096:
 		return "", fmt.Errorf("--%s: %s holds no token", flag, path)
 	}
-	return string(data), nil
+	return strings.TrimSpace(string(data)), nil
 }

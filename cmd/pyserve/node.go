@@ -226,7 +226,7 @@ func identify(ctx context.Context, o nodeOptions, logger *slog.Logger) (*agent.I
 	case err == nil || !errors.Is(err, agent.ErrNotEnrolled):
 		return id, err
 	}
-	token := o.token
+	token := strings.TrimSpace(o.token)
 	if o.tokenFile != "" {
 		if token, err = readSecret("token-file", o.tokenFile); err != nil {
 			return nil, err

@@ -24,8 +24,7 @@ import (
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 )
 
-// Target is a bundle with its release, as the fleet is to serve it. It is compared by identity: the Target that was
-// proposed is the one to set.
+// Target is a bundle with its release, as the fleet is to serve it.
 type Target struct {
 	Release *fleetv1.Release
 	Bundle  *bundle.Bundle
@@ -115,14 +114,18 @@ func (f *Fleet) Target() *Target {
 }
 
 // SetTarget says what every node is to serve from now on: whoever has prepared it commits, everybody else is offered
-// it and commits at once.
+// it and commits at once. A target of the same release as the current one changes nothing.
 func (f *Fleet) SetTarget(t *Target) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.target = t
-	if f.proposed == t {
+	if f.target != nil && sameRelease(f.target.Release, t.Release) {
+		return
+	}
+	if f.proposed != nil && sameRelease(f.proposed.Release, t.Release) {
+		t = f.proposed // what nodes have prepared
 		f.proposed, f.invited = nil, nil
 	}
+	f.target = t
 	f.hold(t.Bundle)
 	f.wakeAll()
 }

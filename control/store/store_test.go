@@ -257,9 +257,9 @@ func TestReopenedStoreHasEverything(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			s := openIn(t, dir)
-			for i := range 250 {
+			for i := range 80 {
 				mustCommit(t, s, map[string]string{"same": "same", "changing": fmt.Sprint(i)}, fmt.Sprint("document ", i))
-				if snapshots == 2 && (i == 100 || i == 200) || snapshots == 1 && i == 249 {
+				if snapshots == 2 && (i == 30 || i == 60) || snapshots == 1 && i == 79 {
 					if err := s.raft.Snapshot().Error(); err != nil {
 						t.Fatal(err)
 					}
@@ -271,7 +271,7 @@ func TestReopenedStoreHasEverything(t *testing.T) {
 			if !bytes.Equal(history(t, again), before) {
 				t.Fatal("the reopened store is another one")
 			}
-			if r := mustCommit(t, again, map[string]string{"a": "b"}, ""); r.Number != 251 {
+			if r := mustCommit(t, again, map[string]string{"a": "b"}, ""); r.Number != 81 {
 				t.Fatalf("the next revision is %d", r.Number)
 			}
 		})

@@ -1,0 +1,264 @@
+// Package node assembles the data plane: listeners, forwarding, backends and their probes, and the swap from one generation
+// to the next. Apply is the only place where a generation is swapped. It knows nothing of where bundles come from (agent
+// does), of control, or of the other nodes.
+//
+// Order of calls: New; then, for each bundle, Prepare and either Apply or Discard; at the end Stop, once. The other methods
+// report, at any time.
+package node
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/pyserve/pyserve/config"
+	"github.com/pyserve/pyserve/node/forward"
+	"github.com/pyserve/pyserve/node/health"
+	"github.com/pyserve/pyserve/node/listener"
+	"github.com/pyserve/pyserve/node/tunnel"
+	"github.com/pyserve/pyserve/node/upstream"
+	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
+)
+
+// ErrPrepared is returned by Prepare while another generation is prepared: each ends with Apply or Discard first.
+var ErrPrepared = errors.New("node: another generation is prepared already")
+
+// Options of a Node. The zero value works.
+type Options struct {
+	// Names the node in logs; empty: logs do not name it.
+	Name string
+	// The host:port to listen on, whatever the listener resource says; empty: what the listener resource says.
+	Listen string
+	// Nil: nothing is logged.
+	Logger *slog.Logger
+	// Where metrics are registered, until Stop. Nil: nowhere.
+	Registerer prometheus.Registerer
+	// For a connection to a backend, TLS included. 0: 5 s.
+	ConnectTimeout time.Duration
+	// From the end of a request to the head of its answer. 0: 60 s.
+	ResponseHeaderTimeout time.Duration
+	// How long a tunnel may be without a byte. 0: 1 h.
+	TunnelIdleTimeout time.Duration
+}
+
+// Node is a data plane. Its methods may be called concurrently.
+type Node struct {
+	listen   string
+	logger   *slog.Logger
+	registry *upstream.Registry
+	prober   *health.Prober
+	tunnels  *tunnel.Set
+	handler  *forward.Handler
+	metrics  *forward.Metrics
+	gauges   *gauges // nil: not registered
+
+	registerer prometheus.Registerer
+
+	live     atomic.Pointer[Generation] // nil: nothing is served
+	draining atomic.Bool
+	changed  chan struct{}
+
+	generations sync.WaitGroup // those whose backends are not released yet
+	drains      sync.WaitGroup // listeners that no generation uses any more
+	cutting     context.Context
+	cut         context.CancelFunc // ends cutting: what still drains is cut
+
+	stopped chan struct{} // closed when Stop is through
+
+	// mu guards prepared, and makes Prepare, Apply, Discard and the beginning of Stop one after the other. Requests and
+	// reports do not take it. The locks of listener, upstream and tunnel are taken under it.
+	mu       sync.Mutex
+	prepared *Generation
+}
+
+// New makes a node that serves nothing yet. The error is about metrics that cannot be registered.
+func New(o Options) (*Node, error) {
+	logger := o.Logger
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Name != "" {
+		logger = logger.With("node", o.Name)
+	}
+	metrics, err := forward.NewMetrics(o.Registerer)
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{
+		listen: o.Listen, logger: logger, registerer: o.Registerer, metrics: metrics,
+		tunnels: tunnel.NewSet(o.TunnelIdleTimeout),
+		changed: make(chan struct{}, 1), stopped: make(chan struct{}),
+	}
+	n.cutting, n.cut = context.WithCancel(context.Background())
+	n.prober = health.NewProber(health.Options{Logger: logger})
+	n.registry = upstream.NewRegistry(upstream.Options{
+		Logger: logger, Added: n.prober.Watch, Removed: n.prober.Unwatch, Changed: n.verdictChanged,
+		ConnectTimeout: o.ConnectTimeout, ResponseHeaderTimeout: o.ResponseHeaderTimeout,
+	})
+	n.handler, err = forward.NewHandler(forward.Options{
+		Source: source{&n.live}, Tunnels: n.tunnels, Metrics: metrics, Logger: logger, HandshakeTimeout: o.ResponseHeaderTimeout,
+	})
+	if err == nil {
+		err = n.registerGauges()
+	}
+	if err != nil {
+		n.close()
+		return nil, err
+	}
+	return n, nil
+}
+
+// close ends what New made.
+func (n *Node) close() {
+	n.cut()
+	n.prober.Close()
+	n.registry.Close()
+	if n.registerer != nil {
+		n.metrics.Unregister(n.registerer)
+		if n.gauges != nil {
+			n.registerer.Unregister(n.gauges)
+		}
+	}
+}
+
+// Prepare builds all that serving r takes and that can fail, beside the live generation and without touching it: routes,
+// certificate, pools, and the bound listener where the address is new. What it returns is served once it is given to
+// Apply; release says what it is. The error is Refusals, or ErrPrepared. r must not be changed any more.
+func (n *Node) Prepare(release *fleetv1.Release, r *config.Resources) (*Generation, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.draining.Load() {
+		return nil, Refusals{{Reason: "the node is draining"}}
+	}
+	if n.prepared != nil {
+		return nil, ErrPrepared
+	}
+	g, err := n.compile(release, r)
+	if err != nil {
+		return nil, err
+	}
+	n.prepared = g
+	return g, nil
+}
+
+// Discard lets go of a prepared generation. Nil, and one that is not prepared any more, are ignored.
+func (n *Node) Discard(g *Generation) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if g != nil && n.prepared == g {
+		n.discard()
+	}
+}
+
+// discard is called with mu held.
+func (n *Node) discard() {
+	g := n.prepared
+	n.prepared = nil
+	g.giveUp()
+}
+
+// Apply serves a prepared generation from now on. Requests and tunnels under way end on the generation that they began
+// with, whose backends are released with the last of them. A generation that is not prepared any more, because the node
+// drains, is ignored.
+func (n *Node) Apply(g *Generation) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if g == nil || n.prepared != g {
+		n.logger.Warn("a generation was to be applied that is not prepared")
+		return
+	}
+	n.prepared = nil
+	old := n.live.Swap(g)
+	if g.bound {
+		g.listener.Start()
+		n.logger.Info("listening", "address", g.listener.Address())
+	}
+	if old != nil {
+		if old.listener != g.listener {
+			n.drainBehind(old.listener)
+		}
+		old.drop()
+	}
+	n.logger.Info("applied", "revision", g.release.GetRevision(), "routes", len(g.routes))
+	n.signal()
+}
+
+// drainBehind drains a listener that the live generation does not use, for as long as its connections take. It is called
+// with mu held.
+func (n *Node) drainBehind(l *listener.Listener) {
+	n.drains.Go(func() {
+		if err := l.Drain(n.cutting); err != nil {
+			n.logger.Info("connections were cut", "address", l.Address(), "error", err)
+		}
+	})
+}
+
+// Stop drains: it accepts no more connections, lets requests and tunnels end, cuts what is left when ctx ends (tunnels
+// little by little before that), and releases everything. It returns when all of it has ended, with an error if requests
+// had to be cut. Later calls wait for the first.
+func (n *Node) Stop(ctx context.Context) error {
+	if !n.beginDrain() {
+		<-n.stopped
+		return nil
+	}
+	defer close(n.stopped)
+	stop := context.AfterFunc(ctx, n.cut)
+	defer stop()
+	live := n.live.Load()
+	var tunnels sync.WaitGroup
+	tunnels.Go(func() {
+		if cut := n.tunnels.Close(ctx); cut > 0 {
+			n.logger.Info("tunnels were cut", "tunnels", cut)
+		}
+	})
+	var err error
+	if live != nil {
+		err = live.listener.Drain(ctx)
+	}
+	tunnels.Wait()
+	n.drains.Wait()
+	if live != nil {
+		n.live.Store(nil)
+		live.drop()
+	}
+	n.generations.Wait()
+	n.close()
+	n.signal()
+	return err
+}
+
+// beginDrain reports whether it was this call that began it. After it no generation is prepared or applied.
+func (n *Node) beginDrain() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.draining.Swap(true) {
+		return false
+	}
+	if n.prepared != nil {
+		n.discard()
+	}
+	n.signal()
+	return true
+}
+
+// source hands the live generation to requests.
+type source struct{ live *atomic.Pointer[Generation] }
+
+// Pin implements forward.Source.
+func (s source) Pin() (table *forward.Table, unpin func()) {
+	for {
+		g := s.live.Load()
+		if g == nil {
+			return nil, func() {}
+		}
+		if g.hold() {
+			return g.table, g.unpin
+		}
+		// It was swapped out, and its last request ended, since it was loaded: there is a newer one.
+	}
+}

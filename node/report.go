@@ -1,0 +1,167 @@
+package node
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/pyserve/pyserve/node/upstream"
+	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
+)
+
+// Applied is what the node serves; nil: nothing. It must not be changed.
+func (n *Node) Applied() *fleetv1.Release {
+	if g := n.live.Load(); g != nil {
+		return g.release
+	}
+	return nil
+}
+
+// ListenAddress is the bound address of the live generation's listener; empty while nothing is served.
+func (n *Node) ListenAddress() string {
+	if g := n.live.Load(); g != nil {
+		return g.listener.Address()
+	}
+	return ""
+}
+
+// Ready says that the node serves a generation and does not drain.
+func (n *Node) Ready() bool { return n.live.Load() != nil && !n.draining.Load() }
+
+// Draining says that Stop was called.
+func (n *Node) Draining() bool { return n.draining.Load() }
+
+// Changed is signalled after what is served, a backend's state or draining has changed. It holds one signal: who reads it
+// looks at everything.
+func (n *Node) Changed() <-chan struct{} { return n.changed }
+
+func (n *Node) signal() {
+	select {
+	case n.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (n *Node) verdictChanged(b *upstream.Backend) {
+	v := b.Verdict()
+	n.logger.Info("backend changed", "backend", b.Address(), "state", v.State.String(), "reason", v.Reason)
+	n.signal()
+}
+
+// Backends is the verdict on every backend of every live route, sorted by route and address.
+func (n *Node) Backends() []*fleetv1.BackendStatus {
+	g := n.live.Load()
+	if g == nil {
+		return nil
+	}
+	var all []*fleetv1.BackendStatus
+	for _, name := range slices.Sorted(maps.Keys(g.routes)) {
+		all = append(all, statuses(name, g.routes[name].Pool().Members())...)
+	}
+	return all
+}
+
+// statuses are those of one route. A backend that is listed twice is one.
+func statuses(route string, members []upstream.Member) []*fleetv1.BackendStatus {
+	weights := make(map[*upstream.Backend]uint64, len(members))
+	for _, m := range members {
+		weights[m.Backend] += uint64(m.Weight)
+	}
+	backends := slices.SortedFunc(maps.Keys(weights), func(a, b *upstream.Backend) int {
+		if order := slices.Compare([]byte(a.Address()), []byte(b.Address())); order != 0 {
+			return order
+		}
+		return boolOrder(a.Spec().TLS != nil, b.Spec().TLS != nil)
+	})
+	out := make([]*fleetv1.BackendStatus, 0, len(backends))
+	for _, b := range backends {
+		v := b.Verdict()
+		s := &fleetv1.BackendStatus{Route: route, Address: b.Address(), State: stateOf(v.State), Reason: v.Reason}
+		if weights[b] == 0 {
+			s.State = fleetv1.BackendState_BACKEND_STATE_DRAINING
+		}
+		if !v.Since.IsZero() {
+			s.Since = timestamppb.New(v.Since)
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+func boolOrder(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
+}
+
+func stateOf(s upstream.State) fleetv1.BackendState {
+	switch s {
+	case upstream.Unknown:
+		return fleetv1.BackendState_BACKEND_STATE_UNKNOWN
+	case upstream.Healthy:
+		return fleetv1.BackendState_BACKEND_STATE_HEALTHY
+	case upstream.Unhealthy:
+		return fleetv1.BackendState_BACKEND_STATE_UNHEALTHY
+	}
+	return fleetv1.BackendState_BACKEND_STATE_UNSPECIFIED
+}
+
+// gauges report the live generation when they are asked: what is no longer served has no series left behind.
+type gauges struct {
+	node                         *Node
+	tunnels, revision, backendUp *prometheus.Desc
+}
+
+func (n *Node) registerGauges() error {
+	if n.registerer == nil {
+		return nil
+	}
+	g := &gauges{
+		node:      n,
+		tunnels:   prometheus.NewDesc("pyserve_tunnels", "Upgraded connections, WebSockets mostly.", nil, nil),
+		revision:  prometheus.NewDesc("pyserve_revision", "The revision that is served, 0 for none.", nil, nil),
+		backendUp: prometheus.NewDesc("pyserve_backend_up", "1 if the backend takes traffic.", []string{"route", "backend"}, nil),
+	}
+	if err := n.registerer.Register(g); err != nil {
+		return fmt.Errorf("register node metrics: %w", err)
+	}
+	n.gauges = g
+	return nil
+}
+
+// Describe implements prometheus.Collector.
+func (g *gauges) Describe(out chan<- *prometheus.Desc) {
+	out <- g.tunnels
+	out <- g.revision
+	out <- g.backendUp
+}
+
+// Collect implements prometheus.Collector.
+func (g *gauges) Collect(out chan<- prometheus.Metric) {
+	out <- prometheus.MustNewConstMetric(g.tunnels, prometheus.GaugeValue, float64(g.node.tunnels.Len()))
+	out <- prometheus.MustNewConstMetric(g.revision, prometheus.GaugeValue, float64(g.node.Applied().GetRevision()))
+	type key struct{ route, address string }
+	up := make(map[key]float64)
+	for _, s := range g.node.Backends() {
+		at := key{s.GetRoute(), s.GetAddress()}
+		up[at] = max(up[at], upValue(s.GetState()))
+	}
+	for at, value := range up {
+		out <- prometheus.MustNewConstMetric(g.backendUp, prometheus.GaugeValue, value, at.route, at.address)
+	}
+}
+
+func upValue(s fleetv1.BackendState) float64 {
+	switch s {
+	case fleetv1.BackendState_BACKEND_STATE_HEALTHY, fleetv1.BackendState_BACKEND_STATE_UNKNOWN:
+		return 1
+	}
+	return 0
+}
