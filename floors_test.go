@@ -34,7 +34,7 @@ var floors = map[string]int{
 	"e2e": 6,
 
 	// Fakes, imported by tests alone.
-	"node/nodetest": 3, "node/certtest": 0, "cluster/gossiptest": 3,
+	"node/nodetest": 3, "node/certtest": 0, "cluster/gossiptest": 3, "control/fleettest": 1,
 }
 
 // beside allows imports within a floor, each with its reason.

@@ -89,7 +89,8 @@ func (c *Control) apply(ctx context.Context, author string, document []byte, res
 		c.fleet.Withdraw(target)
 		return c.result(operatorv1.ApplyOutcome_APPLY_OUTCOME_DRY_RUN, ""), nil
 	}
-	_, err = c.store.Commit(ctx, store.Proposal{
+	// A client that goes away now must not leave it open whether the revision was stored.
+	_, err = c.store.Commit(context.WithoutCancel(ctx), store.Proposal{
 		Release: target.Release, Parent: parent, Bundle: next, Document: document, Author: author, Message: o.GetMessage(),
 	})
 	if err != nil {
@@ -148,6 +149,11 @@ func (c *Control) drive(ctx context.Context, plan *rollout.Rollout, target *flee
 				emit(progress(name, state, note))
 			}
 		}
+		select {
+		case <-c.fleet.Closed():
+			return fleet.ErrClosed // nodes are not away, control sent them away
+		default:
+		}
 		if plan.Next() != rollout.Wait {
 			return nil
 		}
@@ -158,6 +164,7 @@ func (c *Control) drive(ctx context.Context, plan *rollout.Rollout, target *flee
 				_, note := plan.State(name)
 				emit(progress(name, rollout.TimedOut, note))
 			}
+		case <-c.fleet.Closed():
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

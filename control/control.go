@@ -75,6 +75,7 @@ type Control struct {
 	fleet     *fleet.Fleet
 	started   time.Time
 	applying  chan struct{} // a place for the one apply that is under way
+	registry  sync.Mutex    // held from reading a node's record to writing it
 	unfollow  context.CancelFunc
 	following sync.WaitGroup
 }
@@ -158,6 +159,9 @@ func (c *Control) target() {
 // EndStreams ends every node's stream, and lets in no other: without it a graceful stop of the server would wait for
 // ever.
 func (c *Control) EndStreams() { c.fleet.Close() }
+
+// StreamsEnded gives a channel that is closed once EndStreams or Stop was called: whoever only watches ends then too.
+func (c *Control) StreamsEnded() <-chan struct{} { return c.fleet.Closed() }
 
 // Stop ends every stream and closes the store. Call it once, after a Start that succeeded.
 func (c *Control) Stop() error {

@@ -29,6 +29,8 @@ func (c *Control) Enroll(ctx context.Context, token, name string, request []byte
 	if err != nil {
 		return nil, err
 	}
+	c.registry.Lock()
+	defer c.registry.Unlock()
 	if c.fleet.Connected(name) {
 		return nil, fmt.Errorf("%q: %w", name, ErrNameTaken)
 	}
@@ -84,29 +86,30 @@ func (c *Control) Serve(peer identity.Peer, stream fleet.Stream) error {
 	if err := c.registered(peer); err != nil {
 		return err
 	}
-	ctx := stream.Context()
-	if err := c.setLeft(ctx, peer.Name, false); err != nil {
-		return err
-	}
+	// The stream's context may be over; the store's own deadline bounds the write.
+	ctx := context.WithoutCancel(stream.Context())
+	c.setLeft(ctx, peer, false)
 	left, err := c.fleet.Serve(peer.Name, stream)
 	if left {
-		// The stream's context is over; the store's own deadline bounds the write.
-		if err := c.setLeft(context.WithoutCancel(ctx), peer.Name, true); err != nil {
-			c.options.Logger.Warn("cannot keep that a node left; after a restart it shows as disconnected", "node", peer.Name, "error", err)
-		}
+		c.setLeft(ctx, peer, true)
 	}
 	return err
 }
 
-// setLeft keeps whether a node is away on purpose, where that is news.
-func (c *Control) setLeft(ctx context.Context, name string, left bool) error {
-	node, ok := c.store.Node(name)
-	if !ok || node.Left == left {
-		return nil
+// setLeft keeps whether a node is away on purpose, where that is news. It is for status after a restart only, so a disk
+// that does not take it keeps no node out.
+func (c *Control) setLeft(ctx context.Context, peer identity.Peer, left bool) {
+	if node, ok := c.store.Node(peer.Name); !ok || node.Left == left {
+		return
+	}
+	c.registry.Lock()
+	defer c.registry.Unlock()
+	node, ok := c.store.Node(peer.Name)
+	if !ok || node.KeyHash != peer.KeyHash {
+		return // another machine was enrolled under the name
 	}
 	node.Left = left
 	if err := c.store.PutNode(ctx, node); err != nil {
-		return fmt.Errorf("register node %q: %w", name, err)
+		c.options.Logger.Warn("cannot keep whether a node left; status may be wrong about it after a restart", "node", peer.Name, "left", left, "error", err)
 	}
-	return nil
 }

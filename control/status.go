@@ -207,8 +207,10 @@ func judge(row *operatorv1.BackendSummary, verdicts []fleet.Verdict) {
 		state := backendStates[v.Status.GetState()]
 		byState[state] = append(byState[state], v)
 	}
+	most := 0
 	for _, state := range []string{"unhealthy", "draining", "unknown", "healthy"} {
-		if said := byState[state]; len(said) > 0 && (row.Since == nil || len(said) > len(byState[row.State])) {
+		if said := byState[state]; len(said) > most {
+			most = len(said)
 			row.State, row.Reason, row.Since = state, said[0].Status.GetReason(), said[0].Status.GetSince()
 		}
 	}

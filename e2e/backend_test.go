@@ -8,10 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -74,8 +74,8 @@ func startBackend(t *testing.T, name string, config *tls.Config) *backend {
 	if config != nil {
 		l = tls.NewListener(l, config)
 	}
-	server := &http.Server{Handler: b, ReadHeaderTimeout: patience, ErrorLog: nil}
-	server.SetKeepAlivesEnabled(true)
+	// Probes that open a connection and close it are no news, nor are handshakes that a test has fail.
+	server := &http.Server{Handler: b, ReadHeaderTimeout: patience, ErrorLog: log.New(io.Discard, "", 0)}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -159,6 +159,20 @@ func (b *backend) last(t *testing.T) seen {
 		t.Fatalf("backend %s was sent nothing", b.name)
 	}
 	return b.requests[len(b.requests)-1]
+}
+
+// holds waits until n more requests for /held have arrived.
+func (b *backend) holds(t *testing.T, n int) {
+	t.Helper()
+	timeout := time.NewTimer(patience)
+	defer timeout.Stop()
+	for i := range n {
+		select {
+		case <-b.held:
+		case <-timeout.C:
+			t.Fatalf("of %d requests to hold, %d arrived", n, i)
+		}
+	}
 }
 
 // setSick makes /healthz say 500, or 200 again.
@@ -270,14 +284,4 @@ func serveAsBackend(name, address string) int {
 		fmt.Fprintln(w, name)
 	})))
 	return 1
-}
-
-// names gives the names of backends, sorted, each once.
-func names(backends []*backend) []string {
-	var out []string
-	for _, b := range backends {
-		out = append(out, b.name)
-	}
-	slices.Sort(out)
-	return slices.Compact(out)
 }

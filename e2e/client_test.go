@@ -20,7 +20,8 @@ import (
 // newClient gives a client with connections of its own, which takes answers as they come. config is for https.
 func newClient(t *testing.T, config *tls.Config, http2 bool) *http.Client {
 	t.Helper()
-	transport := &http.Transport{DisableCompression: true, TLSClientConfig: config, ForceAttemptHTTP2: http2}
+	// net/http writes the protocols that it offers into the configuration.
+	transport := &http.Transport{DisableCompression: true, TLSClientConfig: config.Clone(), ForceAttemptHTTP2: http2}
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{
 		Transport: transport, Timeout: 2 * patience,

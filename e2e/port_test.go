@@ -72,3 +72,10 @@ func hold(t testing.TB) (address string, release func()) {
 	t.Cleanup(func() { l.Close() })
 	return l.Addr().String(), func() { l.Close() }
 }
+
+// port is the port of host:port.
+func port(address string) int {
+	_, text, _ := net.SplitHostPort(address)
+	n, _ := strconv.Atoi(text)
+	return n
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"slices"
@@ -254,13 +255,8 @@ func runToEnd(t *testing.T, c command, stdin string) result {
 // wants checks the exit code, and texts that standard output and standard error together must hold.
 func (r result) wants(t *testing.T, code int, texts ...string) result {
 	t.Helper()
-	if r.code != code {
-		t.Errorf("exit code %d, want %d\n--- stdout\n%s--- stderr\n%s---", r.code, code, r.stdout, r.stderr)
-	}
-	for _, text := range texts {
-		if !strings.Contains(r.stdout+r.stderr, text) {
-			t.Errorf("%q is not said\n--- stdout\n%s--- stderr\n%s---", text, r.stdout, r.stderr)
-		}
+	if complaint := r.complaint(code, texts); complaint != "" {
+		t.Error(complaint)
 	}
 	return r
 }
@@ -268,10 +264,26 @@ func (r result) wants(t *testing.T, code int, texts ...string) result {
 // must is wants for what the rest of the test stands on.
 func (r result) must(t *testing.T, code int, texts ...string) result {
 	t.Helper()
-	if r.wants(t, code, texts...); t.Failed() {
-		t.FailNow()
+	if complaint := r.complaint(code, texts); complaint != "" {
+		t.Fatal(complaint)
 	}
 	return r
+}
+
+func (r result) complaint(code int, texts []string) string {
+	var complaints []string
+	if r.code != code {
+		complaints = append(complaints, fmt.Sprintf("exit code %d, want %d", r.code, code))
+	}
+	for _, text := range texts {
+		if !strings.Contains(r.stdout+r.stderr, text) {
+			complaints = append(complaints, fmt.Sprintf("%q is not said", text))
+		}
+	}
+	if complaints == nil {
+		return ""
+	}
+	return fmt.Sprintf("%s\n--- stdout\n%s--- stderr\n%s---", strings.Join(complaints, "\n"), r.stdout, r.stderr)
 }
 
 // wantsOneLine checks that a daemon could not start and said so in one line that holds the texts. Log lines before it are

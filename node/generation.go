@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"maps"
 	"net"
 	"net/netip"
@@ -58,9 +57,6 @@ type Generation struct {
 	refs  atomic.Int64
 	unpin func()
 }
-
-// Release is what the generation was compiled from.
-func (g *Generation) Release() *fleetv1.Release { return g.release }
 
 // hold takes a reference, unless the last one is gone already.
 func (g *Generation) hold() bool {
@@ -306,6 +302,3 @@ func (n *Node) liveTLS() *tls.Config {
 	}
 	return nil
 }
-
-// String names the generation in logs.
-func (g *Generation) String() string { return fmt.Sprintf("revision %d", g.release.GetRevision()) }

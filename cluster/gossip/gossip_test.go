@@ -25,9 +25,6 @@ func TestMain(m *testing.M) {
 
 var key = bytes.Repeat([]byte{1}, 32)
 
-// linger is how long the last goroutines of a memberlist may take to end, in fake time.
-const linger = time.Minute
-
 func start(t *testing.T, n *gossiptest.Network, i int, change func(*gossip.Options)) *gossip.Gossip {
 	t.Helper()
 	transport, err := n.Listen(fmt.Sprintf("10.0.0.%d:7946", i))
@@ -53,7 +50,6 @@ func start(t *testing.T, n *gossiptest.Network, i int, change func(*gossip.Optio
 		if err := g.Shutdown(); err != nil {
 			t.Error(err)
 		}
-		time.Sleep(linger)
 	})
 	return g
 }
@@ -95,7 +91,7 @@ func await(t *testing.T, within time.Duration, g *gossip.Gossip, want string) {
 
 // All four states as memberlist has them, which hold what livenessOf reads to its meaning.
 func TestLiveness(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	gossiptest.Run(t, func(t *testing.T) {
 		n := gossiptest.NewNetwork(1)
 		a, b, c := start(t, n, 1, nil), start(t, n, 2, nil), start(t, n, 3, nil)
 		join(t, b, a)
@@ -122,7 +118,7 @@ func TestLiveness(t *testing.T) {
 }
 
 func TestAnnounceReachesTheOthers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	gossiptest.Run(t, func(t *testing.T) {
 		n := gossiptest.NewNetwork(1)
 		a, b := start(t, n, 1, nil), start(t, n, 2, nil)
 		join(t, b, a)
@@ -147,7 +143,7 @@ func drain(ch <-chan struct{}) {
 }
 
 func TestJoinSaysWhyNot(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	gossiptest.Run(t, func(t *testing.T) {
 		n := gossiptest.NewNetwork(1)
 		a := start(t, n, 1, nil)
 		b := start(t, n, 2, func(o *gossip.Options) { o.Keys = [][]byte{bytes.Repeat([]byte{2}, 32)} })
@@ -171,7 +167,7 @@ func TestJoinSaysWhyNot(t *testing.T) {
 }
 
 func TestAnOldKeyIsStillRead(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	gossiptest.Run(t, func(t *testing.T) {
 		n := gossiptest.NewNetwork(1)
 		a := start(t, n, 1, nil)
 		b := start(t, n, 2, func(o *gossip.Options) { o.Keys = [][]byte{key, bytes.Repeat([]byte{2}, 32)} })
@@ -183,7 +179,7 @@ func TestAnOldKeyIsStillRead(t *testing.T) {
 }
 
 func TestMembersThatAreNotAcceptedStayOut(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	gossiptest.Run(t, func(t *testing.T) {
 		n := gossiptest.NewNetwork(1)
 		a := start(t, n, 1, func(o *gossip.Options) {
 			o.Accept = func(name string) error { return errors.New("unwelcome: " + name) }
@@ -196,7 +192,7 @@ func TestMembersThatAreNotAcceptedStayOut(t *testing.T) {
 }
 
 func TestANameTakenIsReported(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	gossiptest.Run(t, func(t *testing.T) {
 		n := gossiptest.NewNetwork(1)
 		a, b := start(t, n, 1, nil), start(t, n, 2, nil)
 		c := start(t, n, 3, func(o *gossip.Options) { o.Name = "m2" })

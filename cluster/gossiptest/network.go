@@ -198,12 +198,8 @@ func (t *Transport) DialAddressTimeout(to gossip.Address, timeout time.Duration)
 	}
 }
 
-// wait waits and then gives result, or another error as soon as the host is shut down. It makes no timer of no time:
-// two at once in a synctest bubble share what the race detector keeps for the bubble's timers, which crashes it.
+// wait waits and then gives result, or another error as soon as the host is shut down.
 func (t *Transport) wait(d time.Duration, result error) error {
-	if d == 0 {
-		return result
-	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {

@@ -3,7 +3,6 @@ package gossiptest
 import (
 	"io"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -33,7 +32,7 @@ func send(t *testing.T, from, to *Transport) {
 }
 
 func TestPacketsTakeTheLatency(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	Run(t, func(t *testing.T) {
 		n := NewNetwork(1)
 		a, b := pair(t, n)
 		n.SetLatency(time.Second)
@@ -59,7 +58,7 @@ func TestLossLosesAboutThatManyPackets(t *testing.T) {
 }
 
 func TestAPartitionLosesPacketsAndSilencesDials(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	Run(t, func(t *testing.T) {
 		n := NewNetwork(1)
 		a, b := pair(t, n)
 		n.Partition(a.Address())

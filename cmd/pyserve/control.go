@@ -62,6 +62,9 @@ controls) and admin.yaml (for pyservectl).`,
 
 func runControl(ctx context.Context, o controlOptions, logger *slog.Logger) error {
 	p, err := startControl(ctx, o, logger)
+	if stoppedWhileStarting(ctx, err) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -89,11 +92,11 @@ type controlProcess struct {
 
 // startControl starts all of a control or nothing. Sockets come first: whoever starts a second control by mistake is
 // told so before anything is touched.
-func startControl(ctx context.Context, o controlOptions, logger *slog.Logger) (p *controlProcess, err error) {
+func startControl(ctx context.Context, o controlOptions, logger *slog.Logger) (_ *controlProcess, err error) {
 	if o.join != "" || o.tokenFile != "" {
 		return nil, errors.New("--join: more than one control is not supported yet")
 	}
-	p = &controlProcess{failed: make(chan error, 1)}
+	p := &controlProcess{failed: make(chan error, 1)}
 	defer func() {
 		if err != nil {
 			undoing, cancel := context.WithTimeout(context.Background(), 5*time.Second)
@@ -160,8 +163,24 @@ func (p *controlProcess) startGossip(o controlOptions, host string, logger *slog
 	if err := p.cluster.Start(); err != nil {
 		return fmt.Errorf("--gossip: %w", err)
 	}
-	p.undo.add(p.cluster.Stop)
+	p.undo.add(func(context.Context) error {
+		leaveGossip(p.cluster, logger)
+		return nil
+	})
 	return nil
+}
+
+// leaveTime is how long the good-bye to the other members may take.
+const leaveTime = 3 * time.Second
+
+// leaveGossip ends membership. It has a time of its own, since a drain before it may take all there was. A good-bye that
+// nobody heard is no failure: the others find out by themselves.
+func leaveGossip(c *cluster.Cluster, logger *slog.Logger) {
+	ctx, cancel := context.WithTimeout(context.Background(), leaveTime)
+	defer cancel()
+	if err := c.Stop(ctx); err != nil {
+		logger.Warn("left gossip without a good-bye", "error", err)
+	}
 }
 
 func (p *controlProcess) serve(l net.Listener, logger *slog.Logger) error {

@@ -53,6 +53,11 @@ func untilSignalled(to io.Writer) (context.Context, context.CancelFunc) {
 	return ctx, cancel
 }
 
+// stoppedWhileStarting says that a start failed because a signal had ended ctx, which is no failure.
+func stoppedWhileStarting(ctx context.Context, err error) bool {
+	return ctx.Err() != nil && errors.Is(err, context.Canceled)
+}
+
 // logging are the flags that every daemon has.
 type logging struct{ format, level string }
 

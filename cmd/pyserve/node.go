@@ -111,6 +111,9 @@ const drainTime = 30 * time.Second
 
 func runNode(ctx context.Context, o nodeOptions, logger *slog.Logger) error {
 	p, err := startNode(ctx, o, logger)
+	if stoppedWhileStarting(ctx, err) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -130,11 +133,11 @@ type nodeProcess struct {
 
 // startNode starts all of a node or nothing. Where the node is not enrolled yet it returns only when it is, or when
 // ctx ends; its admin address answers meanwhile.
-func startNode(ctx context.Context, o nodeOptions, logger *slog.Logger) (p *nodeProcess, err error) {
+func startNode(ctx context.Context, o nodeOptions, logger *slog.Logger) (_ *nodeProcess, err error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	p = &nodeProcess{}
+	p := &nodeProcess{}
 	defer func() {
 		if err != nil {
 			undoing, cancel := context.WithTimeout(context.Background(), 5*time.Second)
@@ -336,7 +339,7 @@ func (m *membership) address() string {
 	return m.cluster.Address()
 }
 
-func (m *membership) stop(ctx context.Context) error {
+func (m *membership) stop(context.Context) error {
 	m.mu.Lock()
 	c := m.cluster
 	m.mu.Unlock()
@@ -345,5 +348,6 @@ func (m *membership) stop(ctx context.Context) error {
 	}
 	m.cancel()
 	m.telling.Wait()
-	return c.Stop(ctx)
+	leaveGossip(c, m.logger)
+	return nil
 }

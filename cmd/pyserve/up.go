@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -71,11 +72,11 @@ func runUp(ctx context.Context, o upOptions, out io.Writer, logger *slog.Logger)
 		<-ctx.Done()
 		fmt.Fprintln(out, "\nStopping.")
 	}
-	if errors.Is(err, context.Canceled) {
-		err = nil // stopped while it was starting
+	if stoppedWhileStarting(ctx, err) {
+		err = nil
 	}
-	// Tunnels of a first look need no long good-bye.
-	stopping, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	// Connections of a first look need no long good-bye.
+	stopping, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	return errors.Join(err, u.undo.run(stopping))
 }
@@ -111,6 +112,7 @@ func (u *up) start(ctx context.Context) error {
 	if err := u.startControl(ctx); err != nil {
 		return err
 	}
+	u.undo.add(u.stopNodes)
 	for i := range o.nodes {
 		if err := u.startNode(ctx, i); err != nil {
 			return err
@@ -209,8 +211,18 @@ func (u *up) startNode(ctx context.Context, i int) error {
 		return err
 	}
 	u.nodes = append(u.nodes, p)
-	u.undo.add(p.undo.run)
 	return nil
+}
+
+// stopNodes stops the nodes that were started, all at the same time: each may have connections that use up ctx.
+func (u *up) stopNodes(ctx context.Context) error {
+	problems := make([]error, len(u.nodes))
+	var stopping sync.WaitGroup
+	for i, p := range u.nodes {
+		stopping.Go(func() { problems[i] = p.undo.run(ctx) })
+	}
+	stopping.Wait()
+	return errors.Join(problems...)
 }
 
 // address gives a loopback address with the port, or with any where --port is 0.

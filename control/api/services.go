@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/pyserve/pyserve/control"
+	"github.com/pyserve/pyserve/control/fleet"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
 )
@@ -134,6 +135,8 @@ func (o *operator) WatchStatus(_ *operatorv1.GetStatusRequest, stream grpc.Serve
 		select {
 		case <-changed:
 		case <-ticker.C:
+		case <-o.control.StreamsEnded():
+			return fleet.ErrClosed
 		case <-stream.Context().Done():
 			return context.Cause(stream.Context())
 		}

@@ -11,8 +11,9 @@ package fleet
 
 import (
 	"bytes"
+	"cmp"
 	"context"
-	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -44,6 +45,10 @@ type Options struct {
 	// WholeBundles is how many whole bundles are on their way at once, so that a fleet that reconnects does not fill
 	// the memory with them. 0: 8.
 	WholeBundles int
+	// Stalled is how long a node may take to take one message before its stream is ended; otherwise a few nodes that
+	// read nothing would hold every place for a whole bundle. Above what a node takes to compile, since it reads nothing
+	// meanwhile, and below the time that an apply waits, which such a node then does not hold up. 0: 30 s.
+	Stalled time.Duration
 }
 
 // Fleet is safe for concurrent use.
@@ -51,7 +56,7 @@ type Fleet struct {
 	options Options
 	whole   chan struct{} // a place for every whole bundle under way
 	closed  chan struct{}
-	group   sync.WaitGroup // sessions' goroutines
+	group   sync.WaitGroup // streams' goroutines; added to under mu, so that Close misses none
 
 	mu       sync.Mutex // guards all below; held for memory work only, never while sending
 	sessions map[string]*session
@@ -78,6 +83,9 @@ func New(options Options) *Fleet {
 	if options.WholeBundles == 0 {
 		options.WholeBundles = 8
 	}
+	if options.Stalled == 0 {
+		options.Stalled = 30 * time.Second
+	}
 	return &Fleet{
 		options:  options,
 		whole:    make(chan struct{}, options.WholeBundles),
@@ -91,9 +99,7 @@ func New(options Options) *Fleet {
 // Close ends every session and waits for their goroutines.
 func (f *Fleet) Close() {
 	f.mu.Lock()
-	select {
-	case <-f.closed:
-	default:
+	if !f.isClosed() {
 		close(f.closed)
 	}
 	for _, s := range f.sessions {
@@ -103,8 +109,29 @@ func (f *Fleet) Close() {
 	f.group.Wait()
 }
 
-// ErrClosed ends sessions when control stops.
-var ErrClosed = errors.New("control is stopping")
+// Closed gives a channel that is closed when Close was called: nodes that are gone since then are not gone by
+// themselves.
+func (f *Fleet) Closed() <-chan struct{} { return f.closed }
+
+func (f *Fleet) isClosed() bool {
+	select {
+	case <-f.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+// start runs a goroutine that Close waits for. It says false after Close.
+func (f *Fleet) start(run func()) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.isClosed() {
+		return false
+	}
+	f.group.Go(run)
+	return true
+}
 
 // Target gives what the fleet is to serve; nil: nothing yet.
 func (f *Fleet) Target() *Target {
@@ -114,11 +141,11 @@ func (f *Fleet) Target() *Target {
 }
 
 // SetTarget says what every node is to serve from now on: whoever has prepared it commits, everybody else is offered
-// it and commits at once. A target of the same release as the current one changes nothing.
+// it and commits at once. A target of the same release as the current one, or of an older one, changes nothing.
 func (f *Fleet) SetTarget(t *Target) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.target != nil && sameRelease(f.target.Release, t.Release) {
+	if f.target != nil && !newer(t.Release, f.target.Release) {
 		return
 	}
 	if f.proposed != nil && sameRelease(f.proposed.Release, t.Release) {
@@ -178,8 +205,9 @@ func (f *Fleet) Progress(name string, t *Target) (rollout.State, string) {
 	return rollout.Offered, ""
 }
 
-// Watch gives a channel that is signalled whenever anything about a node changed; changes in quick succession are one
-// signal. Call stop when done.
+// Watch gives a channel that is signalled whenever a node came, went, or did something else that [Fleet.Nodes] or
+// [Fleet.Progress] shows; changes in quick succession are one signal. Verdicts on backends are not part of that. Call
+// stop when done.
 func (f *Fleet) Watch() (changed <-chan struct{}, stop func()) {
 	ch := make(chan struct{}, 1)
 	f.mu.Lock()
@@ -190,14 +218,6 @@ func (f *Fleet) Watch() (changed <-chan struct{}, stop func()) {
 		defer f.mu.Unlock()
 		delete(f.watchers, ch)
 	}
-}
-
-// Forget drops what is remembered of a node without a session.
-func (f *Fleet) Forget(name string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	delete(f.gone, name)
-	f.notify()
 }
 
 // hold keeps b to make deltas against. The caller holds mu.
@@ -250,9 +270,22 @@ func sameRelease(a, b *fleetv1.Release) bool {
 		bytes.Equal(a.GetDigest(), b.GetDigest())
 }
 
+// newer says whether a came after b. A rollback is a new revision, so that a release that is not newer is one that was
+// read before the other and is told late.
+func newer(a, b *fleetv1.Release) bool {
+	return cmp.Or(cmp.Compare(a.GetEpoch(), b.GetEpoch()), cmp.Compare(a.GetRevision(), b.GetRevision())) > 0
+}
+
+// namedRefusals is how many refusals one line names.
+const namedRefusals = 10
+
 func describeRefusals(refusals []*fleetv1.Refusal) string {
-	parts := make([]string, 0, len(refusals))
-	for _, r := range refusals {
+	parts := make([]string, 0, namedRefusals+1)
+	for i, r := range refusals {
+		if i == namedRefusals {
+			parts = append(parts, fmt.Sprintf("and %d more", len(refusals)-i))
+			break
+		}
 		if r.GetField() == "" {
 			parts = append(parts, r.GetReason())
 		} else {
@@ -262,7 +295,8 @@ func describeRefusals(refusals []*fleetv1.Refusal) string {
 	return strings.Join(parts, "; ")
 }
 
-// Stream is one node's conversation; generated gRPC code provides it.
+// Stream is one node's conversation; generated gRPC code provides it. As in gRPC, its context ends when whoever serves
+// it has returned from [Fleet.Serve], and Send and Recv fail then.
 type Stream interface {
 	Context() context.Context
 	Send(*fleetv1.ToNode) error

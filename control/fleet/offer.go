@@ -21,12 +21,15 @@ func (f *Fleet) sendOffer(s *session, o *offer, base *bundle.Bundle) error {
 			return context.Cause(s.ctx)
 		}
 	}
+	if f.outdated(s, o) {
+		return nil
+	}
 	delta := bundle.Between(base, o.target.Bundle)
 	head := &fleetv1.Offer{Nonce: o.nonce, Release: o.target.Release}
 	if base != nil {
 		head.BaseDigest = delta.Base[:]
 	}
-	if err := s.stream.Send(&fleetv1.ToNode{Message: &fleetv1.ToNode_Offer{Offer: head}}); err != nil {
+	if err := f.transmit(s, &fleetv1.ToNode{Message: &fleetv1.ToNode_Offer{Offer: head}}); err != nil {
 		return err
 	}
 	for part := range parts(delta) {
@@ -34,7 +37,7 @@ func (f *Fleet) sendOffer(s *session, o *offer, base *bundle.Bundle) error {
 			return nil
 		}
 		part.Nonce = o.nonce
-		if err := s.stream.Send(&fleetv1.ToNode{Message: &fleetv1.ToNode_OfferPart{OfferPart: part}}); err != nil {
+		if err := f.transmit(s, &fleetv1.ToNode{Message: &fleetv1.ToNode_OfferPart{OfferPart: part}}); err != nil {
 			return err
 		}
 	}
@@ -47,7 +50,8 @@ func (f *Fleet) outdated(s *session, o *offer) bool {
 	return s.offer != o || f.wanted(s) != o.target
 }
 
-// parts cuts a delta into messages; there is always a last one. A resource larger than a part has one to itself.
+// parts cuts a delta into messages; there is always a last one. A resource larger than a part has one to itself: it
+// cannot be cut, and the largest that a document can make is far above gRPC's 4 MiB, so nodes take more.
 func parts(d bundle.Delta) func(yield func(*fleetv1.OfferPart) bool) {
 	return func(yield func(*fleetv1.OfferPart) bool) {
 		part, size := &fleetv1.OfferPart{}, 0

@@ -4,7 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"strings"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/pyserve/pyserve/control/rollout"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
@@ -25,6 +29,8 @@ type session struct {
 	full     bool // the last delta did not fit: send the whole
 	leaving  bool
 	backends map[BackendKey]*fleetv1.BackendStatus
+	// backendBytes is what backends hold.
+	backendBytes int
 }
 
 // offer is the one bundle that is out at a node.
@@ -33,6 +39,7 @@ type offer struct {
 	target   *Target
 	state    rollout.State
 	refusals []*fleetv1.Refusal
+	whole    bool // sent without a base
 	commit   bool // Commit was sent
 }
 
@@ -43,61 +50,97 @@ type refusal struct {
 	retry    time.Time
 }
 
-// Errors that end a session; each is for the node's log as well.
+// Errors that end a stream; each is for the node's log as well.
 var (
+	// ErrClosed ends every stream when control stops.
+	ErrClosed = errors.New("control is stopping")
+	// ErrReplaced ends a stream when its node opens another.
 	ErrReplaced = errors.New("the node opened a newer stream")
-	errHello    = errors.New("the first message of a stream must be Hello")
+	// ErrHello ends a stream that does not begin as it must.
+	ErrHello = errors.New("a stream begins with Hello")
+	// ErrStalled ends the stream of a node that reads nothing.
+	ErrStalled = errors.New("the node took no message for too long")
 )
 
-// Serve runs one node's stream until it ends. name is what the node's certificate says. left tells that the node
-// said it would leave, which its caller may want to keep.
+// helloTime is how long a node may take to say Hello.
+const helloTime = 10 * time.Second
+
+// Serve runs one node's stream until it ends; where the node closed it, that is no error. name is what the node's
+// certificate says. left tells that the node said it would leave, which its caller may want to keep.
 func (f *Fleet) Serve(name string, stream Stream) (left bool, err error) {
-	first, err := stream.Recv()
+	hello, err := f.greet(stream)
 	if err != nil {
-		return false, fmt.Errorf("receive Hello: %w", err)
-	}
-	hello := first.GetHello()
-	if hello == nil {
-		return false, errHello
+		return false, err
 	}
 	s, err := f.begin(name, hello, stream)
 	if err != nil {
 		return false, err
 	}
-	f.options.Logger.Info("node connected", "node", name, "revision", hello.GetApplied().GetRevision(), "version", hello.GetVersion())
-	// Both goroutines end when the stream's context does, which is when this function has returned: the group is
-	// waited for in Close, not here.
-	f.group.Go(func() { s.end(f.send(s)) })
-	f.group.Go(func() { s.end(f.receive(s)) })
+	f.options.Logger.Info("node connected", "node", name, "revision", hello.GetApplied().GetRevision(), "version", s.node.Version)
 	<-s.ctx.Done()
-	cause := context.Cause(s.ctx)
+	err = context.Cause(s.ctx)
 	left = f.finish(s)
-	f.options.Logger.Info("node disconnected", "node", name, "left", left, "reason", cause)
-	return left, cause
+	f.options.Logger.Info("node disconnected", "node", name, "left", left, "reason", err)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return left, err
 }
 
+// greet waits for Hello, and no longer for a node that does not say it.
+func (f *Fleet) greet(stream Stream) (*fleetv1.Hello, error) {
+	type received struct {
+		m   *fleetv1.FromNode
+		err error
+	}
+	first := make(chan received, 1)
+	if !f.start(func() {
+		m, err := stream.Recv()
+		first <- received{m, err}
+	}) {
+		return nil, ErrClosed
+	}
+	timer := time.NewTimer(helloTime)
+	defer timer.Stop()
+	select {
+	case got := <-first:
+		if got.err != nil {
+			return nil, fmt.Errorf("receive Hello: %w", got.err)
+		}
+		if got.m.GetHello() == nil {
+			return nil, ErrHello
+		}
+		return got.m.GetHello(), nil
+	case <-timer.C:
+		return nil, fmt.Errorf("%w, and none came in %s", ErrHello, helloTime)
+	case <-f.closed:
+		return nil, ErrClosed
+	}
+}
+
+// begin registers the session and starts its goroutines. Both end when the stream's context does, which is when Serve
+// has returned: Close waits for them, Serve cannot.
 func (f *Fleet) begin(name string, hello *fleetv1.Hello, stream Stream) (*session, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.isClosed() {
+		return nil, ErrClosed
+	}
 	ctx, end := context.WithCancelCause(stream.Context())
 	s := &session{
 		name: name, stream: stream, ctx: ctx, end: end,
 		wake:     make(chan struct{}, 1),
 		applied:  hello.GetApplied(),
 		backends: map[BackendKey]*fleetv1.BackendStatus{},
-		node:     Node{Name: name, Connected: true, Since: f.options.Now(), Version: hello.GetVersion()},
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	select {
-	case <-f.closed:
-		end(ErrClosed)
-		return nil, ErrClosed
-	default:
+		node:     Node{Name: name, Connected: true, Since: f.options.Now(), Version: clip(hello.GetVersion())},
 	}
 	if old := f.sessions[name]; old != nil {
 		old.end(ErrReplaced)
 	}
 	f.sessions[name] = s
 	delete(f.gone, name)
+	f.group.Go(func() { s.end(f.send(s)) })
+	f.group.Go(func() { s.end(f.receive(s)) })
 	s.wakeUp()
 	f.notify()
 	return s, nil
@@ -124,10 +167,17 @@ func (s *session) wakeUp() {
 	}
 }
 
+// transmit sends one message, and ends the stream of a node that does not take it: Send itself waits for ever.
+func (f *Fleet) transmit(s *session, m *fleetv1.ToNode) error {
+	stalled := time.AfterFunc(f.options.Stalled, func() { s.end(ErrStalled) })
+	defer stalled.Stop()
+	return s.stream.Send(m)
+}
+
 // send is the one goroutine that writes to the stream.
 func (f *Fleet) send(s *session) error {
 	welcome := &fleetv1.ToNode{Message: &fleetv1.ToNode_Welcome{Welcome: f.options.Welcome()}}
-	if err := s.stream.Send(welcome); err != nil {
+	if err := f.transmit(s, welcome); err != nil {
 		return err
 	}
 	retry := time.NewTicker(f.options.RetryRefused)
@@ -160,7 +210,7 @@ func (f *Fleet) next(s *session) func() error {
 		nonce, open := s.offer.nonce, s.offer.state == rollout.Offered || s.offer.state == rollout.Prepared
 		s.offer = nil
 		if open {
-			return s.abort(nonce)
+			return f.abort(s, nonce)
 		}
 	}
 	if want == nil {
@@ -174,7 +224,7 @@ func (f *Fleet) next(s *session) func() error {
 	}
 	if s.offer.state == rollout.Prepared && want == f.target && !s.offer.commit {
 		s.offer.commit = true
-		return s.commit(s.offer.nonce)
+		return f.commit(s, s.offer.nonce)
 	}
 	return nil
 }
@@ -193,18 +243,19 @@ func (f *Fleet) open(s *session, want *Target) func() error {
 	if s.full {
 		base = nil
 	}
+	o.whole = base == nil
 	return func() error { return f.sendOffer(s, o, base) }
 }
 
-func (s *session) commit(nonce uint64) func() error {
+func (f *Fleet) commit(s *session, nonce uint64) func() error {
 	return func() error {
-		return s.stream.Send(&fleetv1.ToNode{Message: &fleetv1.ToNode_Commit{Commit: &fleetv1.Commit{Nonce: nonce}}})
+		return f.transmit(s, &fleetv1.ToNode{Message: &fleetv1.ToNode_Commit{Commit: &fleetv1.Commit{Nonce: nonce}}})
 	}
 }
 
-func (s *session) abort(nonce uint64) func() error {
+func (f *Fleet) abort(s *session, nonce uint64) func() error {
 	return func() error {
-		return s.stream.Send(&fleetv1.ToNode{Message: &fleetv1.ToNode_Abort{Abort: &fleetv1.Abort{Nonce: nonce}}})
+		return f.transmit(s, &fleetv1.ToNode{Message: &fleetv1.ToNode_Abort{Abort: &fleetv1.Abort{Nonce: nonce}}})
 	}
 }
 
@@ -216,79 +267,128 @@ func (f *Fleet) receive(s *session) error {
 			return err
 		}
 		f.mu.Lock()
-		f.observe(s, m)
-		f.notify()
+		news, tell := f.observe(s, m)
+		if news {
+			f.notify()
+		}
 		f.mu.Unlock()
+		if tell != nil {
+			tell() // a log that blocks must not block the fleet
+		}
 		s.wakeUp()
 	}
 }
 
-// observe takes in one message. Answers whose nonce is not the outstanding one are about something that is over. The
-// caller holds mu.
-func (f *Fleet) observe(s *session, m *fleetv1.FromNode) {
+// observe takes in one message, says whether watchers are to hear of it, and what is to be logged; nil: nothing.
+// Answers whose nonce is not the outstanding one are about something that is over. The caller holds mu.
+func (f *Fleet) observe(s *session, m *fleetv1.FromNode) (news bool, tell func()) {
 	switch m := m.GetMessage().(type) {
 	case *fleetv1.FromNode_Prepared:
 		if o := s.offer; o != nil && o.nonce == m.Prepared.GetNonce() && o.state == rollout.Offered {
 			o.state = rollout.Prepared
 			if refusals := m.Prepared.GetRefusals(); len(refusals) > 0 {
-				f.refuse(s, refusals)
+				return true, f.refuse(s, refusals)
 			}
+			return true, nil
 		}
 	case *fleetv1.FromNode_Committed:
 		if o := s.offer; o != nil && o.nonce == m.Committed.GetNonce() && o.commit {
-			f.committed(s, m.Committed.GetApplied())
+			return true, f.committed(s, m.Committed.GetApplied())
 		}
 	case *fleetv1.FromNode_NeedFull:
-		if o := s.offer; o != nil && o.nonce == m.NeedFull.GetNonce() {
-			f.options.Logger.Info("node needs the whole bundle", "node", s.name, "reason", m.NeedFull.GetReason())
-			if s.full { // it had the whole already
-				f.refuse(s, []*fleetv1.Refusal{{Reason: "cannot read the whole bundle: " + m.NeedFull.GetReason()}})
-				return
-			}
-			s.full, s.offer = true, nil
+		if o := s.offer; o != nil && o.nonce == m.NeedFull.GetNonce() && o.state == rollout.Offered {
+			return true, f.needFull(s, clip(m.NeedFull.GetReason()))
 		}
 	case *fleetv1.FromNode_Status:
-		s.status(m.Status)
+		return s.status(m.Status), nil
 	case *fleetv1.FromNode_Leaving:
 		s.leaving = true
+		return true, nil
 	}
+	return false, nil
 }
 
-func (f *Fleet) refuse(s *session, refusals []*fleetv1.Refusal) {
+func (f *Fleet) refuse(s *session, refusals []*fleetv1.Refusal) (tell func()) {
+	refusals = bounded(refusals)
+	target := s.offer.target
 	s.offer.state, s.offer.refusals = rollout.Refused, refusals
-	s.refused = &refusal{target: s.offer.target, refusals: refusals, retry: f.options.Now().Add(f.options.RetryRefused)}
-	f.options.Logger.Warn("node refuses a bundle", "node", s.name,
-		"revision", s.offer.target.Release.GetRevision(), "reason", describeRefusals(refusals))
-	if f.proposed != s.offer.target {
+	s.refused = &refusal{target: target, refusals: refusals, retry: f.options.Now().Add(f.options.RetryRefused)}
+	if f.proposed != target {
 		s.offer = nil // the target: offered again after a while
 	}
+	return func() {
+		f.options.Logger.Warn("node refuses a bundle", "node", s.name,
+			"revision", target.Release.GetRevision(), "reason", describeRefusals(refusals))
+	}
 }
 
-func (f *Fleet) committed(s *session, applied *fleetv1.Release) {
+func (f *Fleet) committed(s *session, applied *fleetv1.Release) (tell func()) {
 	if !sameRelease(applied, s.offer.target.Release) {
-		f.refuse(s, []*fleetv1.Refusal{{Reason: "says that it serves another bundle than the one it was told to commit"}})
-		return
+		return f.refuse(s, []*fleetv1.Refusal{{Reason: "says that it serves another bundle than the one it was told to commit"}})
 	}
 	s.applied, s.full, s.refused, s.offer = applied, false, nil, nil
+	return nil
 }
 
-// status takes in what the node says of itself every second.
-func (s *session) status(m *fleetv1.Status) {
+// needFull has the bundle sent whole. A node that had it whole already would ask for ever.
+func (f *Fleet) needFull(s *session, reason string) (tell func()) {
+	if s.offer.whole {
+		return f.refuse(s, []*fleetv1.Refusal{{Reason: "cannot read the whole bundle: " + reason}})
+	}
+	s.full, s.offer = true, nil
+	return func() { f.options.Logger.Info("node needs the whole bundle", "node", s.name, "reason", reason) }
+}
+
+// What one node can make control remember; of a node that says more, the rest is not kept.
+const (
+	maxBackends     = 500_000
+	maxBackendBytes = 64 << 20
+	maxRefusals     = 100
+	maxText         = 1 << 10
+)
+
+// status takes in what the node says of itself every second, and says whether it is news.
+func (s *session) status(m *fleetv1.Status) (news bool) {
+	before, applied := s.node, s.applied
 	if m.GetApplied() != nil {
 		s.applied = m.GetApplied()
 	}
-	s.node.Listen, s.node.Gossip = m.GetListen(), m.GetGossipAddress()
-	s.node.Draining, s.node.Refusals = m.GetDraining(), m.GetRefusals()
+	s.node.Listen, s.node.Gossip = clip(m.GetListen()), clip(m.GetGossipAddress())
+	s.node.Draining, s.node.Refusals = m.GetDraining(), bounded(m.GetRefusals())
 	if m.GetBackendsFull() {
 		clear(s.backends)
+		s.backendBytes = 0
 	}
 	for _, b := range m.GetBackends() {
-		if len(s.backends) >= maxBackends {
-			return
-		}
-		s.backends[BackendKey{b.GetRoute(), b.GetAddress()}] = b
+		s.remember(b)
 	}
+	return !proto.Equal(applied, s.applied) || before.Listen != s.node.Listen || before.Gossip != s.node.Gossip ||
+		before.Draining != s.node.Draining || describeRefusals(before.Refusals) != describeRefusals(s.node.Refusals)
 }
 
-// maxBackends bounds what one node can make control remember.
-const maxBackends = 500_000
+func (s *session) remember(b *fleetv1.BackendStatus) {
+	key := BackendKey{b.GetRoute(), b.GetAddress()}
+	b.Reason = clip(b.GetReason())
+	old, known := s.backends[key]
+	size := s.backendBytes + proto.Size(b) - proto.Size(old)
+	if !known && len(s.backends) >= maxBackends || size > maxBackendBytes {
+		return
+	}
+	s.backends[key], s.backendBytes = b, size
+}
+
+func bounded(refusals []*fleetv1.Refusal) []*fleetv1.Refusal {
+	refusals = refusals[:min(len(refusals), maxRefusals)]
+	for _, r := range refusals {
+		r.Field, r.Reason = clip(r.GetField()), clip(r.GetReason())
+	}
+	return refusals
+}
+
+// clip bounds a text that a node made.
+func clip(text string) string {
+	if len(text) <= maxText {
+		return text
+	}
+	return strings.ToValidUTF8(text[:maxText], "") + "…"
+}

@@ -16,6 +16,8 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -164,17 +166,25 @@ func (a *Agent) converse(ctx context.Context, address string) error {
 	if !opened() {
 		return context.Cause(ctx)
 	}
-	c := newConversation(a, conn, stream)
+	c := newConversation(a, address, conn, stream)
 	defer c.wait(cancel)
 	return plain(c.run(ctx))
 }
 
-// plain takes gRPC's dress off an error.
+// plain takes gRPC's dress off an error; what is left of `connection error: desc = "transport: Error while dialing: …"` is
+// what the network said.
 func plain(err error) error {
-	if s, ok := status.FromError(err); ok && err != nil {
-		return errors.New(s.Message())
+	s, ok := status.FromError(err)
+	if !ok || err == nil {
+		return err
 	}
-	return err
+	text := s.Message()
+	if quoted, ok := strings.CutPrefix(text, "connection error: desc = "); ok {
+		if inner, err := strconv.Unquote(quoted); err == nil {
+			text = inner
+		}
+	}
+	return errors.New(strings.TrimPrefix(strings.TrimPrefix(text, "transport: "), "Error while dialing: "))
 }
 
 // compile makes what the node could serve of a bundle. Refusals are nil if it could.

@@ -22,6 +22,7 @@ import (
 // conversation is one stream's life. Its own goroutine only receives; everything else is done by the caller of run.
 type conversation struct {
 	agent    *Agent
+	address  string // of the control
 	conn     *grpc.ClientConn
 	stream   grpc.BidiStreamingClient[fleetv1.FromNode, fleetv1.ToNode]
 	received chan *fleetv1.ToNode
@@ -55,9 +56,9 @@ type prepared struct {
 // statusInterval is how often Status is sent when nothing changes.
 const statusInterval = time.Second
 
-func newConversation(a *Agent, conn *grpc.ClientConn, stream grpc.BidiStreamingClient[fleetv1.FromNode, fleetv1.ToNode]) *conversation {
+func newConversation(a *Agent, address string, conn *grpc.ClientConn, stream grpc.BidiStreamingClient[fleetv1.FromNode, fleetv1.ToNode]) *conversation {
 	c := &conversation{
-		agent: a, conn: conn, stream: stream,
+		agent: a, address: address, conn: conn, stream: stream,
 		received: make(chan *fleetv1.ToNode),
 		failed:   make(chan error, 1),
 		stop:     make(chan struct{}),
@@ -180,7 +181,7 @@ func (c *conversation) handle(ctx context.Context, m *fleetv1.ToNode) error {
 func (c *conversation) welcome(ctx context.Context, m *fleetv1.Welcome) error {
 	a := c.agent
 	a.pause.reset()
-	a.options.Logger.Info("connected to control", "control", m.GetControlName(), "address", c.conn.Target())
+	a.options.Logger.Info("connected to control", "control", m.GetControlName(), "address", c.address)
 	id := *a.identity.Load()
 	known := slices.EqualFunc(id.GossipKeys, m.GetGossipKeys(), slices.Equal) && slices.Equal(id.GossipSeeds, m.GetGossipSeeds())
 	id.GossipKeys, id.GossipSeeds = m.GetGossipKeys(), m.GetGossipSeeds()

@@ -60,8 +60,11 @@ func Enroll(ctx context.Context, o EnrollOptions) (*Identity, error) {
 				return id, nil
 			}
 			var refused *RefusedError
-			if errors.As(err, &refused) || ctx.Err() != nil {
+			switch {
+			case errors.As(err, &refused):
 				return nil, err
+			case ctx.Err() != nil:
+				return nil, context.Cause(ctx)
 			}
 			o.Logger.Warn("cannot enrol yet, trying on", "control", address, "error", err)
 		}
@@ -101,7 +104,7 @@ func enrollAt(ctx context.Context, address, pin, keyPEM string, request []byte, 
 		if wrongControl != nil {
 			return nil, &RefusedError{fmt.Sprintf("the control at %s is not the one that made this join token: %v", address, wrongControl)}
 		}
-		return nil, errors.New(status.Convert(err).Message())
+		return nil, plain(err)
 	}
 	id, err := received(o.Name, keyPEM, response.GetIdentity())
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"runtime/debug"
 	"strconv"
@@ -11,7 +12,6 @@ import (
 	"time"
 
 	"github.com/pyserve/pyserve/node/route"
-	"github.com/pyserve/pyserve/node/tunnel"
 )
 
 const (
@@ -23,12 +23,19 @@ const (
 	flushHeadAbove = 64 << 10
 )
 
+// Tunnels takes over after an upgrade.
+type Tunnels interface {
+	// Join passes on the bytes of both connections, beginning with what was already read from either, until both have
+	// ended, and closes them. It returns how many bytes each passed on.
+	Join(client, backend net.Conn, fromClient, fromBackend []byte) (clientBytes, backendBytes int64, err error)
+}
+
 // Options of a Handler.
 type Options struct {
 	// Where the live table comes from. Required.
 	Source Source
 	// Where upgraded connections live. Required.
-	Tunnels *tunnel.Set
+	Tunnels Tunnels
 	// Required.
 	Metrics *Metrics
 	// Nil: nothing is logged.
@@ -40,7 +47,7 @@ type Options struct {
 // Handler forwards requests. It may be used concurrently and by several listeners.
 type Handler struct {
 	source           Source
-	tunnels          *tunnel.Set
+	tunnels          Tunnels
 	metrics          *Metrics
 	logger           *slog.Logger
 	handshakeTimeout time.Duration

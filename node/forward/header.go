@@ -41,8 +41,12 @@ func forwardable(name string) bool {
 	return !slices.Contains(hopByHop, name) && !forwarded(name)
 }
 
-// forwarded says whether a field tells who the client is, so that it is ours to set.
+// forwarded says whether a field tells who the client is, so that it is ours to set. Underscores count as hyphens: what
+// hands headers over as environment variables (CGI, WSGI) cannot tell X_Forwarded_For from ours.
 func forwarded(name string) bool {
+	if strings.IndexByte(name, '_') >= 0 {
+		name = textproto.CanonicalMIMEHeaderKey(strings.ReplaceAll(name, "_", "-"))
+	}
 	return strings.HasPrefix(name, "X-Forwarded-") || name == "X-Real-Ip" || name == "X-Request-Id"
 }
 
@@ -74,13 +78,12 @@ func (x *exchange) requestHeader() http.Header {
 	return h
 }
 
-// setForwarded says who the client is. What an untrusted one said about that is dropped.
+// setForwarded says who the client is. What an untrusted one said about that is dropped, and so is in any case what would
+// stand beside our own word in another spelling.
 func (x *exchange) setForwarded(h http.Header) {
-	if !x.origin.trusted {
-		for name := range h {
-			if forwarded(name) {
-				delete(h, name)
-			}
+	for name := range h {
+		if forwarded(name) && (!x.origin.trusted || strings.IndexByte(name, '_') >= 0) {
+			delete(h, name)
 		}
 	}
 	h["X-Forwarded-For"] = []string{x.origin.chain}

@@ -47,9 +47,12 @@ func NewMetrics(registerer prometheus.Registerer) (*Metrics, error) {
 	if registerer == nil {
 		return m, nil
 	}
-	for _, c := range m.collectors() {
+	for i, c := range m.collectors() {
 		if err := registerer.Register(c); err != nil {
-			m.Unregister(registerer)
+			// Not all of them: those that are refused are somebody else's, and Unregister would take his.
+			for _, ours := range m.collectors()[:i] {
+				registerer.Unregister(ours)
+			}
 			return nil, fmt.Errorf("register request metrics: %w", err)
 		}
 	}
@@ -60,7 +63,7 @@ func (m *Metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{m.requests, m.seconds, m.retries, m.failures, m.inFlight}
 }
 
-// Unregister undoes the registration.
+// Unregister undoes the registration by NewMetrics.
 func (m *Metrics) Unregister(registerer prometheus.Registerer) {
 	for _, c := range m.collectors() {
 		registerer.Unregister(c)

@@ -29,7 +29,9 @@ func (x *exchange) refuse(status int, sentence string) {
 	case http.StatusServiceUnavailable:
 		h.Set("Retry-After", "1")
 	case http.StatusBadRequest, http.StatusNotImplemented:
-		h.Set("Connection", "close")
+		if x.r.ProtoMajor == 1 { // over HTTP/2 it would take the other streams along
+			h.Set("Connection", "close")
+		}
 	}
 	x.head(status)
 	if x.r.Method != http.MethodHead {

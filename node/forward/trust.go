@@ -1,13 +1,12 @@
 package forward
 
 import (
+	"crypto/rand"
+	"encoding/hex"
 	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
-
-	"crypto/rand"
-	"encoding/hex"
 )
 
 // origin is who a request comes from and how the public spelled it, as far as it can be believed.

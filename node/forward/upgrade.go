@@ -13,7 +13,6 @@ import (
 	"net/textproto"
 	"time"
 
-	"github.com/pyserve/pyserve/node/tunnel"
 	"github.com/pyserve/pyserve/node/upstream"
 )
 
@@ -144,9 +143,9 @@ func (x *exchange) joinTunnel(a *answer) *failure {
 		a.conn.Close()
 		return &failure{class: ClassClient, err: fmt.Errorf("pass 101 to client: %w", err)}
 	}
-	traffic, err := x.tunnels.Join(tunnel.Side{Conn: client, Buffered: bytes.Clone(sent)}, tunnel.Side{Conn: a.conn, Buffered: early})
+	fromClient, fromBackend, err := x.tunnels.Join(client, a.conn, bytes.Clone(sent), early)
 	x.logger.Debug("tunnel ended", "route", x.route.name, "request_id", x.origin.id, "client", x.origin.real,
-		"age", time.Since(x.begun), "from_client", traffic.FromFirst, "from_backend", traffic.FromSecond, "error", err)
+		"age", time.Since(x.begun), "from_client", fromClient, "from_backend", fromBackend, "error", err)
 	return nil
 }
 

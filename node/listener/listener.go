@@ -130,15 +130,14 @@ func samePort(a, b string) bool {
 func Reason(err error) string {
 	var errno syscall.Errno
 	var lookup *net.DNSError
+	var address *net.AddrError
 	switch {
 	case errors.As(err, &errno):
 		return errno.Error()
 	case errors.As(err, &lookup):
 		return lookup.Err
-	}
-	var op *net.OpError
-	if errors.As(err, &op) {
-		return op.Err.Error()
+	case errors.As(err, &address):
+		return address.Err
 	}
 	return err.Error()
 }

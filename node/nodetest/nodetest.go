@@ -12,6 +12,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/pyserve/pyserve/config"
+	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
 )
 
 // patience bounds every wait in a test that uses real sockets.
@@ -178,4 +181,36 @@ func Eventually(t testing.TB, what string, condition func() bool) {
 		case <-tick.C:
 		}
 	}
+}
+
+// Build makes resources without a document, one call for each thing that a test wants served.
+type Build struct{ config.Resources }
+
+// NewBuild listens on an address of the loopback that the kernel chooses.
+func NewBuild() *Build {
+	return &Build{config.Resources{
+		Listener:     &resourcev1.Listener{Host: "127.0.0.1"},
+		Certificates: make(map[string]*resourcev1.Certificate),
+		Routes:       make(map[string]*resourcev1.Route),
+		Pools:        make(map[string]*resourcev1.Pool),
+	}}
+}
+
+// Route adds a prefix route that strips its path, with a pool of its own name over ports of the loopback that are not
+// probed.
+func (b *Build) Route(path string, ports ...uint32) *Build {
+	pool := &resourcev1.Pool{HealthCheck: &resourcev1.HealthCheck{Type: resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_NONE}}
+	for _, port := range ports {
+		pool.Backends = append(pool.Backends, &resourcev1.Backend{Host: "127.0.0.1", Port: port, Weight: 1})
+	}
+	b.Pools[path] = pool
+	b.Routes[path] = &resourcev1.Route{Path: path, Match: resourcev1.PathMatch_PATH_MATCH_PREFIX, StripPath: true, Pool: path}
+	return b
+}
+
+// Serve makes the listener speak TLS with a certificate.
+func (b *Build) Serve(chain, key []byte) *Build {
+	b.Certificates[config.CertificateName] = &resourcev1.Certificate{ChainPem: chain, KeyPem: key}
+	b.Listener.Certificate = config.CertificateName
+	return b
 }

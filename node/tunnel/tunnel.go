@@ -35,18 +35,6 @@ const (
 	busySize = 32 << 10
 )
 
-// Side is one end of a tunnel.
-type Side struct {
-	Conn net.Conn
-	// Buffered is what was already read from Conn and belongs to the other side; nil: nothing.
-	Buffered []byte
-}
-
-// Traffic is what a tunnel carried, in bytes.
-type Traffic struct {
-	FromFirst, FromSecond int64
-}
-
 // Set is the live tunnels. Its methods may be called concurrently.
 type Set struct {
 	idle  time.Duration
@@ -77,28 +65,27 @@ func (s *Set) Len() int {
 	return len(s.live)
 }
 
-// Join passes on the bytes of both sides until both have ended, then closes both connections, which it owns from the call
-// on. The end of one direction is passed on as such (a FIN, or TLS's close_notify) and the other direction goes on, as
-// protocols that half-close expect; where the connection cannot express that, it ends both. An error on either side ends
-// both at once.
+// Join passes on the bytes of both connections until both have ended, then closes them; it owns them from the call on.
+// fromFirst and fromSecond are what was already read from either and belongs to the other; nil: nothing. The end of one
+// direction is passed on as such (a FIN, or TLS's close_notify) and the other direction goes on, as protocols that half-close
+// expect; where a connection cannot express that, it ends both. An error on either side ends both at once.
 //
-// The error is nil where both sides ended in order, otherwise the first that happened; the traffic is right in any case.
-func (s *Set) Join(first, second Side) (Traffic, error) {
-	l := &link{first: first.Conn, second: second.Conn, large: &s.large}
+// It returns how many bytes each side had passed on, and an error unless both ended in order: the first that happened.
+func (s *Set) Join(first, second net.Conn, fromFirst, fromSecond []byte) (firstBytes, secondBytes int64, err error) {
+	l := &link{first: first, second: second, large: &s.large}
 	if !s.add(l) {
 		l.cut(ErrClosed)
-		return Traffic{}, ErrClosed
+		return 0, 0, ErrClosed
 	}
 	defer s.remove(l)
 	l.touch()
 	l.watch(s.idle)
-	var t Traffic
 	var back sync.WaitGroup
-	back.Go(func() { t.FromSecond = l.carry(first.Conn, second) })
-	t.FromFirst = l.carry(second.Conn, first)
+	back.Go(func() { secondBytes = l.carry(first, second, fromSecond) })
+	firstBytes = l.carry(second, first, fromFirst)
 	back.Wait()
 	l.cut(nil)
-	return t, l.cause()
+	return firstBytes, secondBytes, l.cause()
 }
 
 func (s *Set) add(l *link) bool {
@@ -274,9 +261,9 @@ func (l *link) cause() error {
 	return l.err
 }
 
-// carry passes on what src sends until it ends, then ends dst's receiving side. It returns the number of bytes passed.
-func (l *link) carry(dst net.Conn, src Side) int64 {
-	n, err := l.copy(dst, src)
+// carry passes on early and then what src sends until it ends, then ends dst's receiving side. It returns the number of bytes passed.
+func (l *link) carry(dst, src net.Conn, early []byte) int64 {
+	n, err := l.copy(dst, src, early)
 	if err != nil {
 		l.cut(err)
 		return n
@@ -293,9 +280,9 @@ func (l *link) carry(dst net.Conn, src Side) int64 {
 	return n
 }
 
-func (l *link) copy(dst net.Conn, src Side) (passed int64, err error) {
-	if len(src.Buffered) > 0 {
-		n, err := dst.Write(src.Buffered)
+func (l *link) copy(dst, src net.Conn, early []byte) (passed int64, err error) {
+	if len(early) > 0 {
+		n, err := dst.Write(early)
 		passed += int64(n)
 		if err != nil {
 			return passed, fmt.Errorf("write to %s: %w", dst.RemoteAddr(), err)
@@ -303,11 +290,11 @@ func (l *link) copy(dst net.Conn, src Side) (passed int64, err error) {
 	}
 	small := make([]byte, waitSize)
 	for {
-		n, full, err := l.pass(dst, src.Conn, small)
+		n, full, err := l.pass(dst, src, small)
 		passed += int64(n)
 		if full && err == nil {
 			var more int64
-			more, err = l.burst(dst, src.Conn)
+			more, err = l.burst(dst, src)
 			passed += more
 		}
 		if errors.Is(err, io.EOF) {

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type joined struct {
 	client, backend net.Conn // the outer ends
 	done            chan error
-	traffic         Traffic
+	passed          [2]int64 // from the client, from the backend
 }
 
 func join(t *testing.T, s *Set, client, backend, near, far net.Conn, early []byte) *joined {
@@ -32,7 +32,7 @@ func join(t *testing.T, s *Set, client, backend, near, far net.Conn, early []byt
 	j := &joined{client: client, backend: backend, done: make(chan error, 1)}
 	go func() {
 		var err error
-		j.traffic, err = s.Join(Side{Conn: near, Buffered: early}, Side{Conn: far})
+		j.passed[0], j.passed[1], err = s.Join(near, far, early, nil)
 		j.done <- err
 	}()
 	t.Cleanup(func() { client.Close(); backend.Close() })
@@ -98,8 +98,8 @@ func TestBytesPassBothWaysAndEachSideMayEndFirst(t *testing.T) {
 			if err := <-j.done; err != nil {
 				t.Fatal(err)
 			}
-			if want := (Traffic{FromFirst: int64(len(question)) + 6, FromSecond: int64(len(answer))}); j.traffic != want {
-				t.Errorf("traffic %+v, want %+v", j.traffic, want)
+			if want := [2]int64{int64(len(question)) + 6, int64(len(answer))}; j.passed != want {
+				t.Errorf("passed %d bytes, want %d", j.passed, want)
 			}
 		})
 	}
@@ -226,7 +226,7 @@ func TestCloseWithoutDeadlineCutsWhenCancelled(t *testing.T) {
 		if err := <-j.done; !errors.Is(err, errCut) {
 			t.Error(err)
 		}
-		if _, err := s.Join(Side{Conn: client}, Side{Conn: backend}); !errors.Is(err, ErrClosed) {
+		if _, _, err := s.Join(client, backend, nil, nil); !errors.Is(err, ErrClosed) {
 			t.Errorf("join after close: %v", err)
 		}
 		if s.Len() != 0 {

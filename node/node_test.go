@@ -1,0 +1,568 @@
+package node
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/pyserve/pyserve/node/certtest"
+	"github.com/pyserve/pyserve/node/nodetest"
+	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
+	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func newNode(t *testing.T, o Options) *Node {
+	t.Helper()
+	n, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stop(n, 200*time.Millisecond) })
+	return n
+}
+
+func stop(n *Node, within time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	return n.Stop(ctx)
+}
+
+func release(revision uint64) *fleetv1.Release { return &fleetv1.Release{Revision: revision} }
+
+func apply(t *testing.T, n *Node, revision uint64, b *nodetest.Build) *Generation {
+	t.Helper()
+	g, err := n.Prepare(release(revision), &b.Resources)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Apply(g)
+	return g
+}
+
+// saying is a backend that answers with its word.
+func saying(t *testing.T, word string) uint32 {
+	t.Helper()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, word+" "+r.URL.Path) }))
+	t.Cleanup(s.Close)
+	return uint32(s.Listener.Addr().(*net.TCPAddr).Port)
+}
+
+func client(t *testing.T, config *tls.Config) *http.Client {
+	t.Helper()
+	transport := &http.Transport{TLSClientConfig: config, MaxIdleConnsPerHost: 16}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport, Timeout: 20 * time.Second}
+}
+
+func fetch(c *http.Client, url string) (string, error) {
+	res, err := c.Get(url)
+	if err != nil {
+		return "", err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err == nil && res.StatusCode != http.StatusOK {
+		err = errors.New(res.Status)
+	}
+	return string(body), err
+}
+
+func wantBody(t *testing.T, url, want string) {
+	t.Helper()
+	if got, err := fetch(client(t, nil), url); err != nil || got != want {
+		t.Errorf("%s: %q %v, want %q", url, got, err, want)
+	}
+}
+
+func refusals(t *testing.T, err error) Refusals {
+	t.Helper()
+	var r Refusals
+	if !errors.As(err, &r) || len(r) == 0 {
+		t.Fatalf("not refused: %v", err)
+	}
+	return r
+}
+
+func TestANodeServesWhatWasApplied(t *testing.T) {
+	n := newNode(t, Options{Name: "n1"})
+	if n.Ready() || n.Applied() != nil || n.ListenAddress() != "" || n.Backends() != nil {
+		t.Error("a fresh node claims to serve")
+	}
+	b := nodetest.NewBuild().Route("/a", saying(t, "a")).Route("/", saying(t, "root"))
+	g, err := n.Prepare(release(1), &b.Resources)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n.Ready() || n.Applied() != nil {
+		t.Error("prepared is not applied")
+	}
+	n.Apply(g)
+	if !n.Ready() || n.Applied().GetRevision() != 1 {
+		t.Error("applied, but not ready")
+	}
+	<-n.Changed()
+	wantBody(t, "http://"+n.ListenAddress()+"/a/x", "a /x")
+	wantBody(t, "http://"+n.ListenAddress()+"/b", "root /b")
+	if err := stop(n, 20*time.Second); err != nil {
+		t.Error(err)
+	}
+	if n.Ready() || n.Applied() != nil || !n.Draining() {
+		t.Error("stopped, but still ready")
+	}
+}
+
+func TestARequestEndsOnTheGenerationThatItBeganWith(t *testing.T) {
+	entered, leave := make(chan struct{}), make(chan struct{})
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		close(entered)
+		<-leave
+		io.WriteString(w, "old")
+	}))
+	t.Cleanup(s.Close)
+	n := newNode(t, Options{})
+	old := apply(t, n, 1, nodetest.NewBuild().Route("/", uint32(s.Listener.Addr().(*net.TCPAddr).Port)))
+	address := n.ListenAddress()
+	answer := make(chan string, 1)
+	go func() {
+		body, err := fetch(client(t, nil), "http://"+address+"/")
+		answer <- fmt.Sprint(body, err)
+	}()
+	<-entered
+	apply(t, n, 2, nodetest.NewBuild().Route("/new", saying(t, "new")))
+	if n.ListenAddress() != address {
+		t.Error("the same address is a new socket")
+	}
+	wantBody(t, "http://"+address+"/new", "new /")
+	if old.refs.Load() != 1 {
+		t.Errorf("the old generation has %d references, want the request's", old.refs.Load())
+	}
+	close(leave)
+	if got := <-answer; got != "old<nil>" {
+		t.Errorf("the old request got %s", got)
+	}
+	nodetest.Eventually(t, "the old generation is released", func() bool { return old.refs.Load() == 0 })
+}
+
+func TestASwapUnderLoadLosesNothing(t *testing.T) {
+	ports := []uint32{saying(t, "x"), saying(t, "x")}
+	n := newNode(t, Options{Registerer: prometheus.NewRegistry()})
+	apply(t, n, 1, nodetest.NewBuild().Route("/", ports...))
+	url := "http://" + n.ListenAddress() + "/"
+	c := client(t, nil)
+	var done atomic.Bool
+	var load sync.WaitGroup
+	var requests atomic.Int64
+	for range 8 {
+		load.Go(func() {
+			for !done.Load() {
+				if got, err := fetch(c, url); err != nil || got != "x /" {
+					t.Errorf("%q %v", got, err)
+					return
+				}
+				requests.Add(1)
+			}
+		})
+	}
+	for revision := range uint64(100) {
+		b := nodetest.NewBuild().Route("/", ports[revision%2])
+		if revision%3 == 0 {
+			b.Route("/", ports...).Route("/extra", ports...)
+		}
+		apply(t, n, revision+2, b)
+		before := requests.Load()
+		nodetest.Eventually(t, "requests go on", func() bool { return requests.Load() > before+8 || t.Failed() })
+	}
+	done.Store(true)
+	load.Wait()
+}
+
+func TestVerdictsAreCarriedOver(t *testing.T) {
+	n := newNode(t, Options{})
+	dead := nodetest.NewRawBackend(t, func(net.Conn) {})
+	dead.Close()
+	check := &resourcev1.HealthCheck{
+		Type: resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_TCP, Interval: durationpb.New(50 * time.Millisecond), Timeout: durationpb.New(time.Second),
+		HealthyThreshold: 1, UnhealthyThreshold: 1,
+	}
+	probed := func() *nodetest.Build {
+		b := nodetest.NewBuild().Route("/", dead.Port(), saying(t, "alive"))
+		b.Pools["/"].HealthCheck = check
+		return b
+	}
+	apply(t, n, 1, probed())
+	unhealthy := func() bool {
+		for _, s := range n.Backends() {
+			if s.GetState() == fleetv1.BackendState_BACKEND_STATE_UNHEALTHY {
+				return s.GetReason() == "connection refused" && s.GetRoute() == "/" && strings.HasPrefix(s.GetAddress(), "127.0.0.1:")
+			}
+		}
+		return false
+	}
+	nodetest.Eventually(t, "the dead backend is unhealthy", unhealthy)
+	apply(t, n, 2, probed().Route("/other", saying(t, "other")))
+	if !unhealthy() {
+		t.Errorf("forgotten: %v", n.Backends())
+	}
+	states := n.Backends()
+	if len(states) != 3 || states[2].GetRoute() != "/other" || states[2].GetState() != fleetv1.BackendState_BACKEND_STATE_HEALTHY {
+		t.Errorf("%v", states)
+	}
+}
+
+func TestABackendOfWeight0Drains(t *testing.T) {
+	n := newNode(t, Options{})
+	b := nodetest.NewBuild().Route("/", saying(t, "x"))
+	b.Pools["/"].Backends[0].Weight = 0
+	apply(t, n, 1, b)
+	if s := n.Backends(); len(s) != 1 || s[0].GetState() != fleetv1.BackendState_BACKEND_STATE_DRAINING {
+		t.Errorf("%v", s)
+	}
+	res, err := client(t, nil).Get("http://" + n.ListenAddress() + "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	if res.StatusCode != http.StatusServiceUnavailable {
+		t.Error(res.Status)
+	}
+}
+
+func TestAPortInUseIsRefused(t *testing.T) {
+	taken := nodetest.NewRawBackend(t, func(net.Conn) {})
+	address := fmt.Sprintf("127.0.0.1:%d", taken.Port())
+	reason := "cannot listen on " + address + ": address already in use"
+	configured := nodetest.NewBuild().Route("/", saying(t, "x"))
+	configured.Listener.Port = taken.Port()
+	_, err := newNode(t, Options{}).Prepare(release(1), &configured.Resources)
+	if r := refusals(t, err); len(r) != 1 || r[0] != (Refusal{"server.port", reason}) {
+		t.Errorf("%q", r)
+	}
+	overridden := newNode(t, Options{Listen: address})
+	_, err = overridden.Prepare(release(1), &nodetest.NewBuild().Route("/", saying(t, "x")).Resources)
+	if r := refusals(t, err); len(r) != 1 || r[0] != (Refusal{"--listen", reason}) {
+		t.Errorf("%q", r)
+	}
+	// The refusal left nothing behind: when the port is free, the same node serves.
+	taken.Close()
+	apply(t, overridden, 1, nodetest.NewBuild().Route("/", saying(t, "x")))
+	if got := overridden.ListenAddress(); got != address {
+		t.Error(got)
+	}
+}
+
+func TestBundlesThatAreRefused(t *testing.T) {
+	n := newNode(t, Options{})
+	live := nodetest.NewBuild().Route("/", saying(t, "live"))
+	apply(t, n, 1, live)
+	one, other := certtest.New(t).Issue(t, "x"), certtest.New(t).Issue(t, "x")
+	for name, c := range map[string]struct {
+		change func(*nodetest.Build)
+		want   Refusal
+	}{
+		"key of another certificate": {func(b *nodetest.Build) { b.Serve(one.ChainPEM, other.KeyPEM) },
+			Refusal{"ssl.key_file", "private key does not match public key"}},
+		"no certificate": {func(b *nodetest.Build) { b.Serve([]byte("x"), one.KeyPEM) },
+			Refusal{"ssl.cert_file", "failed to find any PEM data in certificate input"}},
+		"certificate that is not there": {func(b *nodetest.Build) { b.Listener.Certificate = "lost" },
+			Refusal{"ssl.cert_file", `the bundle has no certificate "lost"`}},
+		"pool that is not there": {func(b *nodetest.Build) { b.Routes["/"].Pool = "lost" },
+			Refusal{"server.reverse_proxy", `route /: the bundle has no pool "lost"`}},
+		"trusted proxies": {func(b *nodetest.Build) { b.Listener.TrustedProxies = []string{"10.0.0.0"} },
+			Refusal{"server.trusted_proxies", `"10.0.0.0" is not a network in CIDR form`}},
+		"stripped regex": {func(b *nodetest.Build) { b.Routes["/"].Match = resourcev1.PathMatch_PATH_MATCH_REGEX },
+			Refusal{"server.reverse_proxy", "route /: strip_path: a regular expression cannot be stripped from a path"}},
+		"host to listen on": {func(b *nodetest.Build) { b.Listener.Host = "192.0.2.1" },
+			Refusal{"server.host", "cannot listen on 192.0.2.1:0: cannot assign requested address"}},
+		"no listener": {func(b *nodetest.Build) { b.Listener = nil }, Refusal{"server", "the bundle has no listener"}},
+		"defect":      {func(b *nodetest.Build) { b.Routes["/"] = nil; b.Pools[""] = nil; b.Certificates = nil }, Refusal{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := nodetest.NewBuild().Route("/", saying(t, "new"))
+			c.change(b)
+			_, err := n.Prepare(release(2), &b.Resources)
+			if r := refusals(t, err); c.want != (Refusal{}) && (len(r) != 1 || r[0] != c.want) {
+				t.Errorf("%q, want %q", r, c.want)
+			}
+			wantBody(t, "http://"+n.ListenAddress()+"/", "live /")
+			if n.Applied().GetRevision() != 1 {
+				t.Error("the live generation was touched")
+			}
+		})
+	}
+}
+
+func TestEveryReasonIsGiven(t *testing.T) {
+	b := nodetest.NewBuild().Route("/", saying(t, "x"))
+	b.Listener.TrustedProxies = []string{"a", "b"}
+	b.Routes["/"].Pool = "lost"
+	b.Pools["/"].Backends = append(b.Pools["/"].Backends, &resourcev1.Backend{Host: "x", Port: 70000})
+	_, err := newNode(t, Options{}).Prepare(release(1), &b.Resources)
+	if r := refusals(t, err); len(r) != 4 {
+		t.Errorf("%q", r)
+	}
+	var many Refusals
+	for i := range 1000 {
+		many.addf("x", "%d", i)
+	}
+	if len(many) != maxRefusals+1 || many[maxRefusals].Reason != "and more" {
+		t.Errorf("%d refusals", len(many))
+	}
+}
+
+func TestAPanicInTheCompilerIsARefusal(t *testing.T) {
+	n := newNode(t, Options{})
+	n.registry = nil // a defect
+	_, err := n.Prepare(release(1), &nodetest.NewBuild().Route("/", 1).Resources)
+	if r := refusals(t, err); !strings.HasPrefix(r[0].Reason, "a defect in this node's compiler: ") {
+		t.Errorf("%q", r)
+	}
+	n.generations.Wait()
+	m := newNode(t, Options{})
+	n.registry = m.registry
+}
+
+func TestWhatIsNotAppliedIsReleased(t *testing.T) {
+	n := newNode(t, Options{})
+	b := nodetest.NewBuild().Route("/", saying(t, "x"))
+	g, err := n.Prepare(release(1), &b.Resources)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.Prepare(release(2), &b.Resources); !errors.Is(err, ErrPrepared) {
+		t.Errorf("a second one: %v", err)
+	}
+	address := g.listener.Address()
+	n.Discard(g)
+	n.Discard(g)
+	n.Discard(nil)
+	n.generations.Wait()
+	if c, err := net.Dial("tcp", address); err == nil {
+		c.Close()
+		t.Error("its socket is still open")
+	}
+	n.Apply(g) // is ignored
+	if n.Ready() {
+		t.Error("a discarded generation is served")
+	}
+	apply(t, n, 3, b)
+}
+
+func TestStopDiscardsWhatIsPrepared(t *testing.T) {
+	n := newNode(t, Options{})
+	b := nodetest.NewBuild().Route("/", saying(t, "x"))
+	g, err := n.Prepare(release(1), &b.Resources)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stop(n, time.Second); err != nil {
+		t.Error(err)
+	}
+	n.Apply(g)
+	if n.Ready() {
+		t.Error("a stopped node serves")
+	}
+	_, err = n.Prepare(release(2), &b.Resources)
+	refusals(t, err)
+}
+
+func TestAnotherPortIsBoundBesideTheOld(t *testing.T) {
+	entered, leave := make(chan struct{}), make(chan struct{})
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/slow" {
+			close(entered)
+			<-leave
+		}
+		io.WriteString(w, "done")
+	}))
+	t.Cleanup(s.Close)
+	port := uint32(s.Listener.Addr().(*net.TCPAddr).Port)
+	n := newNode(t, Options{})
+	apply(t, n, 1, nodetest.NewBuild().Route("/", port))
+	old := n.ListenAddress()
+	answer := make(chan string, 1)
+	go func() {
+		body, err := fetch(client(t, nil), "http://"+old+"/slow")
+		answer <- fmt.Sprint(body, err)
+	}()
+	<-entered
+	free := nodetest.NewRawBackend(t, func(net.Conn) {})
+	free.Close()
+	moved := nodetest.NewBuild().Route("/", port)
+	moved.Listener.Port = free.Port()
+	apply(t, n, 2, moved)
+	if want := fmt.Sprintf("127.0.0.1:%d", free.Port()); n.ListenAddress() != want {
+		t.Errorf("listens on %s, want %s", n.ListenAddress(), want)
+	}
+	wantBody(t, "http://"+n.ListenAddress()+"/", "done")
+	nodetest.Eventually(t, "the old port is closed", func() bool {
+		c, err := net.Dial("tcp", old)
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	})
+	close(leave)
+	if got := <-answer; got != "done<nil>" {
+		t.Errorf("the request on the old port got %s", got)
+	}
+}
+
+func TestTLSIsTurnedOnAndOffOnTheSamePort(t *testing.T) {
+	authority := certtest.New(t)
+	first, second := authority.Issue(t, "127.0.0.1"), authority.Issue(t, "127.0.0.1", "second.example")
+	port := saying(t, "x")
+	n := newNode(t, Options{})
+	apply(t, n, 1, nodetest.NewBuild().Route("/", port))
+	address := n.ListenAddress()
+	wantBody(t, "http://"+address+"/", "x /")
+	for revision, pair := range []certtest.Pair{first, second} {
+		apply(t, n, uint64(revision)+2, nodetest.NewBuild().Route("/", port).Serve(pair.ChainPEM, pair.KeyPEM))
+		res, err := client(t, &tls.Config{RootCAs: authority.Pool()}).Get("https://" + address + "/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if shown := res.TLS.PeerCertificates[0]; !shown.Equal(pair.TLS.Leaf) {
+			t.Errorf("revision %d shows another certificate", revision+2)
+		}
+	}
+	apply(t, n, 4, nodetest.NewBuild().Route("/", port))
+	wantBody(t, "http://"+address+"/", "x /")
+}
+
+// upgrading is a backend that echoes WebSocket messages.
+func upgrading(t *testing.T) uint32 {
+	t.Helper()
+	var upgrader websocket.Upgrader
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c, err := upgrader.Upgrade(w, r, nil)
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		for {
+			kind, message, err := c.ReadMessage()
+			if err != nil || c.WriteMessage(kind, message) != nil {
+				return
+			}
+		}
+	}))
+	t.Cleanup(s.Close)
+	return uint32(s.Listener.Addr().(*net.TCPAddr).Port)
+}
+
+func echoes(t *testing.T, c *websocket.Conn) {
+	t.Helper()
+	if err := c.WriteMessage(websocket.TextMessage, []byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	if _, got, err := c.ReadMessage(); err != nil || string(got) != "hello" {
+		t.Fatalf("%q %v", got, err)
+	}
+}
+
+func TestTunnelsOutliveSwapsAndEndWithTheDrain(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	n := newNode(t, Options{Registerer: registry})
+	port := upgrading(t)
+	apply(t, n, 1, nodetest.NewBuild().Route("/ws", port))
+	c, _, err := websocket.DefaultDialer.Dial("ws://"+n.ListenAddress()+"/ws", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetReadDeadline(time.Now().Add(20 * time.Second))
+	echoes(t, c)
+	apply(t, n, 2, nodetest.NewBuild().Route("/ws", port).Route("/x", port))
+	moved := nodetest.NewBuild().Route("/x", port)
+	moved.Listener.Host = "localhost"
+	apply(t, n, 3, moved)
+	echoes(t, c)
+	if got := gauge(t, registry, "pyserve_tunnels"); got != 1 {
+		t.Errorf("pyserve_tunnels is %v", got)
+	}
+	if got := gauge(t, registry, "pyserve_revision"); got != 3 {
+		t.Errorf("pyserve_revision is %v", got)
+	}
+	if got := gauge(t, registry, "pyserve_backend_up"); got != 1 {
+		t.Errorf("pyserve_backend_up is %v", got)
+	}
+	if err := stop(n, 100*time.Millisecond); err != nil {
+		t.Error(err)
+	}
+	if _, _, err := c.ReadMessage(); err == nil {
+		t.Error("the tunnel outlived the node")
+	}
+	if families, err := registry.Gather(); err != nil || len(families) != 0 {
+		t.Errorf("metrics of a stopped node: %v %v", families, err)
+	}
+}
+
+func gauge(t *testing.T, r *prometheus.Registry, name string) float64 {
+	t.Helper()
+	families, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	t.Fatalf("no metric %s", name)
+	return 0
+}
+
+func TestStopCutsWhatDoesNotEnd(t *testing.T) {
+	entered := make(chan struct{})
+	stuck := nodetest.NewRawBackend(t, func(c net.Conn) {
+		nodetest.ReadHead(bufio.NewReader(c))
+		close(entered)
+		io.Copy(io.Discard, c)
+	})
+	n := newNode(t, Options{Logger: slog.New(slog.DiscardHandler)})
+	apply(t, n, 1, nodetest.NewBuild().Route("/", stuck.Port()))
+	c := nodetest.Dial(t, n.ListenAddress())
+	io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	<-entered
+	if err := stop(n, 50*time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+	if err := stop(n, time.Millisecond); err != nil {
+		t.Errorf("a second Stop: %v", err)
+	}
+}
+
+func TestTwoNodesCannotShareARegisterer(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	first := newNode(t, Options{Registerer: registry})
+	if _, err := New(Options{Registerer: registry}); err == nil {
+		t.Error("they can")
+	}
+	// Both fail the test if the failed node took the first one's metrics with it.
+	gauge(t, registry, "pyserve_revision")
+	gauge(t, registry, "pyserve_requests_in_flight")
+	if err := stop(first, time.Second); err != nil {
+		t.Error(err)
+	}
+	newNode(t, Options{Registerer: registry})
+}
