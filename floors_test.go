@@ -21,7 +21,7 @@ var floors = map[string]int{
 	"proto/pyserve/resource/v1": 0, "proto/pyserve/fleet/v1": 0, "proto/pyserve/operator/v1": 0, "proto/pyserve/store/v1": 0,
 	"config": 0, "config/bundle": 0,
 
-	"node/upstream": 1, "node/balance": 1, "node/route": 1,
+	"node/http1": 1, "node/upstream": 1, "node/balance": 1, "node/route": 1,
 	"cluster/state": 1, "control/rollout": 1,
 
 	"node/health": 2, "node/tunnel": 2, "node/listener": 2, "node/forward": 2,
@@ -31,7 +31,7 @@ var floors = map[string]int{
 	"node": 3, "cluster": 3, "control": 3,
 	"node/agent": 4, "control/api": 4, "control/web": 4,
 	"cmd/pyserve": 5, "cmd/pyservectl": 5,
-	"e2e": 6,
+	"e2e": 6, "e2e/peers": 6,
 
 	// Fakes, imported by tests alone.
 	"node/nodetest": 3, "node/certtest": 0, "cluster/gossiptest": 3, "control/fleettest": 1,

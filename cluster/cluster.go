@@ -71,8 +71,7 @@ const (
 	// keepGone and maxGone bound the memory of members that are dead or left.
 	keepGone = 24 * time.Hour
 	maxGone  = 4096
-	// leaveWait is how long Stop tries to say goodbye, within its context. The goodbye of a member of a thousand to the
-	// last one that is left takes 2.6 s, and is the longest.
+	// leaveWait is how long Stop tries to say goodbye, within its context.
 	leaveWait = 3 * time.Second
 	// maxClusterID is a quarter of what memberlist takes: it is in every packet.
 	maxClusterID = 64
@@ -207,9 +206,9 @@ func acceptName(wire string) error {
 	return err
 }
 
-// Stop tells the others that we leave, closes everything and waits for it. The goodbye has until ctx's deadline, three
-// seconds at most; if it is not out by then, or ctx has ended already, Stop says so, and everything is closed all the
-// same. Before a Start, and after another Stop, it does nothing.
+// Stop tells the others that we leave, closes everything and waits for it. If nobody could be told before ctx ended, or
+// within three seconds, it says so, and everything is closed all the same. Before a Start, and after another Stop, it
+// does nothing.
 func (c *Cluster) Stop(ctx context.Context) error {
 	c.lifecycle.Lock()
 	defer c.lifecycle.Unlock()
@@ -219,22 +218,12 @@ func (c *Cluster) Stop(ctx context.Context) error {
 	}
 	c.stopped = true
 	c.cancel()
-	err := c.leave(ctx)
-	err = errors.Join(err, c.gossip.Shutdown())
+	ctx, cancel := context.WithTimeout(ctx, leaveWait)
+	defer cancel()
+	err := errors.Join(c.gossip.Leave(ctx), c.gossip.Shutdown())
 	c.loops.Wait()
 	c.savePeers()
 	return err
-}
-
-func (c *Cluster) leave(ctx context.Context) error {
-	wait := leaveWait
-	if deadline, ok := ctx.Deadline(); ok {
-		wait = min(wait, time.Until(deadline))
-	}
-	if ctx.Err() != nil || wait <= 0 {
-		return errors.New("left without telling the other members: there was no time")
-	}
-	return c.gossip.Leave(wait)
 }
 
 // Address is the host:port that others reach us by; "" before Start.
@@ -315,7 +304,7 @@ func (c *Cluster) announce(ctx context.Context, g *gossip.Gossip) {
 		case <-ctx.Done():
 			return
 		case <-c.announceNow:
-			if err := g.Announce(c.ownFacts().Encode()); err != nil {
+			if err := g.Announce(ctx, c.ownFacts().Encode()); err != nil {
 				c.options.Logger.Error("cannot tell the other members what this one serves", "error", err)
 			}
 		}

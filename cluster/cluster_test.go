@@ -311,6 +311,19 @@ func TestANameTakenIsToldOnce(t *testing.T) {
 	})
 }
 
+func TestMembersThatJoinAtOnceThroughOneSeedSeeAllSoon(t *testing.T) {
+	gossiptest.Run(t, func(t *testing.T) {
+		w := newWorld(t)
+		all := []*Cluster{w.start(1)}
+		for i := 2; i <= 6; i++ {
+			all = append(all, w.start(i, seeds(1)))
+		}
+		for _, c := range all {
+			awaitView(t, 5*time.Second, c, "n1 alive, n2 alive, n3 alive, n4 alive, n5 alive, n6 alive")
+		}
+	})
+}
+
 func TestAPartitionLongerThanTheDeadAreRememberedHeals(t *testing.T) {
 	gossiptest.Run(t, func(t *testing.T) {
 		w := newWorld(t)

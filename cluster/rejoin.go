@@ -21,6 +21,9 @@ const (
 	joinsAtOnce = 3
 	// firstRetry is the wait after the first round that left us alone; it doubles up to the rejoin interval.
 	firstRetry = 250 * time.Millisecond
+	// settleWait is how long after a round that found someone the lists are exchanged once more. Members that join
+	// within the same moment get lists that lack each other, and the news of them may get lost.
+	settleWait = 2 * time.Second
 )
 
 // rejoinLoop joins members that should be there and are not, for as long as we run. memberlist joins once; two halves
@@ -28,11 +31,18 @@ const (
 func (c *Cluster) rejoinLoop(ctx context.Context, g *gossip.Gossip, rng *rand.Rand) {
 	failures := joinFailures{logger: c.options.Logger, last: make(map[string]joinFailure)}
 	retry := firstRetry
-	for {
-		c.rejoin(ctx, g, rng, &failures)
+	var found []string // in the round before this one
+	for ctx.Err() == nil {
 		wait := c.options.RejoinInterval
+		if len(found) > 0 {
+			c.join(g, pick(rng, joinsAtOnce, []string{g.Address()}, found, c.alive()), &failures)
+			found = nil
+		} else if found = c.join(g, c.missing(ctx, g, rng), &failures); len(found) > 0 {
+			wait = min(wait, settleWait)
+			c.forgetWake()
+		}
 		if g.Alone() {
-			wait = min(retry, wait)
+			wait = min(wait, retry)
 			retry *= 2
 		} else {
 			retry = firstRetry
@@ -40,15 +50,21 @@ func (c *Cluster) rejoinLoop(ctx context.Context, g *gossip.Gossip, rng *rand.Ra
 		timer := time.NewTimer(jitter(rng, wait))
 		select {
 		case <-ctx.Done():
-			timer.Stop()
-			return
 		case <-c.rejoinNow:
-			timer.Stop()
 			retry = firstRetry
 		case <-timer.C:
 		}
+		timer.Stop()
 		// A wait that doubles for days would overflow.
 		retry = min(retry, c.options.RejoinInterval)
+	}
+}
+
+// forgetWake takes back a wake from before we found someone, which would bring the second exchange at once.
+func (c *Cluster) forgetWake() {
+	select {
+	case <-c.rejoinNow:
+	default:
 	}
 }
 
@@ -57,28 +73,31 @@ func jitter(rng *rand.Rand, wait time.Duration) time.Duration {
 	return wait*3/4 + time.Duration(rng.Int64N(int64(wait/2)+1))
 }
 
-// rejoin is one round.
-func (c *Cluster) rejoin(ctx context.Context, g *gossip.Gossip, rng *rand.Rand, failures *joinFailures) {
+// missing picks addresses where members may be that are not seen alive.
+func (c *Cluster) missing(ctx context.Context, g *gossip.Gossip, rng *rand.Rand) []string {
 	c.mu.Lock()
 	control, remembered := slices.Clone(c.seeds), c.peers.addresses()
 	c.mu.Unlock()
 	present := append(c.alive(), g.Address())
-	targets := pick(rng, joinsAtOnce, present,
-		resolve(ctx, c.options.Seeds), resolve(ctx, control), remembered)
+	return pick(rng, joinsAtOnce, present, resolve(ctx, c.options.Seeds), resolve(ctx, control), remembered)
+}
 
+// join exchanges lists with all targets at once and gives those that answered.
+func (c *Cluster) join(g *gossip.Gossip, targets []string, failures *joinFailures) (answered []string) {
 	results := make([]error, len(targets))
 	var joins sync.WaitGroup
 	for i, target := range targets {
 		joins.Go(func() { results[i] = g.Join(target) })
 	}
 	joins.Wait()
-	if ctx.Err() != nil {
-		return
-	}
 	alone := g.Alone()
 	for i, target := range targets {
 		failures.note(target, results[i], alone)
+		if results[i] == nil {
+			answered = append(answered, target)
+		}
 	}
+	return answered
 }
 
 // pick chooses up to n different addresses that are not present, by turns from the sources and at random within each:
@@ -113,6 +132,8 @@ func pick(rng *rand.Rand, n int, present []string, sources ...[]string) []string
 // resolve turns host:port into IP:port, so that they can be told from members that are there; a name may stand for
 // several. What cannot be looked up now is left out and looked up again in the next round.
 func resolve(ctx context.Context, addresses []string) []string {
+	ctx, cancel := context.WithTimeout(ctx, lookupWait)
+	defer cancel()
 	var resolved []string
 	for _, address := range addresses {
 		host, port, err := net.SplitHostPort(address)
@@ -123,9 +144,7 @@ func resolve(ctx context.Context, addresses []string) []string {
 		if err != nil {
 			continue
 		}
-		bounded, cancel := context.WithTimeout(ctx, lookupWait)
-		addrs, err := lookup(bounded, host)
-		cancel()
+		addrs, err := lookup(ctx, host)
 		if err != nil {
 			continue
 		}
@@ -158,7 +177,7 @@ func (f *joinFailures) note(address string, err error, alone bool) {
 	before := f.last[address]
 	if err == nil {
 		delete(f.last, address)
-		f.logger.Info("joined the members known at an address", "address", address)
+		f.logger.Debug("exchanged the lists of members", "address", address)
 		return
 	}
 	kind := unreachable

@@ -209,13 +209,11 @@ func (c *Control) Diff(document Document) (*operatorv1.DiffResponse, error) {
 	return m, err
 }
 
+// changes is what a document would change of what is active.
 func (c *Control) changes(active *store.Snapshot, next *config.Resources) ([]*operatorv1.Change, error) {
-	var current *config.Resources
-	if active != nil {
-		var err error
-		if current, err = active.Bundle.Decode(); err != nil {
-			return nil, fmt.Errorf("decode the active bundle: %w", err)
-		}
+	current, err := c.meaning(active)
+	if err != nil {
+		return nil, err
 	}
 	var out []*operatorv1.Change
 	for _, change := range config.Diff(current, next) {

@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pyserve/pyserve/control/fleet"
@@ -76,6 +77,7 @@ type Control struct {
 	started   time.Time
 	applying  chan struct{} // a place for the one apply that is under way
 	registry  sync.Mutex    // held from reading a node's record to writing it
+	decoded   atomic.Pointer[decoded]
 	unfollow  context.CancelFunc
 	following sync.WaitGroup
 }

@@ -214,6 +214,10 @@ func TestARefusingNodeStopsAnApply(t *testing.T) {
 	taken, release := hold(t)
 	var takenPort int
 	fmt.Sscanf(taken, "127.0.0.1:%d", &takenPort)
+	out := decode(t, c.apply(document(takenPort, "/new"), "-o", "json").wants(t, 1))
+	if out["outcome"] != "refused" || !strings.Contains(fmt.Sprint(out["reason"]), "n2") || out["revision"] != 1.0 {
+		t.Errorf("apply -o json: %v", out)
+	}
 	r := c.apply(document(takenPort, "/new")).wants(t, 1, "node n2: refused", "server.port", taken, "address already in use", "refused, nothing was changed", "revision 1")
 	if strings.Contains(r.stdout, "n1: serving") {
 		t.Errorf("n1 went ahead:\n%s", r.stdout)

@@ -144,13 +144,6 @@ func (b *backend) see(r *http.Request) seen {
 	return s
 }
 
-// count is how many requests came, probes apart.
-func (b *backend) count() int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return len(b.requests)
-}
-
 func (b *backend) last(t *testing.T) seen {
 	t.Helper()
 	b.mu.Lock()

@@ -104,13 +104,15 @@ func dialWebSocket(t *testing.T, url string, config *tls.Config) *websocket.Conn
 // load sends GET requests over kept connections, one after the other on each, and counts exactly: a request is either
 // answered with 200 or a failure. Nothing is ever sent again.
 type load struct {
-	path    string
-	budget  atomic.Int64 // how many requests may still begin
-	sent    atomic.Int64
-	good    atomic.Int64
-	stopped chan struct{}
-	once    sync.Once
-	workers sync.WaitGroup
+	path   string
+	budget atomic.Int64 // how many requests may still begin
+	sent   atomic.Int64
+	good   atomic.Int64
+	// untilClosed ends a worker when its server has said that it takes no other request.
+	untilClosed atomic.Bool
+	stopped     chan struct{}
+	once        sync.Once
+	workers     sync.WaitGroup
 
 	mu       sync.Mutex // guards what follows
 	failed   int
@@ -222,6 +224,9 @@ func (l *load) work(address string) {
 		if err != nil || closes {
 			conn.Close()
 			conn = nil
+		}
+		if closes && l.untilClosed.Load() {
+			return
 		}
 	}
 }

@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"net/http"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -118,14 +119,64 @@ func TestANodeThatWasAwayTakesTheNewestRevision(t *testing.T) {
 	n2 := c.node("n2")
 	n2.kill()
 	c.statusShows("n2 disconnected", func(s status) bool { return s.row("n2").State == "disconnected" })
+	if s := c.status(); s.Converged || s.row("n1").State != "ready" {
+		t.Errorf("with a dead node: %+v", s)
+	}
 	for i := range 3 {
 		c.apply(route(fmt.Sprintf("/new%d", i), b.port)).must(t, 0)
 	}
+	c.statusShows("n2 dead in gossip", func(s status) bool { return s.row("n2").Gossip == "dead" })
 	c.start(n2)
+	c.statusShows("n2 alive in gossip", func(s status) bool { return s.row("n2").Gossip == "alive" })
 	if s := c.converged(); s.row("n2").Revision != 4 {
 		t.Errorf("n2 is at revision %d", s.row("n2").Revision)
 	}
 	get(t, newClient(t, nil, false), "http://"+n2.listen+"/new2/x").seen(t)
+}
+
+// TestANodeThatLostItsDiskEnrolsAnew under its old name; who still has the old key is not believed any more.
+func TestANodeThatLostItsDiskEnrolsAnew(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, "n1")
+	b := newBackend(t, "b")
+	c.mustApply(route("/", b.port))
+	n := c.node("n1")
+	n.kill()
+	old := n.dataDir + "-old"
+	if err := os.Rename(n.dataDir, old); err != nil {
+		t.Fatal(err)
+	}
+	c.start(n)
+	c.ready(n)
+	c.converged()
+	n.stop(t)
+
+	n.dataDir = old
+	c.start(n)
+	n.logs(t, "now belongs to another key")
+	// It is not let in, and serves what it has.
+	c.ready(n)
+	get(t, newClient(t, nil, false), "http://"+n.listen+"/x").seen(t)
+	if s := c.status(); s.row("n1").State != "left" {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestNodesComeAfterTheApply, which needs none.
+func TestNodesComeAfterTheApply(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	c.apply(route("/", newBackend(t, "b").port)).must(t, 0, "applied: revision 1", "no node is connected")
+	c.ctl("status").wants(t, 1, "no node is there to serve it")
+	for _, name := range []string{"n1", "n2"} {
+		n := c.addNode(name)
+		c.start(n)
+		c.ready(n)
+	}
+	c.converged()
+	for _, n := range c.nodes {
+		get(t, newClient(t, nil, false), "http://"+n.listen+"/x").seen(t)
+	}
 }
 
 // TestANodeIsStartedBeforeControl waits, says so, and comes in as soon as there is a control.
@@ -190,6 +241,20 @@ func TestANodeThatIsToldToStopDrains(t *testing.T) {
 		t.Errorf("a node that left on purpose is no lack of convergence: %+v", s)
 	}
 	c.apply(route("/", b.port)).wants(t, 0, "served by 1 node")
+}
+
+// TestADrainUnderLoadLosesNoRequest: clients that send one request after the other over kept connections are told to close
+// them before that is done.
+func TestADrainUnderLoadLosesNoRequest(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, "n1")
+	c.mustApply(route("/", newBackend(t, "b").port))
+	n := c.node("n1")
+	l := startLoad(t, []string{n.listen}, "/x", 16, 0)
+	l.untilClosed.Store(true)
+	l.reaches(t, 2_000)
+	n.stop(t)
+	l.finish(t)
 }
 
 // TestASecondSignalStopsAtOnce does not wait for what is under way.

@@ -135,12 +135,24 @@ func launch(t *testing.T, c command) *process {
 	}()
 	t.Cleanup(func() {
 		p.kill()
+		checkSane(t, p.name, p.stderr.String())
 		if t.Failed() {
 			t.Logf("%s: %s %s\nexit code %d\n--- stdout\n%s--- stderr\n%s---", p.name, c.program, strings.Join(c.args, " "),
 				p.cmd.ProcessState.ExitCode(), tail(p.stdout.String()), tail(p.stderr.String()))
 		}
 	})
 	return p
+}
+
+// checkSane wants no trace of a defect in what a program wrote: an exit code does not tell of a race in one that is killed.
+func checkSane(t *testing.T, name, stderr string) {
+	t.Helper()
+	for _, trace := range []string{"DATA RACE", "panic:", "fatal error:", "goroutine 1 ["} {
+		if strings.Contains(stderr, trace) {
+			t.Errorf("%s has a defect: %s\n%s", name, trace, tail(stderr))
+			return
+		}
+	}
 }
 
 // bareEnvironment is what a process needs of ours; a user's own PYSERVE_CONTEXT or ~/.pyserve must not be found.
@@ -249,6 +261,7 @@ func runToEnd(t *testing.T, c command, stdin string) result {
 	if err != nil && !errors.As(err, &exit) {
 		t.Fatalf("run %s: %v", c.name, err)
 	}
+	checkSane(t, c.name, stderr.String())
 	return result{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
 }
 

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"crypto/tls"
 	"net"
 	"net/http"
 	"os"
@@ -11,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/gorilla/websocket"
+
+	"github.com/pyserve/pyserve/node/certtest"
 )
 
 // up is a `pyserve up` that has said where everything is.
@@ -21,7 +24,7 @@ type up struct {
 }
 
 var (
-	nodeLine      = regexp.MustCompile(`(?m)^\s*node (n\d+)\s+http://(\S+)$`)
+	nodeLine      = regexp.MustCompile(`(?m)^\s*node (n\d+)\s+https?://(\S+)$`)
 	dashboardLine = regexp.MustCompile(`(?m)^\s*dashboard\s+http://(\S+)/$`)
 )
 
@@ -119,6 +122,28 @@ func TestUpKeepsADirectoryThatWasNamed(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// TestUpWithTLS prints URLs that work.
+func TestUpWithTLS(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	authority := certtest.New(t)
+	pair := authority.Issue(t, "127.0.0.1")
+	for name, content := range map[string]string{
+		"cert.pem": string(pair.ChainPEM), "key.pem": string(pair.KeyPEM),
+		"config.yaml": route("/", newBackend(t, "b").port) + "ssl: {enabled: true, cert_file: cert.pem, key_file: key.pem}\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	u := startUp(t, dir, "--port", "0", "--nodes", "1", "config.yaml")
+	if url := "https://" + u.nodes[0]; !strings.Contains(u.stdout.String(), url) {
+		t.Errorf("%s is not printed:\n%s", url, u.stdout.String())
+	}
+	get(t, newClient(t, &tls.Config{RootCAs: authority.Pool()}, true), "https://"+u.nodes[0]+"/x").seen(t)
+	u.interrupt(t)
 }
 
 // TestUpTouchesNothingThatIsNotItsOwn refuses a directory that something else made, and one that another up uses.

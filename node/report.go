@@ -45,11 +45,8 @@ func (n *Node) signal() {
 	}
 }
 
-func (n *Node) verdictChanged(b *upstream.Backend) {
-	v := b.Verdict()
-	n.logger.Info("backend changed", "backend", b.Address(), "state", v.State.String(), "reason", v.Reason)
-	n.signal()
-}
+// verdictChanged is the registry's hook; who changed the verdict has logged it.
+func (n *Node) verdictChanged(*upstream.Backend) { n.signal() }
 
 // Backends is the verdict on every backend of every live route, sorted by route and address.
 func (n *Node) Backends() []*fleetv1.BackendStatus {

@@ -219,31 +219,69 @@ func joinError(err error) error {
 	return errors.New(text)
 }
 
-// announceWait bounds Announce. A metadata change is through in less on a cluster of any size; after that it is still
-// gossiped, only not waited for.
-const announceWait = 500 * time.Millisecond
+const (
+	// announceWait is how long the news takes to be out in a cluster of any size, and announceTries how often it is put
+	// out. memberlist's queue may lose a message when others of its length come at the same time, as they do when all
+	// members begin to serve a revision (hashicorp/memberlist#322); what is lost twice, the next full exchange carries.
+	announceWait  = time.Second
+	announceTries = 2
+)
 
-// Announce replaces our metadata and tells the others. It blocks until they were told, half a second at most, and so
-// paces its caller. Metadata over MaxMetadata is refused: memberlist would panic.
-func (g *Gossip) Announce(metadata []byte) error {
+// Announce replaces our metadata and tells the others. It blocks until they were told, usually for less than a second,
+// and so paces its caller; the end of ctx is noticed once a second. Metadata over MaxMetadata is refused: memberlist
+// would panic.
+func (g *Gossip) Announce(ctx context.Context, metadata []byte) error {
 	if len(metadata) > MaxMetadata {
 		return fmt.Errorf("metadata of %d bytes, more than %d", len(metadata), MaxMetadata)
 	}
 	g.announcing.Lock()
 	defer g.announcing.Unlock()
 	g.delegate.metadata.Store(slices.Clone(metadata))
-	// Its only error is that the wait ran out.
-	_ = g.list.UpdateNode(announceWait)
+	for range announceTries {
+		// Its only error is that the wait ran out.
+		if g.list.UpdateNode(announceWait) == nil || ctx.Err() != nil {
+			break
+		}
+	}
 	return nil
 }
 
-// Leave tells the others that we go on purpose, and waits until some were told or for timeout, which is above 0. It
-// must not be called after Shutdown.
-func (g *Gossip) Leave(timeout time.Duration) error {
-	if err := g.list.Leave(timeout); err != nil {
-		return fmt.Errorf("cannot tell the other members that we leave: %w", err)
+const (
+	// leaveWait is how long the goodbye takes to be out unless memberlist's queue lost it, and leaveTries how many
+	// members are then told directly.
+	leaveWait  = 1500 * time.Millisecond
+	leaveTries = 3
+)
+
+// Leave tells the others that we go on purpose, and waits until some were told or ctx ended; that it ended is noticed
+// within a second and a half. It must not be called after Shutdown.
+func (g *Gossip) Leave(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("cannot tell the other members that we leave: %w", ctx.Err())
 	}
-	return nil
+	if g.list.Leave(leaveWait) == nil {
+		return nil
+	}
+	others := g.others()
+	if len(others) == 0 {
+		return nil
+	}
+	defer context.AfterFunc(ctx, g.stop)()
+	var err error
+	for _, p := range others[:min(len(others), leaveTries)] {
+		if err = ctx.Err(); err != nil {
+			break
+		}
+		if err = g.Join(p.Address); err == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("cannot tell the other members that we leave: %w", err)
+}
+
+// others gives the members that take part, but for us.
+func (g *Gossip) others() []Peer {
+	return slices.DeleteFunc(g.Peers(), func(p Peer) bool { return p.Name == g.options.Name || p.State.Gone() })
 }
 
 // Shutdown closes the sockets and ends Joins under way. memberlist does not wait for a probe that it has under way,

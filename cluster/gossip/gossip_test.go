@@ -98,7 +98,7 @@ func TestLiveness(t *testing.T) {
 		join(t, c, a)
 		await(t, time.Second, a, "m1 alive first, m2 alive first, m3 alive first")
 
-		if err := b.Leave(time.Minute); err != nil {
+		if err := b.Leave(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if err := b.Shutdown(); err != nil {
@@ -124,12 +124,12 @@ func TestAnnounceReachesTheOthers(t *testing.T) {
 		join(t, b, a)
 		time.Sleep(2 * time.Second)
 		drain(a.Changed())
-		if err := b.Announce([]byte("second")); err != nil {
+		if err := b.Announce(t.Context(), []byte("second")); err != nil {
 			t.Fatal(err)
 		}
 		<-a.Changed()
 		expect(t, a, "m1 alive first, m2 alive second")
-		if err := b.Announce(make([]byte, gossip.MaxMetadata+1)); err == nil {
+		if err := b.Announce(t.Context(), make([]byte, gossip.MaxMetadata+1)); err == nil {
 			t.Error("metadata that memberlist panics at is announced")
 		}
 	})

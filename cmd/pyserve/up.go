@@ -76,7 +76,7 @@ func runUp(ctx context.Context, o upOptions, out io.Writer, logger *slog.Logger)
 		err = nil
 	}
 	// Connections of a first look need no long good-bye.
-	stopping, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	stopping, cancel := context.WithTimeout(context.Background(), 4*time.Second)
 	defer cancel()
 	return errors.Join(err, u.undo.run(stopping))
 }
@@ -214,15 +214,19 @@ func (u *up) startNode(ctx context.Context, i int) error {
 	return nil
 }
 
-// stopNodes stops the nodes that were started, all at the same time: each may have connections that use up ctx.
+// stopNodes stops the nodes that were started, all at the same time: each may have connections that use up ctx. That some
+// had to be cut is no failure of a first look.
 func (u *up) stopNodes(ctx context.Context) error {
-	problems := make([]error, len(u.nodes))
 	var stopping sync.WaitGroup
-	for i, p := range u.nodes {
-		stopping.Go(func() { problems[i] = p.undo.run(ctx) })
+	for _, p := range u.nodes {
+		stopping.Go(func() {
+			if err := p.undo.run(ctx); err != nil {
+				u.logger.Warn("a node did not end in time", "error", err)
+			}
+		})
 	}
 	stopping.Wait()
-	return errors.Join(problems...)
+	return nil
 }
 
 // address gives a loopback address with the port, or with any where --port is 0.
@@ -278,7 +282,11 @@ func (u *up) apply(ctx context.Context, document control.Document) error {
 // greet prints what there is and what to try.
 func (u *up) greet() {
 	var b strings.Builder
-	fmt.Fprintf(&b, "PyServe is up: 1 control, %d nodes, every node serves the same configuration.\n\n", len(u.nodes))
+	nodes := "1 node"
+	if len(u.nodes) > 1 {
+		nodes = fmt.Sprintf("%d nodes, all of which serve the same configuration", len(u.nodes))
+	}
+	fmt.Fprintf(&b, "PyServe is up: 1 control, %s.\n\n", nodes)
 	scheme := "http"
 	if u.tls {
 		scheme = "https"

@@ -40,6 +40,9 @@ func (s *settings) contextFile() (string, error) {
 	return "", fmt.Errorf("no context: control makes admin.yaml in its --data-dir; name it with --context FILE or PYSERVE_CONTEXT, or put it at %s", places[0])
 }
 
+// maxAnswer is how large one message of a control may be, in bytes: a diff is one message, of up to 100,000 routes.
+const maxAnswer = 256 << 20
+
 // client is a connection to a control.
 type client struct {
 	operatorv1.OperatorClient
@@ -70,7 +73,8 @@ func (s *settings) connect(ctx context.Context, warnings io.Writer) (*client, er
 	}
 	var problems []error
 	for _, address := range addresses {
-		conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)))
+		conn, err := grpc.NewClient("passthrough:///"+address,
+			grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)))
 		if err != nil {
 			problems = append(problems, fmt.Errorf("%q is not the address of a control: %w", address, err))
 			continue

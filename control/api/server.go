@@ -9,7 +9,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"runtime/debug"
 	"time"
 
 	"google.golang.org/grpc"
@@ -22,6 +24,7 @@ import (
 	"github.com/pyserve/pyserve/control"
 	"github.com/pyserve/pyserve/control/fleet"
 	"github.com/pyserve/pyserve/control/identity"
+	"github.com/pyserve/pyserve/control/store"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
 )
@@ -134,7 +137,7 @@ func (g gate) stream(server any, stream grpc.ServerStream, info *grpc.StreamServ
 // recovered keeps one caller's call from ending control for all.
 func (g gate) recovered(method string, err *error) {
 	if r := recover(); r != nil {
-		g.logger.Error("a call panicked", "method", method, "panic", r)
+		g.logger.Error("a call panicked", "method", method, "panic", r, "stack", string(debug.Stack()))
 		*err = status.Errorf(codes.Internal, "control failed in %s; its log says more", method)
 	}
 }
@@ -165,6 +168,10 @@ func coded(err error) error {
 		{control.ErrNameTaken, codes.AlreadyExists},
 		{control.ErrNotRegistered, codes.PermissionDenied},
 		{fleet.ErrClosed, codes.Unavailable},
+		{fleet.ErrStalled, codes.Unavailable},
+		{fleet.ErrReplaced, codes.Aborted},
+		{fleet.ErrHello, codes.InvalidArgument},
+		{store.ErrClosed, codes.Unavailable},
 		{identity.ErrTokenMalformed, codes.InvalidArgument},
 		{identity.ErrTokenKind, codes.PermissionDenied},
 		{identity.ErrTokenUnknown, codes.Unauthenticated},
@@ -189,29 +196,42 @@ var (
 // Stop ends the server: calls that are under way get until ctx ends. Node streams must be ended before, since they
 // never end by themselves.
 func Stop(ctx context.Context, s *grpc.Server) {
-	stop := context.AfterFunc(ctx, s.Stop)
-	defer stop()
-	s.GracefulStop()
+	graceful := make(chan struct{})
+	go func() {
+		defer close(graceful)
+		s.GracefulStop()
+	}()
+	select {
+	case <-graceful:
+	case <-ctx.Done():
+		s.Stop()
+		<-graceful
+	}
 }
 
-// collect puts a document together from its parts.
+// collect puts a document together from its parts; next fails with [io.EOF] where there are no more. A message that
+// carries no part is not taken for the end: half a document may be a document too.
 func collect(next func() (*operatorv1.FilePart, error)) (control.Document, error) {
 	d := control.Document{Files: map[string][]byte{}}
 	for size := 0; ; {
 		part, err := next()
-		if err != nil {
-			return d, err
-		}
-		if part == nil {
+		switch {
+		case errors.Is(err, io.EOF):
 			return d, nil
+		case err != nil:
+			return d, err
+		case part == nil:
+			return d, fmt.Errorf("a message without a part of the document: %w", errMalformed)
 		}
-		if size += len(part.GetData()) + len(part.GetName()); size > maxUpload || len(d.Files) > maxFiles {
+		name, data := part.GetName(), part.GetData()
+		size += len(data) + len(name)
+		if _, known := d.Files[name]; size > maxUpload || name != "" && !known && len(d.Files) == maxFiles {
 			return d, fmt.Errorf("a document with its files is at most %d MiB in %d files: %w", maxUpload>>20, maxFiles, errTooLarge)
 		}
-		if part.GetName() == "" {
-			d.Data = append(d.Data, part.GetData()...)
+		if name == "" {
+			d.Data = append(d.Data, data...)
 		} else {
-			d.Files[part.GetName()] = append(d.Files[part.GetName()], part.GetData()...)
+			d.Files[name] = append(d.Files[name], data...)
 		}
 	}
 }

@@ -2,9 +2,7 @@ package api
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"time"
 
@@ -66,7 +64,7 @@ func (o *operator) Apply(stream grpc.BidiStreamingServer[operatorv1.ApplyRequest
 	}
 	document, err := collect(func() (*operatorv1.FilePart, error) {
 		m, err := stream.Recv()
-		return m.GetPart(), ended(err)
+		return m.GetPart(), err
 	})
 	if err != nil {
 		return err
@@ -89,18 +87,10 @@ func (o *operator) Apply(stream grpc.BidiStreamingServer[operatorv1.ApplyRequest
 // maxMessage bounds what history keeps of a revision's message, in bytes.
 const maxMessage = 1 << 10
 
-// ended turns the end of a client's stream into "no more".
-func ended(err error) error {
-	if errors.Is(err, io.EOF) {
-		return nil
-	}
-	return err
-}
-
 func (o *operator) Diff(stream grpc.ClientStreamingServer[operatorv1.DiffRequest, operatorv1.DiffResponse]) error {
 	document, err := collect(func() (*operatorv1.FilePart, error) {
 		m, err := stream.Recv()
-		return m.GetPart(), ended(err)
+		return m.GetPart(), err
 	})
 	if err != nil {
 		return err
@@ -143,16 +133,33 @@ func (o *operator) WatchStatus(_ *operatorv1.GetStatusRequest, stream grpc.Serve
 	}
 }
 
-// listPart is how many rows one message of a list carries, and configPart how many bytes of a document.
-const (
-	listPart   = 2_000
-	configPart = 1 << 20
-)
+// partBytes is how much one message of a long answer carries, well under gRPC's 4 MiB. A row alone may be longer: a
+// route may have as many backends as a document.
+const partBytes = 1 << 20
+
+// sendRows sends a list in parts.
+func sendRows[M proto.Message](rows []M, send func([]M) error) error {
+	first, size := 0, 0
+	for i, row := range rows {
+		n := proto.Size(row) + 8 // its tag and length
+		if i > first && size+n > partBytes {
+			if err := send(rows[first:i]); err != nil {
+				return err
+			}
+			first, size = i, 0
+		}
+		size += n
+	}
+	if first == len(rows) {
+		return nil
+	}
+	return send(rows[first:])
+}
 
 func (o *operator) GetConfig(_ *operatorv1.GetConfigRequest, stream grpc.ServerStreamingServer[operatorv1.GetConfigResponse]) error {
 	document, revision, digest := o.control.Document()
 	m := &operatorv1.GetConfigResponse{Revision: revision, Digest: digest}
-	for part := range slices.Chunk(document, configPart) {
+	for part := range slices.Chunk(document, partBytes) {
 		m.Data = part
 		if err := stream.Send(m); err != nil {
 			return err
@@ -170,12 +177,9 @@ func (o *operator) ListRoutes(_ *operatorv1.ListRoutesRequest, stream grpc.Serve
 	if err != nil {
 		return err
 	}
-	for part := range slices.Chunk(routes, listPart) {
-		if err := stream.Send(&operatorv1.ListRoutesResponse{Routes: part}); err != nil {
-			return err
-		}
-	}
-	return nil
+	return sendRows(routes, func(part []*operatorv1.RouteSummary) error {
+		return stream.Send(&operatorv1.ListRoutesResponse{Routes: part})
+	})
 }
 
 func (o *operator) ListBackends(_ *operatorv1.ListBackendsRequest, stream grpc.ServerStreamingServer[operatorv1.ListBackendsResponse]) error {
@@ -183,12 +187,9 @@ func (o *operator) ListBackends(_ *operatorv1.ListBackendsRequest, stream grpc.S
 	if err != nil {
 		return err
 	}
-	for part := range slices.Chunk(backends, listPart) {
-		if err := stream.Send(&operatorv1.ListBackendsResponse{Backends: part}); err != nil {
-			return err
-		}
-	}
-	return nil
+	return sendRows(backends, func(part []*operatorv1.BackendSummary) error {
+		return stream.Send(&operatorv1.ListBackendsResponse{Backends: part})
+	})
 }
 
 func (o *operator) ListControls(context.Context, *operatorv1.ListControlsRequest) (*operatorv1.ListControlsResponse, error) {

@@ -10,6 +10,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/pyserve/pyserve/control/fleettest"
 	"github.com/pyserve/pyserve/control/rollout"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
@@ -653,6 +655,47 @@ func TestTargetReadFromTheStoreIsTheProposalThatNodesPrepared(t *testing.T) {
 		checkProgress(t, f, "a", proposed, rollout.Committed)
 		if want := []string{"whole", "commit"}; !slices.Equal(a.Log(), want) {
 			t.Errorf("control said %v, want %v", a.Log(), want)
+		}
+	})
+}
+
+// FuzzObserve feeds what a node says to a session that waits for answers: whatever comes, control keeps its bounds, and
+// believes in no commit that it did not ask for.
+func FuzzObserve(f *testing.F) {
+	for _, m := range []*fleetv1.FromNode{
+		fleettest.Prepared(1), fleettest.Prepared(1, fleettest.Refusal("a", "b")), fleettest.Committed(1, &fleetv1.Release{Revision: 1}),
+		fleettest.NeedFull(1, "x"), fleettest.Leaving(), fleettest.Status(&fleetv1.Status{BackendsFull: true, Backends: []*fleetv1.BackendStatus{{Route: "/", Address: "x"}}}),
+	} {
+		data, err := proto.Marshal(m)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		m := &fleetv1.FromNode{}
+		if proto.Unmarshal(data, m) != nil {
+			t.Skip()
+		}
+		fleet := newFleet(Options{})
+		target := newTarget(t, 1, nil)
+		fleet.target = target
+		s := &session{name: "a", backends: map[BackendKey]*fleetv1.BackendStatus{}, offer: &offer{nonce: 1, target: target, state: rollout.Offered}}
+		if _, tell := fleet.observe(s, m); tell != nil {
+			tell()
+		}
+		if m.GetStatus() == nil && s.applied != nil {
+			t.Errorf("%v was believed to be applied without a commit", s.applied)
+		}
+		size := 0
+		for _, b := range s.backends {
+			size += proto.Size(b)
+		}
+		if size != s.backendBytes {
+			t.Errorf("backends hold %d bytes, counted are %d", size, s.backendBytes)
+		}
+		if len(fleet.view(s).Reason()) > 4*namedRefusals*maxText {
+			t.Error("the reason is not bounded")
 		}
 	})
 }

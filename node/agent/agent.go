@@ -62,8 +62,10 @@ type Agent struct {
 	pause     backoff
 
 	applied  *bundle.Bundle // what the node serves; nil: nothing
+	epoch    uint64         // the highest that was served, or lies on disk; never gone back from
 	stored   bool           // there is a bundle on disk that could not be served yet
 	refusals []*fleetv1.Refusal
+	troubles map[string]string // what was last logged about a control, by address
 }
 
 // New opens the node's bundle directory.
@@ -77,7 +79,7 @@ func New(o Options) (*Agent, error) {
 	}
 	boot := make([]byte, 8)
 	rand.Read(boot)
-	a := &Agent{options: o, directory: directory, bootID: hex.EncodeToString(boot)}
+	a := &Agent{options: o, directory: directory, bootID: hex.EncodeToString(boot), troubles: map[string]string{}}
 	a.identity.Store(o.Identity)
 	return a, nil
 }
@@ -100,6 +102,7 @@ func (a *Agent) Boot() {
 		a.options.Logger.Error("no bundle on disk can be used; waiting for control's", "reason", err)
 		return
 	}
+	a.epoch = max(a.epoch, release.GetEpoch())
 	prepared, refusals := a.compile(release, b)
 	if refusals != nil {
 		a.stored = true
@@ -124,18 +127,13 @@ func (a *Agent) tellRefusals(release *fleetv1.Release, what string, refusals []*
 // Run keeps a stream to a control until ctx ends, then says that the node leaves. Everything it started has ended
 // when it returns.
 func (a *Agent) Run(ctx context.Context) {
-	reported := ""
 	for attempt := 0; ctx.Err() == nil; attempt++ {
 		address := a.options.Controls[attempt%len(a.options.Controls)]
 		err := a.converse(ctx, address)
 		if ctx.Err() != nil {
 			return
 		}
-		// One line for each new trouble, not one for each attempt.
-		if text := address + err.Error(); text != reported {
-			reported = text
-			a.options.Logger.Warn("no stream to control; trying on and serving what there is", "control", address, "error", err)
-		}
+		a.tellTrouble(address, err)
 		if a.stored && a.applied == nil {
 			a.Boot()
 		}
@@ -145,11 +143,28 @@ func (a *Agent) Run(ctx context.Context) {
 	}
 }
 
+// tellTrouble logs a line for each new trouble with a control, not one for each attempt.
+func (a *Agent) tellTrouble(address string, err error) {
+	if _, until := a.identity.Load().Lifetime(); a.options.Now().After(until) {
+		err = fmt.Errorf("%w; the node's certificate ended on %s: remove %s and start the node with a join token to enrol anew",
+			err, until.Format(time.DateOnly), filepath.Join(a.options.DataDir, identityFile))
+	}
+	if a.troubles[address] != err.Error() {
+		a.troubles[address] = err.Error()
+		a.options.Logger.Warn("no stream to control; trying on and serving what there is", "control", address, "error", err)
+	}
+}
+
+// maxMessage is how large one message of control may be. A resource travels whole, and one pool may fill a bundle; what a
+// stream may bring altogether is bounded by the same figure.
+const maxMessage = bundle.MaxBytes + 1<<20
+
 // converse opens one stream and serves it until it breaks or ctx ends.
 func (a *Agent) converse(ctx context.Context, address string) error {
 	conn, err := grpc.NewClient("passthrough:///"+address,
 		grpc.WithTransportCredentials(credentials.NewTLS(a.identity.Load().tls())),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 	)
 	if err != nil {
 		return fmt.Errorf("--control: %q is not an address: %w", address, err)
@@ -166,8 +181,8 @@ func (a *Agent) converse(ctx context.Context, address string) error {
 	if !opened() {
 		return context.Cause(ctx)
 	}
-	c := newConversation(a, address, conn, stream)
-	defer c.wait(cancel)
+	c := newConversation(a, address, conn, stream, cancel)
+	defer c.wait()
 	return plain(c.run(ctx))
 }
 
@@ -191,7 +206,7 @@ func plain(err error) error {
 func (a *Agent) compile(release *fleetv1.Release, b *bundle.Bundle) (*node.Generation, []*fleetv1.Refusal) {
 	resources, err := b.Decode()
 	if err != nil {
-		return nil, []*fleetv1.Refusal{{Reason: err.Error()}}
+		return nil, refusal("", err)
 	}
 	generation, err := a.options.Node.Prepare(release, resources)
 	if err == nil {
@@ -199,11 +214,24 @@ func (a *Agent) compile(release *fleetv1.Release, b *bundle.Bundle) (*node.Gener
 	}
 	var refused node.Refusals
 	if !errors.As(err, &refused) || len(refused) == 0 {
-		return nil, []*fleetv1.Refusal{{Reason: err.Error()}}
+		return nil, refusal("", err)
 	}
 	out := make([]*fleetv1.Refusal, 0, len(refused))
 	for _, r := range refused {
-		out = append(out, &fleetv1.Refusal{Field: r.Field, Reason: r.Reason})
+		out = append(out, &fleetv1.Refusal{Field: sendable(r.Field), Reason: sendable(r.Reason)})
 	}
 	return nil, out
+}
+
+func refusal(field string, err error) []*fleetv1.Refusal {
+	return []*fleetv1.Refusal{{Field: field, Reason: sendable(err.Error())}}
+}
+
+// maxText bounds a text that is told to control, in bytes.
+const maxText = 1 << 10
+
+// sendable makes a text one that a message can carry: it may quote what somebody else sent, and a message with a string
+// that is not UTF-8 ends the stream.
+func sendable(text string) string {
+	return strings.ToValidUTF8(text[:min(len(text), maxText)], "\uFFFD")
 }

@@ -19,7 +19,8 @@ import (
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 )
 
-// conversation is one stream's life. Its own goroutine only receives; everything else is done by the caller of run.
+// conversation is one stream's life. Its own goroutines only receive, and bound the good-bye; everything else is done by
+// the caller of run.
 type conversation struct {
 	agent    *Agent
 	address  string // of the control
@@ -28,11 +29,13 @@ type conversation struct {
 	received chan *fleetv1.ToNode
 	failed   chan error // capacity 1
 	stop     chan struct{}
+	cancel   context.CancelFunc // of the stream
 	group    sync.WaitGroup
 
 	offer    *offer
 	prepared *prepared
 	told     map[backendKey]*fleetv1.BackendStatus // what control knows of backends; nil: nothing
+	renewal  time.Time                             // not before it; zero: nothing went wrong
 }
 
 type backendKey struct{ route, address string }
@@ -53,18 +56,24 @@ type prepared struct {
 	staged     *bundle.Staged
 }
 
-// statusInterval is how often Status is sent when nothing changes.
-const statusInterval = time.Second
+const (
+	// statusInterval is how often Status is sent when nothing changes.
+	statusInterval = time.Second
+	// changePause is between two looks at all backends, however often one of them changes.
+	changePause = 100 * time.Millisecond
+	// farewell is how long the good-bye may take.
+	farewell = 2 * time.Second
+	// renewalPause follows a renewal that failed.
+	renewalPause = 10 * time.Minute
+)
 
-func newConversation(a *Agent, address string, conn *grpc.ClientConn, stream grpc.BidiStreamingClient[fleetv1.FromNode, fleetv1.ToNode]) *conversation {
-	c := &conversation{
-		agent: a, address: address, conn: conn, stream: stream,
+func newConversation(a *Agent, address string, conn *grpc.ClientConn, stream grpc.BidiStreamingClient[fleetv1.FromNode, fleetv1.ToNode], cancel context.CancelFunc) *conversation {
+	return &conversation{
+		agent: a, address: address, conn: conn, stream: stream, cancel: cancel,
 		received: make(chan *fleetv1.ToNode),
 		failed:   make(chan error, 1),
 		stop:     make(chan struct{}),
 	}
-	c.group.Go(c.receive)
-	return c
 }
 
 func (c *conversation) receive() {
@@ -82,16 +91,34 @@ func (c *conversation) receive() {
 	}
 }
 
+// hurry ends the stream a moment after ctx, also where control takes nothing any more and a Send would wait for ever.
+func (c *conversation) hurry(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-c.stop:
+		return
+	}
+	timer := time.NewTimer(farewell)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		c.cancel()
+	case <-c.stop:
+	}
+}
+
 // wait ends the stream and drops what was never committed.
-func (c *conversation) wait(cancel context.CancelFunc) {
+func (c *conversation) wait() {
 	close(c.stop)
-	cancel()
+	c.cancel()
 	c.group.Wait()
 	c.drop()
 }
 
 // run is the stream's only sender.
 func (c *conversation) run(ctx context.Context) error {
+	c.group.Go(c.receive)
+	c.group.Go(func() { c.hurry(ctx) })
 	hello := &fleetv1.Hello{
 		Name: c.agent.identity.Load().Name, BootId: c.agent.bootID, Version: c.agent.options.Version,
 		Applied: c.agent.options.Node.Applied(),
@@ -101,15 +128,21 @@ func (c *conversation) run(ctx context.Context) error {
 	}
 	ticker := time.NewTicker(statusInterval)
 	defer ticker.Stop()
+	changed := c.agent.options.Node.Changed()
+	var pause <-chan time.Time
 	for {
 		var err error
 		select {
 		case m := <-c.received:
 			err = c.handle(ctx, m)
 		case <-ticker.C:
-			err = c.sendStatus()
-		case <-c.agent.options.Node.Changed():
-			err = c.sendStatus()
+			c.renewWhenDue(ctx)
+			err = c.sendStatus(false)
+		case <-changed:
+			err = c.sendStatus(true)
+			changed, pause = nil, time.After(changePause)
+		case <-pause:
+			changed, pause = c.agent.options.Node.Changed(), nil
 		case err := <-c.failed:
 			return err
 		case <-ctx.Done():
@@ -126,15 +159,16 @@ func (c *conversation) sendFailure(err error) error {
 	if !errors.Is(err, io.EOF) {
 		return err
 	}
-	select {
-	case reason := <-c.failed:
-		return reason
-	case <-time.After(time.Second):
-		return errors.New("control closed the stream")
+	for {
+		select {
+		case <-c.received: // what came before the end
+		case reason := <-c.failed:
+			return reason
+		}
 	}
 }
 
-// leave says good-bye and gives control a moment to hear it.
+// leave says good-bye and waits until control has heard it, or hurry ends the stream.
 func (c *conversation) leave() error {
 	if err := c.stream.Send(&fleetv1.FromNode{Message: &fleetv1.FromNode_Leaving{Leaving: &fleetv1.Leaving{}}}); err != nil {
 		return err
@@ -142,14 +176,10 @@ func (c *conversation) leave() error {
 	if err := c.stream.CloseSend(); err != nil {
 		return err
 	}
-	timeout := time.NewTimer(time.Second)
-	defer timeout.Stop()
 	for {
 		select {
 		case <-c.received:
 		case <-c.failed:
-			return nil
-		case <-timeout.C:
 			return nil
 		}
 	}
@@ -168,7 +198,7 @@ func (c *conversation) handle(ctx context.Context, m *fleetv1.ToNode) error {
 	case *fleetv1.ToNode_Commit:
 		return c.commit(m.Commit.GetNonce())
 	case *fleetv1.ToNode_Abort:
-		if c.prepared != nil && c.prepared.nonce == m.Abort.GetNonce() {
+		if nonce := m.Abort.GetNonce(); c.offer != nil && c.offer.head.GetNonce() == nonce || c.prepared != nil && c.prepared.nonce == nonce {
 			c.drop()
 		}
 		return nil
@@ -181,24 +211,50 @@ func (c *conversation) handle(ctx context.Context, m *fleetv1.ToNode) error {
 func (c *conversation) welcome(ctx context.Context, m *fleetv1.Welcome) error {
 	a := c.agent
 	a.pause.reset()
+	clear(a.troubles)
 	a.options.Logger.Info("connected to control", "control", m.GetControlName(), "address", c.address)
 	id := *a.identity.Load()
 	known := slices.EqualFunc(id.GossipKeys, m.GetGossipKeys(), slices.Equal) && slices.Equal(id.GossipSeeds, m.GetGossipSeeds())
 	id.GossipKeys, id.GossipSeeds = m.GetGossipKeys(), m.GetGossipSeeds()
-	renewed, err := c.renew(ctx, &id)
-	if err != nil {
-		a.options.Logger.Error("cannot renew the node's certificate; trying again with the next stream", "error", err)
-	}
-	if !known || renewed {
-		if err := id.save(a.options.DataDir); err != nil {
-			a.options.Logger.Error("cannot keep what control said about the cluster; a restart without control may not find the others", "error", err)
-		}
+	if renewed := c.renewed(ctx, &id); renewed || !known {
+		c.keep(&id)
 	}
 	a.identity.Store(&id)
 	if a.options.Welcomed != nil {
 		a.options.Welcomed(&id)
 	}
-	return c.sendStatus()
+	return c.sendStatus(true)
+}
+
+// keep saves an identity for the next start.
+func (c *conversation) keep(id *Identity) {
+	if err := id.save(c.agent.options.DataDir); err != nil {
+		c.agent.options.Logger.Error("cannot keep the node's identity and what control said about the cluster; the next start may miss both", "error", err)
+	}
+}
+
+// renewWhenDue renews within a stream: one may live longer than a certificate, and with one that has ended there is no
+// next stream.
+func (c *conversation) renewWhenDue(ctx context.Context) {
+	id := *c.agent.identity.Load()
+	if c.renewed(ctx, &id) {
+		c.keep(&id)
+		c.agent.identity.Store(&id)
+	}
+}
+
+// renewed renews the certificate in id where that is due, and says whether it did.
+func (c *conversation) renewed(ctx context.Context, id *Identity) bool {
+	now := c.agent.options.Now()
+	if now.Before(c.renewal) {
+		return false
+	}
+	renewed, err := c.renew(ctx, id)
+	if err != nil {
+		c.renewal = now.Add(renewalPause)
+		c.agent.options.Logger.Error("cannot renew the node's certificate; trying again", "in", renewalPause, "error", err)
+	}
+	return renewed
 }
 
 // renew replaces the certificate in id when half of its life is over.
@@ -247,15 +303,16 @@ func (c *conversation) part(m *fleetv1.OfferPart) error {
 	}
 	for _, r := range m.GetRemoved() {
 		o.delta.Removed = append(o.delta.Removed, bundle.Key{Kind: config.Kind(r.GetKind()), Name: r.GetName()})
+		o.size += len(r.GetName())
 	}
 	for _, r := range m.GetUpserted() {
 		key := bundle.Key{Kind: config.Kind(r.GetKind()), Name: r.GetName()}
 		o.delta.Upserted = append(o.delta.Upserted, bundle.Resource{Key: key, Body: r.GetBody()})
-		o.size += len(r.GetBody())
+		o.size += len(r.GetName()) + len(r.GetBody())
 	}
 	if o.size > bundle.MaxBytes || len(o.delta.Upserted)+len(o.delta.Removed) > 2*bundle.MaxResources {
 		c.offer = nil
-		return c.answer(m.GetNonce(), []*fleetv1.Refusal{{Reason: fmt.Sprintf("the bundle is larger than %d MiB", bundle.MaxBytes>>20)}})
+		return c.refuse(m.GetNonce(), o.head.GetRelease(), refusal("", fmt.Errorf("the bundle is larger than %d MiB", bundle.MaxBytes>>20)))
 	}
 	if !m.GetLast() {
 		return nil
@@ -267,26 +324,33 @@ func (c *conversation) part(m *fleetv1.OfferPart) error {
 func (c *conversation) prepare(o *offer) error {
 	nonce, release := o.head.GetNonce(), o.head.GetRelease()
 	b, err := c.assemble(o)
-	if err != nil {
+	switch {
+	case err != nil && len(o.head.GetBaseDigest()) > 0 && !errors.Is(err, bundle.ErrSignature):
 		return c.stream.Send(&fleetv1.FromNode{Message: &fleetv1.FromNode_NeedFull{
-			NeedFull: &fleetv1.NeedFull{Nonce: nonce, Reason: err.Error()},
+			NeedFull: &fleetv1.NeedFull{Nonce: nonce, Reason: sendable(err.Error())},
 		}})
-	}
-	if held := c.agent.options.Node.Applied(); held.GetEpoch() > release.GetEpoch() {
-		return c.answer(nonce, []*fleetv1.Refusal{{Reason: fmt.Sprintf("the bundle is of epoch %d, the node serves one of epoch %d", release.GetEpoch(), held.GetEpoch())}})
+	case err != nil: // sending it again would change nothing
+		return c.refuse(nonce, release, refusal("", err))
+	case release.GetEpoch() < c.agent.epoch:
+		return c.refuse(nonce, release, refusal("", fmt.Errorf("the bundle is of epoch %d, and the node has one of epoch %d", release.GetEpoch(), c.agent.epoch)))
 	}
 	generation, refusals := c.agent.compile(release, b)
 	if refusals != nil {
-		c.agent.tellRefusals(release, "cannot serve the offered bundle", refusals)
-		return c.answer(nonce, refusals)
+		return c.refuse(nonce, release, refusals)
 	}
 	staged, err := c.agent.directory.Stage(release, b)
 	if err != nil {
 		c.agent.options.Node.Discard(generation)
-		return c.answer(nonce, []*fleetv1.Refusal{{Field: "--data-dir", Reason: err.Error()}})
+		return c.refuse(nonce, release, refusal("--data-dir", err))
 	}
+	c.agent.refusals = nil
 	c.prepared = &prepared{nonce, release, b, generation, staged}
 	return c.answer(nonce, nil)
+}
+
+func (c *conversation) refuse(nonce uint64, release *fleetv1.Release, refusals []*fleetv1.Refusal) error {
+	c.agent.tellRefusals(release, "cannot serve the offered bundle", refusals)
+	return c.answer(nonce, refusals)
 }
 
 // assemble makes the bundle of what came in and proves that it is the one that control signed.
@@ -314,23 +378,38 @@ func (c *conversation) answer(nonce uint64, refusals []*fleetv1.Refusal) error {
 // commit serves what was prepared. The disk comes after the swap: a node whose disk fails now serves what the fleet
 // serves, and says so in its log.
 func (c *conversation) commit(nonce uint64) error {
-	p := c.prepared
+	p, a := c.prepared, c.agent
 	if p == nil || p.nonce != nonce {
 		return nil
 	}
 	c.prepared = nil
-	c.agent.options.Node.Apply(p.generation)
-	c.agent.applied, c.agent.refusals, c.agent.stored = p.bundle, nil, false
-	if err := p.staged.Commit(); err != nil {
-		c.agent.options.Logger.Error("serving a revision that is not on disk: a restart without control would serve the one before", "revision", p.release.GetRevision(), "error", err)
+	a.options.Node.Apply(p.generation)
+	if applied := a.options.Node.Applied(); applied != p.release {
+		p.staged.Discard() // the node began to drain meanwhile
+		return c.committed(nonce, applied)
 	}
-	c.agent.options.Logger.Info("serving a new revision", "revision", p.release.GetRevision(), "digest", p.bundle.Digest().Short())
+	a.applied, a.epoch, a.stored = p.bundle, p.release.GetEpoch(), false
+	if err := p.staged.Commit(); err != nil {
+		a.options.Logger.Error("serving a revision that is not on disk: a restart without control would serve the one before", "revision", p.release.GetRevision(), "error", err)
+	}
+	a.options.Logger.Info("serving a new revision", "revision", p.release.GetRevision(), "digest", p.bundle.Digest().Short())
+	// First what follows from it, its address and backends: an apply returns with Committed, and whoever asks then is to
+	// be told of now.
+	if err := c.sendStatus(true); err != nil {
+		return err
+	}
+	return c.committed(nonce, p.release)
+}
+
+func (c *conversation) committed(nonce uint64, applied *fleetv1.Release) error {
 	return c.stream.Send(&fleetv1.FromNode{Message: &fleetv1.FromNode_Committed{
-		Committed: &fleetv1.Committed{Nonce: nonce, Applied: p.release},
+		Committed: &fleetv1.Committed{Nonce: nonce, Applied: applied},
 	}})
 }
 
-func (c *conversation) sendStatus() error {
+// sendStatus sends what the node does. Whether a backend changed is looked at only where something told so: there may be
+// very many.
+func (c *conversation) sendStatus(look bool) error {
 	n := c.agent.options.Node
 	m := &fleetv1.Status{
 		Applied: n.Applied(), Listen: n.ListenAddress(), Draining: n.Draining(), Refusals: c.agent.refusals,
@@ -339,11 +418,14 @@ func (c *conversation) sendStatus() error {
 	if c.agent.options.Gossip != nil {
 		m.GossipAddress = c.agent.options.Gossip()
 	}
+	if !look && c.told != nil {
+		return c.stream.Send(&fleetv1.FromNode{Message: &fleetv1.FromNode_Status{Status: m}})
+	}
 	return c.sendBackends(m, n.Backends())
 }
 
-// statusBackends is how many backends one Status carries, so that it stays well under gRPC's 4 MiB.
-const statusBackends = 5_000
+// statusBytes is how much of backends one Status carries, well under the 4 MiB that control takes.
+const statusBytes = 1 << 20
 
 // sendBackends sends m with the backends whose state control does not know yet, and more messages where they are many.
 // When a backend has gone, all are told anew.
@@ -354,20 +436,22 @@ func (c *conversation) sendBackends(m *fleetv1.Status, backends []*fleetv1.Backe
 	if c.told == nil {
 		c.told = make(map[backendKey]*fleetv1.BackendStatus, len(backends))
 	}
+	size := 0
 	for _, b := range backends {
+		b.Reason = sendable(b.GetReason())
 		key := backendKey{b.GetRoute(), b.GetAddress()}
 		if proto.Equal(c.told[key], b) {
 			continue
 		}
 		c.told[key] = b
-		m.Backends = append(m.Backends, b)
-		if len(m.Backends) == statusBackends {
+		if size += proto.Size(b) + 8; size > statusBytes && len(m.GetBackends()) > 0 {
 			if err := c.stream.Send(&fleetv1.FromNode{Message: &fleetv1.FromNode_Status{Status: m}}); err != nil {
 				return err
 			}
 			m = proto.CloneOf(m)
-			m.Backends, m.BackendsFull = nil, false
+			m.Backends, m.BackendsFull, size = nil, false, proto.Size(b)+8
 		}
+		m.Backends = append(m.Backends, b)
 	}
 	return c.stream.Send(&fleetv1.FromNode{Message: &fleetv1.FromNode_Status{Status: m}})
 }

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -44,6 +45,7 @@ func (e *RefusedError) Error() string { return e.Reason }
 // with growing pauses, until ctx ends. It fails with a [*RefusedError] where control says no, and where the control
 // that answers is not the one the token was made by.
 func Enroll(ctx context.Context, o EnrollOptions) (*Identity, error) {
+	o.Token = strings.TrimSpace(o.Token)
 	pin, err := pinOf(o.Token)
 	if err != nil {
 		return nil, &RefusedError{err.Error()}
@@ -75,7 +77,7 @@ func Enroll(ctx context.Context, o EnrollOptions) (*Identity, error) {
 }
 
 func enrollAt(ctx context.Context, address, pin, keyPEM string, request []byte, o EnrollOptions) (*Identity, error) {
-	var wrongControl error
+	var wrongControl atomic.Pointer[error] // set in gRPC's goroutine
 	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
 		MinVersion: tls.VersionTLS13,
 		ServerName: controlServerName,
@@ -83,8 +85,11 @@ func enrollAt(ctx context.Context, address, pin, keyPEM string, request []byte, 
 		// the certificate that has this hash.
 		InsecureSkipVerify: true,
 		VerifyConnection: func(state tls.ConnectionState) error {
-			wrongControl = verifyPinned(state, pin)
-			return wrongControl
+			err := verifyPinned(state, pin)
+			if err != nil {
+				wrongControl.Store(&err)
+			}
+			return err
 		},
 	})))
 	if err != nil {
@@ -101,8 +106,8 @@ func enrollAt(ctx context.Context, address, pin, keyPEM string, request []byte, 
 	case codes.Unauthenticated, codes.AlreadyExists, codes.InvalidArgument, codes.PermissionDenied, codes.Unimplemented:
 		return nil, &RefusedError{fmt.Sprintf("control at %s refuses to enrol node %q: %s", address, o.Name, status.Convert(err).Message())}
 	default:
-		if wrongControl != nil {
-			return nil, &RefusedError{fmt.Sprintf("the control at %s is not the one that made this join token: %v", address, wrongControl)}
+		if wrong := wrongControl.Load(); wrong != nil {
+			return nil, &RefusedError{fmt.Sprintf("the control at %s is not the one that made this join token: %v", address, *wrong)}
 		}
 		return nil, plain(err)
 	}
@@ -126,7 +131,7 @@ func pinOf(token string) (string, error) {
 	if err != nil || len(raw) != sha256.Size || fields[0] != "psj1" {
 		return "", errors.New("the join token is damaged; use the whole line of control's join-token file")
 	}
-	return fields[3], nil
+	return hex.EncodeToString(raw), nil // in lower case
 }
 
 // verifyPinned verifies a control's certificate against the authority whose hash is pinned, which control sends along.

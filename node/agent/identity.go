@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -80,6 +81,9 @@ func parseIdentity(data []byte) (*Identity, error) {
 	if err := decoder.Decode(id); err != nil {
 		return nil, err
 	}
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("something follows the identity")
+	}
 	return id, id.check()
 }
 
@@ -115,6 +119,18 @@ func (id *Identity) save(dataDir string) error {
 	}
 	if err != nil {
 		os.Remove(f.Name())
+		return fmt.Errorf("write the node's identity: %w", err)
+	}
+	return syncDirectory(dataDir)
+}
+
+// syncDirectory makes the names in a directory durable: an identity that a power cut takes back would need a token anew.
+func syncDirectory(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("write the node's identity: %w", err)
+	}
+	if err := errors.Join(d.Sync(), d.Close()); err != nil {
 		return fmt.Errorf("write the node's identity: %w", err)
 	}
 	return nil

@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -56,6 +57,10 @@ type Listener struct {
 	logger *slog.Logger
 	serves sync.WaitGroup // the accepting goroutine
 
+	leaving atomic.Bool   // answers say that the connection closes
+	conns   atomic.Int64  // the server's connections
+	last    chan struct{} // signalled when conns has become 0; capacity 1
+
 	// mu guards what follows.
 	mu     sync.Mutex
 	active int  // handlers that run
@@ -69,7 +74,7 @@ func Bind(ctx context.Context, address string, o Options) (*Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen on %s: %w", address, err)
 	}
-	l := &Listener{socket: socket, tls: o.TLS, logger: o.Logger, idle: make(chan struct{})}
+	l := &Listener{socket: socket, tls: o.TLS, logger: o.Logger, last: make(chan struct{}, 1), idle: make(chan struct{})}
 	if l.logger == nil {
 		l.logger = slog.New(slog.DiscardHandler)
 	}
@@ -82,6 +87,7 @@ func Bind(ctx context.Context, address string, o Options) (*Listener, error) {
 		IdleTimeout:                  withDefault(o.IdleTimeout, defaultIdleTimeout),
 		MaxHeaderBytes:               maxHeaderBytes,
 		DisableGeneralOptionsHandler: true,
+		ConnState:                    l.count,
 		// Mostly clients that break off or speak nonsense.
 		ErrorLog: slog.NewLogLogger(l.logger.Handler(), slog.LevelDebug),
 	}
@@ -148,7 +154,8 @@ func (l *Listener) Address() string { return l.socket.Addr().String() }
 // Start accepts connections, until Drain.
 func (l *Listener) Start() {
 	l.serves.Go(func() {
-		if err := l.server.Serve(acceptor{l}); !errors.Is(err, http.ErrServerClosed) {
+		err := l.server.Serve(acceptor{l})
+		if !errors.Is(err, http.ErrServerClosed) && !(l.leaving.Load() && errors.Is(err, net.ErrClosed)) {
 			l.logger.Error("accepting connections ended", "listen", l.Address(), "error", err)
 		}
 	})
@@ -162,10 +169,11 @@ func (l *Listener) Close() error {
 	return nil
 }
 
-// Drain accepts no more, lets the requests under way end and cuts what is left when ctx ends. It returns once every handler
-// has returned, those of upgraded connections included: who owns the upgraded connections ends them meanwhile. The error is
-// that of ctx if anything had to be cut.
+// Drain accepts no more, gives kept connections a moment to bring a last request, lets the requests under way end and cuts
+// what is left when ctx ends. It returns once every handler has returned, those of upgraded connections included: who owns
+// the upgraded connections ends them meanwhile. The error is that of ctx if anything had to be cut.
 func (l *Listener) Drain(ctx context.Context) error {
+	l.sayGoodBye(ctx)
 	err := l.server.Shutdown(ctx)
 	if err != nil {
 		l.server.Close()
@@ -184,6 +192,47 @@ func (l *Listener) Drain(ctx context.Context) error {
 	return err
 }
 
+// goodBye is how long a drain waits for kept connections to come by once more.
+const goodBye = time.Second
+
+// sayGoodBye closes the socket and lets every request that still comes be answered with "Connection: close". Shutdown alone
+// would cut kept connections that are between two requests, and with them requests that are on their way already, which
+// clients must not repeat unless they are idempotent (RFC 9112 section 9.3.1).
+func (l *Listener) sayGoodBye(ctx context.Context) {
+	if l.leaving.Swap(true) {
+		return
+	}
+	l.socket.Close() // an error would mean that it is closed
+	l.serves.Wait()  // or Shutdown would close it once more, and fail
+	timer := time.NewTimer(goodBye)
+	defer timer.Stop()
+	for l.conns.Load() > 0 {
+		select {
+		case <-l.last:
+		case <-timer.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// count follows the connections that are the server's; upgraded ones are not.
+func (l *Listener) count(_ net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		l.conns.Add(1)
+	case http.StateClosed, http.StateHijacked:
+		if l.conns.Add(-1) > 0 {
+			return
+		}
+		select {
+		case l.last <- struct{}{}:
+		default:
+		}
+	}
+}
+
 // gate counts the handlers, so that Drain can wait for them: the server's Close does not.
 func (l *Listener) gate(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -191,7 +240,7 @@ func (l *Listener) gate(next http.Handler) http.Handler {
 			panic(http.ErrAbortHandler)
 		}
 		defer l.leave()
-		if (r.TLS != nil) != (l.tls() != nil) {
+		if l.leaving.Load() || (r.TLS != nil) != (l.tls() != nil) {
 			w.Header().Set("Connection", "close")
 		}
 		next.ServeHTTP(w, r)

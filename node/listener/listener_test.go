@@ -227,6 +227,45 @@ func TestDrainLetsRequestsEnd(t *testing.T) {
 	<-drained
 }
 
+func TestDrainTellsKeptConnections(t *testing.T) {
+	l := started(t, Options{Handler: hello})
+	c := nodetest.Dial(t, l.Address())
+	in := bufio.NewReader(c)
+	exchange := func() *http.Response {
+		t.Helper()
+		if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		response, err := http.ReadResponse(in, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, response.Body); err != nil {
+			t.Fatal(err)
+		}
+		return response
+	}
+	if exchange().Close {
+		t.Error("told to close before the drain")
+	}
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		drain(t, l)
+	}()
+	nodetest.Eventually(t, "the socket is closed", func() bool {
+		probe, err := net.Dial("tcp", l.Address())
+		if err == nil {
+			probe.Close()
+		}
+		return err != nil
+	})
+	if !exchange().Close {
+		t.Error("not told to close")
+	}
+	<-drained
+}
+
 func TestDrainCutsAtTheDeadlineAndWaits(t *testing.T) {
 	entered, left := make(chan struct{}), false
 	l, err := Bind(t.Context(), "127.0.0.1:0", Options{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

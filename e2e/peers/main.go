@@ -1,0 +1,178 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"regexp"
+	"runtime"
+	"slices"
+	"syscall"
+	"time"
+)
+
+// The roles that this program has in its child processes: its first argument.
+const (
+	backendRole      = "backend"
+	loadRole         = "load"
+	reverseProxyRole = "reverseproxy"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "peers:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	if len(args) > 0 {
+		switch args[0] {
+		case backendRole:
+			return runBackend(ctx, args[1:])
+		case loadRole:
+			return runLoadChild(ctx, os.Stdin, os.Stdout)
+		case reverseProxyRole:
+			return runReverseProxy(args[1:])
+		}
+	}
+	o, err := parseFlags(args)
+	if errors.Is(err, flag.ErrHelp) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return compare(ctx, o)
+}
+
+// options are the flags.
+type options struct {
+	rounds  int
+	seconds time.Duration
+	// Whose names match.
+	scenario, proxy *regexp.Regexp
+	// Where every measurement is written; empty: nowhere.
+	json string
+}
+
+func parseFlags(args []string) (options, error) {
+	f := flag.NewFlagSet("peers", flag.ContinueOnError)
+	rounds := f.Int("rounds", 3, "how often each proxy is measured in each scenario; the tables show medians")
+	seconds := f.Float64("seconds", 2, "how long each measurement lasts")
+	scenario := f.String("scenario", "", "measure only the scenarios that match this regular `expression`")
+	proxy := f.String("proxy", "", "measure only the proxies that match this regular `expression`")
+	file := f.String("json", "", "write every measurement to this `file`")
+	if err := f.Parse(args); err != nil {
+		return options{}, err
+	}
+	o := options{rounds: *rounds, seconds: time.Duration(*seconds * float64(time.Second)), json: *file}
+	var errScenario, errProxy error
+	o.scenario, errScenario = regexp.Compile(*scenario)
+	o.proxy, errProxy = regexp.Compile(*proxy)
+	switch {
+	case f.NArg() > 0:
+		return o, fmt.Errorf("%q: there are flags only", f.Arg(0))
+	case o.rounds < 1:
+		return o, fmt.Errorf("-rounds %d: at least 1", o.rounds)
+	case o.seconds < 50*time.Millisecond:
+		return o, fmt.Errorf("-seconds %v: at least 0.05", *seconds)
+	case errScenario != nil:
+		return o, fmt.Errorf("-scenario: %w", errScenario)
+	case errProxy != nil:
+		return o, fmt.Errorf("-proxy: %w", errProxy)
+	}
+	return o, nil
+}
+
+// compare is the whole run. The tables go to standard output, all else to standard error.
+func compare(ctx context.Context, o options) error {
+	if _, err := cpuOf(os.Getpid()); err != nil {
+		return fmt.Errorf("CPU time is read from Linux's /proc: %w", err)
+	}
+	dir, err := os.MkdirTemp("", "pyserve-peers-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	peers, missing, err := findPeers(ctx, dir, o.proxy)
+	if err != nil {
+		return err
+	}
+	for _, line := range missing {
+		fmt.Fprintln(os.Stderr, line)
+	}
+	b, err := newBench(ctx, dir)
+	if err != nil {
+		return err
+	}
+	defer b.close()
+	r, err := b.rounds(ctx, o, peers)
+	if err != nil {
+		return err
+	}
+	r.Missing = missing
+	if err := r.writeTables(os.Stdout); err != nil {
+		return err
+	}
+	return cmp.Or(r.writeJSON(o.json), r.complaint())
+}
+
+// rounds measures every peer in every scenario, as often as there are rounds. Who comes first changes from round to round.
+func (b *bench) rounds(ctx context.Context, o options, peers []peer) (*report, error) {
+	chosen := slices.DeleteFunc(scenarios(), func(s scenario) bool { return !o.scenario.MatchString(s.name) })
+	if len(chosen) == 0 || len(peers) == 0 {
+		return nil, errors.New("no scenario or no proxy is left to measure")
+	}
+	const around = 900 * time.Millisecond // start, check, warm-up, end
+	total := time.Duration(o.rounds*len(chosen)*len(peers)) * (o.seconds + around)
+	fmt.Fprintf(os.Stderr, "%d scenarios × %d proxies × %d rounds: at most about %v\n", len(chosen), len(peers), o.rounds, total.Round(time.Second))
+	r := b.newReport(o, chosen, peers)
+	for round := range o.rounds {
+		for _, s := range chosen {
+			for i := range peers {
+				m := b.measure(ctx, peers[(i+round)%len(peers)], s, o.seconds)
+				if ctx.Err() != nil {
+					return nil, errors.New("interrupted")
+				}
+				m.Round = round + 1
+				r.Measurements = append(r.Measurements, m)
+				fmt.Fprintf(os.Stderr, "round %d: %s\n", m.Round, m)
+			}
+		}
+	}
+	return r, nil
+}
+
+func (b *bench) newReport(o options, chosen []scenario, peers []peer) *report {
+	r := &report{
+		Began: time.Now().UTC(), Cores: runtime.NumCPU(), Go: runtime.Version(),
+		Rounds: o.rounds, Seconds: o.seconds.Seconds(), Idle: b.idle,
+	}
+	for _, p := range peers {
+		r.Peers = append(r.Peers, peerNote{p.name, p.version})
+	}
+	for _, s := range chosen {
+		r.Scenarios = append(r.Scenarios, scenarioNote{s.name, s.about, s.open != nil})
+	}
+	return r
+}
+
+func (r *report) writeJSON(file string) error {
+	if file == "" {
+		return nil
+	}
+	text, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, append(text, '\n'), 0o644)
+}
