@@ -17,6 +17,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -173,15 +174,16 @@ func (c *Control) Stop() error {
 	return c.store.Close()
 }
 
-// makeTokens makes the token files that are missing. A token is registered before its file appears, so that a file
+// makeTokens makes the token files that are missing or hold no token that works. A token is registered before its file appears, so that a file
 // always holds one that works.
 func (c *Control) makeTokens(ctx context.Context) error {
 	for file, kind := range map[string]identity.TokenKind{JoinTokenFile: identity.TokenJoin, ControlTokenFile: identity.TokenControl} {
 		path := filepath.Join(c.options.DataDir, file)
-		if _, err := os.Stat(path); err == nil || !errors.Is(err, fs.ErrNotExist) {
-			if err != nil {
-				return fmt.Errorf("look for the token: %w", err)
-			}
+		data, err := os.ReadFile(path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("look for the token: %w", err)
+		}
+		if err == nil && identity.CheckToken(strings.TrimSpace(string(data)), kind, c.token) == nil {
 			continue
 		}
 		token, record, err := c.authority.NewToken(kind)

@@ -180,11 +180,13 @@ func checkJSON(t *testing.T, c *cluster) {
 
 func checkWatch(t *testing.T, c *cluster, document string) {
 	p := launch(t, command{name: "status -w", program: programs.pyservectl, args: []string{"--context", c.admin(), "status", "-w"}, dir: c.dir})
-	see := func(text string) {
+	// The last status decides the exit code, and it comes a moment after apply has returned.
+	see := func(revision string) {
 		t.Helper()
-		eventually(t, "status -w shows "+text, func() string {
-			if out := p.stdout.String(); !strings.Contains(out, text) {
-				return out
+		eventually(t, "status -w shows that every node serves "+revision, func() string {
+			_, last, found := strings.Cut(p.stdout.String(), revision+" (")
+			if !found || !strings.Contains(last, ": converged, ") {
+				return p.stdout.String()
 			}
 			return ""
 		})

@@ -96,7 +96,7 @@ func (v *applyView) line(n nodeProgress) string {
 	}
 	line := fmt.Sprintf("node %s: %s", n.Name, v.paint.paint(colour, n.Phase))
 	if n.Note != "" {
-		line += ": " + n.Note
+		line += ": " + printable(n.Note)
 	}
 	return line
 }
@@ -117,9 +117,9 @@ func (v *applyView) finish(r *operatorv1.ApplyResult) {
 	case operatorv1.ApplyOutcome_APPLY_OUTCOME_DETACHED:
 		fmt.Fprintf(v.out, "stored: %s; nodes follow: pyservectl status -w\n", revision)
 	case operatorv1.ApplyOutcome_APPLY_OUTCOME_INCOMPLETE:
-		fmt.Fprintf(v.errors, "incomplete: %s is stored, but not every connected node serves it: %s\n", revision, r.GetReason())
+		fmt.Fprintf(v.errors, "incomplete: %s is stored, but not every connected node serves it: %s\n", revision, printable(r.GetReason()))
 	default:
-		fmt.Fprintf(v.errors, "refused, nothing was changed: %s; %s is active\n", r.GetReason(), revision)
+		fmt.Fprintf(v.errors, "refused, nothing was changed: %s; %s is active\n", printable(r.GetReason()), revision)
 	}
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"gopkg.in/yaml.v3"
 )
@@ -45,19 +47,40 @@ func blockStyle(n *yaml.Node) {
 	}
 }
 
-// table prints rows under a head, columns aligned. Cells are for people: an empty one shows as "-".
+// printable takes off what would break a line or steer a terminal: notes and reasons quote what nodes and backends say.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, text)
+}
+
+// table prints rows under a head, columns aligned. Cells are for people: an empty one shows as "-", but for the last.
 func table(to io.Writer, head []string, rows [][]string) error {
-	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
+	var out bytes.Buffer
+	w := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, strings.Join(head, "\t"))
 	for _, row := range rows {
 		for i, cell := range row {
+			row[i] = printable(cell)
 			if cell == "" && i < len(row)-1 {
 				row[i] = "-"
 			}
 		}
-		fmt.Fprintln(w, strings.TrimRight(strings.Join(row, "\t"), "\t"))
+		fmt.Fprintln(w, strings.Join(row, "\t"))
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	// What is padded before an empty last cell is taken off here: a row that ended sooner would not align.
+	trimmed := make([]byte, 0, out.Len())
+	for line := range bytes.Lines(out.Bytes()) {
+		trimmed = append(append(trimmed, bytes.TrimRight(line, " \n")...), '\n')
+	}
+	_, err := to.Write(trimmed)
+	return err
 }
 
 // age is how long ago a moment was, in two units at most.

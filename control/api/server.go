@@ -170,6 +170,7 @@ func coded(err error) error {
 		{fleet.ErrClosed, codes.Unavailable},
 		{fleet.ErrStalled, codes.Unavailable},
 		{fleet.ErrReplaced, codes.Aborted},
+		{fleet.ErrTwice, codes.AlreadyExists},
 		{fleet.ErrHello, codes.InvalidArgument},
 		{store.ErrClosed, codes.Unavailable},
 		{identity.ErrTokenMalformed, codes.InvalidArgument},

@@ -200,6 +200,7 @@ func TestCodeOfAnError(t *testing.T) {
 		{fleet.ErrClosed, codes.Unavailable},
 		{fleet.ErrStalled, codes.Unavailable},
 		{fleet.ErrReplaced, codes.Aborted},
+		{fleet.ErrTwice, codes.AlreadyExists},
 		{fleet.ErrHello, codes.InvalidArgument},
 		{store.ErrClosed, codes.Unavailable},
 		{identity.ErrTokenMalformed, codes.InvalidArgument},

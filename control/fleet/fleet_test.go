@@ -306,6 +306,41 @@ func TestNewerStreamOfANodeEndsTheOlder(t *testing.T) {
 	})
 }
 
+// Two processes with one identity would take the stream from each other for ever; a process that was started anew
+// takes it from its dead predecessor as soon as that has been silent for a while.
+func TestSecondProcessWithTheIdentityOfALivingOneIsTurnedAway(t *testing.T) {
+	story(t, Options{}, func(t *testing.T, f *Fleet) {
+		first := open(t, f, "a", nil)
+		second := func() error {
+			hello := fleettest.Hello("a", nil)
+			hello.GetHello().BootId = "another"
+			c := fleettest.Open(f.server("a"))
+			c.Say(hello)
+			if c.Hear() != nil {
+				c.Break()
+			}
+			return c.Wait()
+		}
+		if err := second(); !errors.Is(err, ErrTwice) {
+			t.Errorf("while the first lives, the second ended with %v", err)
+		}
+		time.Sleep(aliveTime - time.Millisecond)
+		first.Say(fleettest.Status(&fleetv1.Status{}))
+		synctest.Wait()
+		time.Sleep(aliveTime - time.Millisecond)
+		if err := second(); !errors.Is(err, ErrTwice) {
+			t.Errorf("soon after a message of the first, the second ended with %v", err)
+		}
+		time.Sleep(time.Millisecond)
+		if err := second(); !errors.Is(err, fleettest.ErrBroken) {
+			t.Errorf("after the first had fallen silent, the second ended with %v", err)
+		}
+		if err := first.Wait(); !errors.Is(err, ErrReplaced) {
+			t.Errorf("the first ended with %v", err)
+		}
+	})
+}
+
 func TestLeavingIsKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(Options{})

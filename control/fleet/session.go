@@ -28,6 +28,8 @@ type session struct {
 	refused  *refusal
 	full     bool // the last delta did not fit: send the whole
 	leaving  bool
+	bootID   string
+	heard    time.Time // when the last message came
 	backends map[BackendKey]*fleetv1.BackendStatus
 	// backendBytes is what backends hold.
 	backendBytes int
@@ -56,14 +58,20 @@ var (
 	ErrClosed = errors.New("control is stopping")
 	// ErrReplaced ends a stream when its node opens another.
 	ErrReplaced = errors.New("the node opened a newer stream")
+	// ErrTwice ends the stream of a second process that has the identity of one that is connected.
+	ErrTwice = errors.New("another process with this node's identity is connected; was its data directory copied? Enrol each node by itself")
 	// ErrHello ends a stream that does not begin as it must.
 	ErrHello = errors.New("a stream begins with Hello")
 	// ErrStalled ends the stream of a node that reads nothing.
 	ErrStalled = errors.New("the node took no message for too long")
 )
 
-// helloTime is how long a node may take to say Hello.
-const helloTime = 10 * time.Second
+const (
+	// helloTime is how long a node may take to say Hello.
+	helloTime = 10 * time.Second
+	// aliveTime is how long after its last message a node counts as alive: it sends a Status every second.
+	aliveTime = 5 * time.Second
+)
 
 // Serve runs one node's stream until it ends; where the node closed it, that is no error. name is what the node's
 // certificate says. left tells that the node said it would leave, which its caller may want to keep.
@@ -132,9 +140,16 @@ func (f *Fleet) begin(name string, hello *fleetv1.Hello, stream Stream) (*sessio
 		wake:     make(chan struct{}, 1),
 		applied:  hello.GetApplied(),
 		backends: map[BackendKey]*fleetv1.BackendStatus{},
+		bootID:   hello.GetBootId(),
+		heard:    f.options.Now(),
 		node:     Node{Name: name, Connected: true, Since: f.options.Now(), Version: clip(hello.GetVersion())},
 	}
 	if old := f.sessions[name]; old != nil {
+		// The same process may have lost its connection; another one may be a restart, whose predecessor is silent.
+		if old.bootID != s.bootID && s.heard.Sub(old.heard) < aliveTime {
+			end(ErrTwice)
+			return nil, ErrTwice
+		}
 		old.end(ErrReplaced)
 	}
 	f.sessions[name] = s
@@ -267,6 +282,7 @@ func (f *Fleet) receive(s *session) error {
 			return err
 		}
 		f.mu.Lock()
+		s.heard = f.options.Now()
 		news, tell := f.observe(s, m)
 		if news {
 			f.notify()

@@ -41,7 +41,7 @@ const (
 	// Commit: every node that is still there has prepared. Store the revision, then let the nodes serve it and call
 	// [Rollout.BeginCommit].
 	Commit
-	// Abort: a node refused or was too slow. Nobody has changed; let all drop what they prepared.
+	// Abort: a node refused or was too slow, or all went away. Nobody has changed; let all drop what they prepared.
 	Abort
 	// Finished: every node has committed, or is out of the rollout.
 	Finished
@@ -107,10 +107,19 @@ func (r *Rollout) Next() Step {
 			waiting = true
 		}
 	}
-	if waiting {
+	switch {
+	case waiting:
 		return Wait
+	case r.allWentAway():
+		return Abort
 	}
 	return Commit
+}
+
+// allWentAway says that nobody is left of those who were asked: the bundle itself may be what took them down, and no
+// one has said that it can be served.
+func (r *Rollout) allWentAway() bool {
+	return len(r.nodes) > 0 && len(r.In(Away)) == len(r.nodes)
 }
 
 func (r *Rollout) nextCommitting() Step {
@@ -175,6 +184,9 @@ func (r *Rollout) Complete() bool {
 
 // Reason is one sentence on why the rollout stopped or is incomplete, naming nodes; empty where there is none.
 func (r *Rollout) Reason() string {
+	if !r.committing && r.allWentAway() {
+		return "every node went away while it prepared the revision, which may be what took them down"
+	}
 	var parts []string
 	for _, state := range []State{Refused, TimedOut} {
 		for _, name := range r.In(state) {

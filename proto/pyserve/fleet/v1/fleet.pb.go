@@ -898,7 +898,7 @@ func (x *Offer) GetBaseDigest() []byte {
 	return nil
 }
 
-// OfferPart is one piece of a delta, at most 1 MiB of bodies.
+// OfferPart is one piece of a delta, about 1 MiB of bodies at most; a resource that is larger has a part to itself.
 type OfferPart struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Nonce uint64                 `protobuf:"varint,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
