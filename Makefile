@@ -64,3 +64,7 @@ bench: ## the benchmarks, COUNT (6) times each, summed up by benchstat
 	@out=$$(mktemp); trap 'rm -f "$$out"' EXIT; \
 	go test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) $$(go list ./... | grep -v /e2e) | tee "$$out"; \
 	$(TOOL) benchstat "$$out"
+
+.PHONY: bench-peers
+bench-peers: ## nginx, HAProxy and Go's ReverseProxy beside a node: CPU, speed, memory; PEERS="-rounds 5" are flags
+	go run ./e2e/peers $(PEERS)

@@ -220,10 +220,20 @@ func (c *Cluster) Stop(ctx context.Context) error {
 	c.cancel()
 	ctx, cancel := context.WithTimeout(ctx, leaveWait)
 	defer cancel()
-	err := errors.Join(c.gossip.Leave(ctx), c.gossip.Shutdown())
+	err := errors.Join(c.sayGoodbye(ctx), c.gossip.Shutdown())
 	c.loops.Wait()
 	c.savePeers()
 	return err
+}
+
+// sayGoodbye tells in our facts that we leave, since memberlist's own goodbye looks to the others like a death.
+func (c *Cluster) sayGoodbye(ctx context.Context) error {
+	facts := c.ownFacts()
+	facts.Leaving = true
+	if err := c.gossip.Announce(ctx, facts.Encode()); err != nil {
+		return err
+	}
+	return c.gossip.Leave(ctx)
 }
 
 // Address is the host:port that others reach us by; "" before Start.
@@ -304,7 +314,7 @@ func (c *Cluster) announce(ctx context.Context, g *gossip.Gossip) {
 		case <-ctx.Done():
 			return
 		case <-c.announceNow:
-			if err := g.Announce(ctx, c.ownFacts().Encode()); err != nil {
+			if err := g.Announce(ctx, c.ownFacts().Encode()); err != nil && ctx.Err() == nil {
 				c.options.Logger.Error("cannot tell the other members what this one serves", "error", err)
 			}
 		}

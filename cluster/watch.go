@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	// pollInterval is how often memberlist is asked for what it does not announce: suspicion.
-	pollInterval = 500 * time.Millisecond
+	// tidyInterval is how often the roster forgets, and remembered peers are dated, when nothing happens.
+	tidyInterval = 30 * time.Second
 	// conflictEvery is how often one conflict of names is logged, and maxConflicts how many are remembered.
 	conflictEvery = 10 * time.Minute
 	maxConflicts  = 256
@@ -19,7 +19,7 @@ const (
 
 // watch keeps the roster and the list of peers up to date, and logs what happens to members.
 func (c *Cluster) watch(ctx context.Context, g *gossip.Gossip) {
-	ticker := time.NewTicker(c.pollEvery())
+	ticker := time.NewTicker(tidyInterval)
 	defer ticker.Stop()
 	logged := make(map[gossip.Conflict]time.Time)
 	for {
@@ -34,14 +34,6 @@ func (c *Cluster) watch(ctx context.Context, g *gossip.Gossip) {
 			c.logConflict(logged, conflict, time.Now())
 		}
 	}
-}
-
-// pollEvery is half a probe interval: suspicion cannot come and go faster.
-func (c *Cluster) pollEvery() time.Duration {
-	if probe := c.options.Timing.ProbeInterval; probe > 0 {
-		return min(pollInterval, max(probe/2, time.Millisecond))
-	}
-	return pollInterval
 }
 
 // observe merges what gossip knows now.
@@ -78,9 +70,20 @@ func (c *Cluster) sighting(g *gossip.Gossip) []Member {
 		if err != nil {
 			c.options.Logger.Debug("a member's facts cannot be read", "member", name, "role", role.String(), "reason", err)
 		}
-		members = append(members, Member{Name: name, Role: role, Address: p.Address, State: p.State, Facts: facts})
+		members = append(members, Member{Name: name, Role: role, Address: p.Address, State: liveness(p.Gone, facts), Facts: facts})
 	}
 	return members
+}
+
+// liveness tells a member that left from one that died by what it said of itself last.
+func liveness(gone bool, facts Facts) Liveness {
+	switch {
+	case !gone:
+		return state.Alive
+	case facts.Leaving:
+		return state.Left
+	}
+	return state.Dead
 }
 
 func (c *Cluster) isSelf(m Member) bool { return m.Name == c.options.Name && m.Role == c.options.Role }
@@ -95,14 +98,9 @@ func (c *Cluster) logChange(change state.Change) {
 	switch m.State {
 	case state.Alive:
 		text = "member joined"
-		switch change.Before {
-		case state.Suspect:
-			text = "member answers again"
-		case state.Dead, state.Left:
+		if change.Before.Gone() {
 			text = "member is back"
 		}
-	case state.Suspect:
-		text = "member does not answer"
 	case state.Dead:
 		level, text = slog.LevelWarn, "member is dead: it did not answer and did not say that it leaves"
 	case state.Left:

@@ -29,6 +29,7 @@ type delegate struct {
 type record struct {
 	name, address string
 	metadata      []byte
+	gone          bool
 }
 
 var (
@@ -60,7 +61,7 @@ func (d *delegate) records() []*record {
 	return records
 }
 
-// forget drops a record that memberlist has no member for any more, unless a newer one took its place meanwhile.
+// forget drops the record of a member that is gone, unless it came back meanwhile.
 func (d *delegate) forget(r *record) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -70,8 +71,8 @@ func (d *delegate) forget(r *record) {
 }
 
 // keep copies a node, whose fields memberlist writes to under its lock later on.
-func (d *delegate) keep(n *memberlist.Node) {
-	r := &record{name: n.Name, address: n.Address(), metadata: slices.Clone(n.Meta)}
+func (d *delegate) keep(n *memberlist.Node, gone bool) {
+	r := &record{name: n.Name, address: n.Address(), metadata: slices.Clone(n.Meta), gone: gone}
 	d.mu.Lock()
 	d.members[n.Name] = r
 	d.mu.Unlock()
@@ -82,13 +83,13 @@ func (d *delegate) keep(n *memberlist.Node) {
 }
 
 // NotifyJoin is memberlist's.
-func (d *delegate) NotifyJoin(n *memberlist.Node) { d.keep(n) }
+func (d *delegate) NotifyJoin(n *memberlist.Node) { d.keep(n, false) }
 
 // NotifyUpdate is memberlist's.
-func (d *delegate) NotifyUpdate(n *memberlist.Node) { d.keep(n) }
+func (d *delegate) NotifyUpdate(n *memberlist.Node) { d.keep(n, false) }
 
 // NotifyLeave is memberlist's; the node may have left or died.
-func (d *delegate) NotifyLeave(n *memberlist.Node) { d.keep(n) }
+func (d *delegate) NotifyLeave(n *memberlist.Node) { d.keep(n, true) }
 
 // NotifyConflict is memberlist's; it comes with every packet that tells of the conflict.
 func (d *delegate) NotifyConflict(existing, other *memberlist.Node) {

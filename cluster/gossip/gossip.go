@@ -18,12 +18,9 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/memberlist"
-
-	"github.com/pyserve/pyserve/cluster/state"
 )
 
 // MaxMetadata is the most bytes of metadata that are announced or taken from others. memberlist panics at more of our
@@ -65,7 +62,8 @@ type Peer struct {
 	// Address is host:port.
 	Address  string
 	Metadata []byte
-	State    state.Liveness
+	// Gone: it no longer takes part, because it left or because it died; memberlist tells both in one way.
+	Gone bool
 }
 
 // Conflict is a member that goes by the name of another one.
@@ -85,8 +83,8 @@ type Gossip struct {
 	log       *logWriter
 	// stop ends what the sockets' transport has under way.
 	stop context.CancelFunc
-	// announcing serialises Announce: memberlist reads our own entry without its lock there.
-	announcing sync.Mutex
+	// announcing is a place for the one Announce that is under way: memberlist reads our own entry without its lock there.
+	announcing chan struct{}
 }
 
 // Start listens and begins to take part, alone until a Join. On an error nothing is left behind.
@@ -95,7 +93,7 @@ func Start(options Options) (*Gossip, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &Gossip{options: options, delegate: newDelegate(options), log: newLogWriter(options.Logger)}
+	g := &Gossip{options: options, delegate: newDelegate(options), log: newLogWriter(options.Logger), announcing: make(chan struct{}, 1)}
 	config := g.config(ring)
 	if g.transport, g.stop, err = openTransport(options, config.Logger); err != nil {
 		return nil, err
@@ -156,18 +154,15 @@ func (g *Gossip) config(ring *memberlist.Keyring) *memberlist.Config {
 // Address is the host:port that others reach us by.
 func (g *Gossip) Address() string { return g.address }
 
-// Peers gives every member that memberlist knows of: those that take part, and those that stopped less than about half
-// a minute ago.
+// Peers gives every member that takes part and, once each, those that stopped since the last call. It is for one reader.
 func (g *Gossip) Peers() []Peer {
 	records := g.delegate.records()
 	peers := make([]Peer, 0, len(records))
 	for _, r := range records {
-		liveness, known := livenessOf(g.list, r.name)
-		if !known {
+		if r.gone {
 			g.delegate.forget(r)
-			continue
 		}
-		peers = append(peers, Peer{Name: r.name, Address: r.address, Metadata: r.metadata, State: liveness})
+		peers = append(peers, Peer{Name: r.name, Address: r.address, Metadata: r.metadata, Gone: r.gone})
 	}
 	return peers
 }
@@ -175,8 +170,8 @@ func (g *Gossip) Peers() []Peer {
 // Alone tells whether no other member takes part.
 func (g *Gossip) Alone() bool { return g.list.NumMembers() <= 1 }
 
-// Changed fires after a member came, went or changed its metadata; several changes may make one signal. Members that
-// come under suspicion or out of it do not fire it: memberlist tells nobody.
+// Changed fires after a member came, went or changed its metadata; several changes may make one signal. That a member
+// came under suspicion memberlist tells nobody.
 func (g *Gossip) Changed() <-chan struct{} { return g.delegate.changed }
 
 // Conflicts carries names that two members claim, again and again while they do; what nobody takes is dropped.
@@ -234,8 +229,12 @@ func (g *Gossip) Announce(ctx context.Context, metadata []byte) error {
 	if len(metadata) > MaxMetadata {
 		return fmt.Errorf("metadata of %d bytes, more than %d", len(metadata), MaxMetadata)
 	}
-	g.announcing.Lock()
-	defer g.announcing.Unlock()
+	select {
+	case g.announcing <- struct{}{}:
+		defer func() { <-g.announcing }()
+	case <-ctx.Done():
+		return fmt.Errorf("cannot tell the other members: %w", context.Cause(ctx))
+	}
 	g.delegate.metadata.Store(slices.Clone(metadata))
 	for range announceTries {
 		// Its only error is that the wait ran out.
@@ -268,20 +267,26 @@ func (g *Gossip) Leave(ctx context.Context) error {
 	}
 	defer context.AfterFunc(ctx, g.stop)()
 	var err error
-	for _, p := range others[:min(len(others), leaveTries)] {
+	for _, address := range others[:min(len(others), leaveTries)] {
 		if err = ctx.Err(); err != nil {
 			break
 		}
-		if err = g.Join(p.Address); err == nil {
+		if err = g.Join(address); err == nil {
 			return nil
 		}
 	}
 	return fmt.Errorf("cannot tell the other members that we leave: %w", err)
 }
 
-// others gives the members that take part, but for us.
-func (g *Gossip) others() []Peer {
-	return slices.DeleteFunc(g.Peers(), func(p Peer) bool { return p.Name == g.options.Name || p.State.Gone() })
+// others gives the addresses of the members that take part, but for us.
+func (g *Gossip) others() []string {
+	var addresses []string
+	for _, n := range g.list.Members() {
+		if n.Name != g.options.Name {
+			addresses = append(addresses, n.Address())
+		}
+	}
+	return addresses
 }
 
 // Shutdown closes the sockets and ends Joins under way. memberlist does not wait for a probe that it has under way,

@@ -20,12 +20,14 @@ type Facts struct {
 	DigestPrefix [8]byte
 	// Draining members finish what they have and want nothing new.
 	Draining bool
+	// Leaving members said goodbye: when they are gone, they left and did not die.
+	Leaving bool
 }
 
 // The layout, big-endian:
 //
 //	0      layout version, 1
-//	1      flags, bit 0: draining
+//	1      flags, bit 0: draining, bit 1: leaving
 //	2-9    epoch
 //	10-17  revision
 //	18-25  digest prefix
@@ -35,6 +37,7 @@ type Facts struct {
 const (
 	layoutVersion = 1
 	flagDraining  = 1 << 0
+	flagLeaving   = 1 << 1
 	layoutSize    = 26
 )
 
@@ -47,6 +50,9 @@ func (f Facts) Encode() []byte {
 	var flags byte
 	if f.Draining {
 		flags |= flagDraining
+	}
+	if f.Leaving {
+		flags |= flagLeaving
 	}
 	b = append(b, layoutVersion, flags)
 	b = binary.BigEndian.AppendUint64(b, f.Epoch)
@@ -70,6 +76,7 @@ func DecodeFacts(b []byte) (Facts, error) {
 	}
 	return Facts{
 		Draining:     b[1]&flagDraining != 0,
+		Leaving:      b[1]&flagLeaving != 0,
 		Epoch:        binary.BigEndian.Uint64(b[2:]),
 		Revision:     binary.BigEndian.Uint64(b[10:]),
 		DigestPrefix: [8]byte(b[18:26]),

@@ -38,22 +38,19 @@ func (r Role) String() string {
 // Liveness is what the gossip layer believes of a member.
 type Liveness uint8
 
-// Alive answers probes. Suspect did not, and has a few seconds left to object. Dead did not object. Left said goodbye.
+// Alive takes part. Dead did not answer probes and did not object for some seconds. Left said goodbye.
 // The zero Liveness is that of someone not listed.
 const (
 	Alive Liveness = iota + 1
-	Suspect
 	Dead
 	Left
 )
 
-// String gives "alive", "suspect", "dead" or "left".
+// String gives "alive", "dead" or "left".
 func (l Liveness) String() string {
 	switch l {
 	case Alive:
 		return "alive"
-	case Suspect:
-		return "suspect"
 	case Dead:
 		return "dead"
 	case Left:

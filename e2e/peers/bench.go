@@ -90,7 +90,9 @@ func (b *bench) try(ctx context.Context, p peer, s scenario, length time.Duratio
 	if err := check(ctx, s, listen, b.certificate.roots); err != nil {
 		return result{}, fmt.Errorf("wrong answers: %w", err)
 	}
-	return b.load(ctx, job{Scenario: s.name, Address: listen, PID: proxy.cmd.Process.Pid, Seconds: length.Seconds(), Idle: b.idle})
+	return b.load(ctx, job{
+		Scenario: s.name, Address: listen, PID: proxy.cmd.Process.Pid, Root: os.Getpid(), Seconds: length.Seconds(), Idle: b.idle,
+	})
 }
 
 // load does a job in a process of its own.

@@ -1,13 +1,10 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -102,6 +99,7 @@ func median(values []float64) float64 {
 // summary is one proxy in one scenario: the medians of its rounds, and all of their errors.
 type summary struct {
 	cost, rate, p50, p99, memory, perIdle float64
+	lowest, highest                       float64 // cost
 	errors, failures                      int
 }
 
@@ -121,85 +119,39 @@ func (r *report) summarize(scenario, peer string) summary {
 		p50, p99 = append(p50, m.P50), append(p99, m.P99)
 		memory, perIdle = append(memory, float64(m.Memory)), append(perIdle, m.PerIdle)
 	}
+	if len(cost) > 0 {
+		s.lowest, s.highest = slices.Min(cost), slices.Max(cost)
+	}
 	s.cost, s.rate, s.p50, s.p99 = median(cost), median(rate), median(p50), median(p99)
 	s.memory, s.perIdle = median(memory), median(perIdle)
 	return s
 }
 
-// mark says beside a figure that not all went well.
-func (s summary) mark() string {
-	if s.errors > 0 || s.failures > 0 {
-		return " ⚠"
-	}
-	return ""
-}
-
-// ratio is how one figure compares with another; a dash where there is nothing to compare.
-func ratio(a, b float64) string {
-	if a == 0 || b == 0 {
-		return "–"
-	}
-	return fmt.Sprintf("%.2f", a/b)
-}
-
-// figure is a number with about three digits; a dash stands for none.
-func figure(v float64) string {
-	switch {
-	case v == 0:
-		return "–"
-	case v < 100:
-		return fmt.Sprintf("%.1f", v)
-	}
-	return fmt.Sprintf("%.0f", v)
-}
-
-// writeTables writes what docs/speed.md quotes.
-func (r *report) writeTables(w io.Writer) error {
-	var b bytes.Buffer
-	fmt.Fprintf(&b, "%s, %d cores, rounds: %d, %g s each, medians.\n\n", r.Began.Format("2 January 2006"), r.Cores, r.Rounds, r.Seconds)
-	for _, p := range r.Peers {
-		fmt.Fprintf(&b, "- %s: %s\n", p.Name, p.Version)
-	}
-	for _, line := range r.Missing {
-		fmt.Fprintf(&b, "- %s\n", line)
-	}
-	var work, idle []scenarioNote
-	for _, s := range r.Scenarios {
-		if s.Idle {
-			idle = append(idle, s)
-		} else {
-			work = append(work, s)
+// ratio is what a peer costs beside the better of some others: the median of the rounds, in each of which all of them
+// had the same machine to themselves or shared it with the same others. 0: there is nothing to compare.
+func (r *report) ratio(scenario, peer string, others ...string) float64 {
+	var ratios []float64
+	for round := range r.Rounds {
+		cost := r.costIn(round+1, scenario, peer)
+		best := 0.0
+		for _, other := range others {
+			best = better(best, r.costIn(round+1, scenario, other))
+		}
+		if cost > 0 && best > 0 {
+			ratios = append(ratios, cost/best)
 		}
 	}
-	if len(work) > 0 {
-		r.costTable(&b, work)
-		r.workTable(&b, work)
-	}
-	if len(idle) > 0 {
-		r.idleTable(&b, idle)
-	}
-	r.troubles(&b)
-	_, err := w.Write(b.Bytes())
-	return err
+	return median(ratios)
 }
 
-// costTable has a row for each scenario and a column for each proxy, and what PyServe costs beside the better of nginx
-// and HAProxy.
-func (r *report) costTable(b *bytes.Buffer, scenarios []scenarioNote) {
-	fmt.Fprintf(b, "\nCPU time of the proxy for each request, in µs, and its ratio to nginx:\n\n| scenario |")
-	for _, p := range r.Peers {
-		fmt.Fprintf(b, " %s |", p.Name)
-	}
-	fmt.Fprintf(b, " pyserve to the better of nginx and HAProxy |\n|---|%s---:|\n", strings.Repeat("---:|", len(r.Peers)))
-	for _, sc := range scenarios {
-		fmt.Fprintf(b, "| %s: %s |", sc.Name, sc.About)
-		nginx := r.summarize(sc.Name, nginxPeer).cost
-		for _, p := range r.Peers {
-			s := r.summarize(sc.Name, p.Name)
-			fmt.Fprintf(b, " %s (%s)%s |", figure(s.cost), ratio(s.cost, nginx), s.mark())
+// costIn is the cost in one round; 0: unknown.
+func (r *report) costIn(round int, scenario, peer string) float64 {
+	for _, m := range r.Measurements {
+		if m.Round == round && m.Scenario == scenario && m.Peer == peer && m.Failure == "" {
+			return m.cost()
 		}
-		fmt.Fprintf(b, " %s |\n", ratio(r.summarize(sc.Name, pyservePeer).cost, better(nginx, r.summarize(sc.Name, haproxyPeer).cost)))
 	}
+	return 0
 }
 
 // better is the smaller of two figures of which either may be missing.
@@ -210,63 +162,17 @@ func better(a, b float64) float64 {
 	return min(a, b)
 }
 
-// workTable has a row for each scenario and proxy, with every figure.
-func (r *report) workTable(b *bytes.Buffer, scenarios []scenarioNote) {
-	b.WriteString("\nEach proxy in each scenario:\n\n| scenario | proxy | CPU µs/request | to nginx | requests/s | p50 ms | p99 ms | memory MB | errors |\n|---|---|---:|---:|---:|---:|---:|---:|---:|\n")
-	for _, sc := range scenarios {
-		nginx := r.summarize(sc.Name, nginxPeer).cost
-		for _, p := range r.Peers {
-			s := r.summarize(sc.Name, p.Name)
-			fmt.Fprintf(b, "| %s | %s%s | %s | %s | %.0f | %.2f | %.2f | %.1f | %s |\n", sc.Name, p.Name, s.mark(), figure(s.cost), ratio(s.cost, nginx),
-				s.rate, s.p50/1000, s.p99/1000, s.memory/1e6, s.trouble())
-		}
-	}
-}
-
-// trouble is the errors column.
-func (s summary) trouble() string {
-	if s.failures > 0 {
-		return fmt.Sprintf("%d, failed in %d rounds", s.errors, s.failures)
-	}
-	return fmt.Sprint(s.errors)
-}
-
-// idleTable has a row for each proxy.
-func (r *report) idleTable(b *bytes.Buffer, scenarios []scenarioNote) {
-	fmt.Fprintf(b, "\nMemory of the proxy for each of %d idle connections, in KB:\n\n| proxy |", r.Idle)
-	for _, sc := range scenarios {
-		fmt.Fprintf(b, " %s | errors |", sc.About)
-	}
-	fmt.Fprintf(b, "\n|---|%s\n", strings.Repeat("---:|---:|", len(scenarios)))
-	for _, p := range r.Peers {
-		fmt.Fprintf(b, "| %s |", p.Name)
-		for _, sc := range scenarios {
-			s := r.summarize(sc.Name, p.Name)
-			fmt.Fprintf(b, " %s%s | %s |", figure(s.perIdle/1000), s.mark(), s.trouble())
-		}
-		b.WriteByte('\n')
-	}
-}
-
-// troubles lists what went wrong, each once.
-func (r *report) troubles(b *bytes.Buffer) {
-	said := map[string]bool{}
+// others is the share of the machine that went to programs which have nothing to do with the measurements.
+func (r *report) others() float64 {
+	var used, had float64
 	for _, m := range r.Measurements {
-		texts := slices.Sorted(maps.Keys(m.Errors))
-		if m.Failure != "" {
-			texts = append(texts, m.Failure)
-		}
-		for _, text := range texts {
-			line := fmt.Sprintf("- ⚠ %s, %s: %s\n", m.Scenario, m.Peer, strings.TrimSpace(text))
-			if !said[line] {
-				if len(said) == 0 {
-					b.WriteString("\nWhat went wrong:\n\n")
-				}
-				said[line] = true
-				b.WriteString(line)
-			}
-		}
+		used += m.OthersSeconds
+		had += m.Seconds * float64(r.Cores)
 	}
+	if had == 0 {
+		return 0
+	}
+	return used / had
 }
 
 // complaint is an error where any measurement failed or saw errors.

@@ -78,8 +78,8 @@ func treeOf(root int) ([]processStat, error) {
 	var all []processStat
 	for _, file := range files {
 		line, err := os.ReadFile(file)
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
-			continue // it has just ended
+		if hasEnded(err) {
+			continue
 		}
 		if err != nil {
 			return nil, err
@@ -97,6 +97,9 @@ func treeOf(root int) ([]processStat, error) {
 	return found, nil
 }
 
+// hasEnded says that a file of /proc could not be read since its process ended meanwhile.
+func hasEnded(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) }
+
 // cpuOf gives the CPU time that a process tree has used, in steps of 10 ms for each process.
 func cpuOf(root int) (time.Duration, error) {
 	found, err := treeOf(root)
@@ -107,12 +110,44 @@ func cpuOf(root int) (time.Duration, error) {
 	return sum, err
 }
 
+// machineCPU gives the CPU time that all of the machine has used since it started.
+func machineCPU() (time.Duration, error) {
+	text, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, err
+	}
+	return parseMachineCPU(string(text))
+}
+
+// parseMachineCPU reads the first line of /proc/stat (proc(5)): user, nice, system, idle, iowait, irq, softirq. Idle and
+// iowait are no use of the CPU.
+func parseMachineCPU(text string) (sum time.Duration, err error) {
+	line, _, _ := strings.Cut(text, "\n")
+	fields := strings.Fields(line)
+	if len(fields) < 8 || fields[0] != "cpu" {
+		return 0, fmt.Errorf("/proc/stat begins with %q", line)
+	}
+	for i, field := range fields[1:8] {
+		ticks, err := strconv.ParseInt(field, 10, 48)
+		if err != nil {
+			return 0, fmt.Errorf("/proc/stat: %w", err)
+		}
+		if i != 3 && i != 4 {
+			sum += time.Duration(ticks) * tick
+		}
+	}
+	return sum, nil
+}
+
 // memoryOf gives the proportional set size of a process tree in bytes: what it shares is counted once.
 func memoryOf(root int) (int64, error) {
 	found, err := treeOf(root)
 	var sum int64
 	for _, s := range found {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", s.pid))
+		if hasEnded(err) && s.pid != root {
+			continue
+		}
 		if err != nil {
 			return 0, err
 		}

@@ -183,8 +183,7 @@ const maxExcess = 16 << 10
 // kilobyte of extensions each are an attack (CVE-2023-39326). Allowed are, as net/http has it, 16 bytes for each chunk and
 // twice the data, and maxExcess beyond that at any time.
 func (b *Body) overhead(size int64, lineSize int) bool {
-	b.excess += int64(lineSize) + 2 - 16
-	b.excess = max(b.excess-min(size, maxExcess)*2, 0)
+	b.excess = max(b.excess+int64(lineSize)-16-2*min(size, maxExcess), 0)
 	return b.excess > maxExcess
 }
 

@@ -90,7 +90,7 @@ func TestChunkedBodies(t *testing.T) {
 				}
 			}
 			want := decode(t, chunked, []byte(c.body))
-			for at := 0; at < len(c.body); at += 1 + len(c.body)/1000 {
+			for at := 0; at < len(c.body); at += 1 + len(c.body)/300 {
 				if d := decode(t, chunked, []byte(c.body[:at])); d.reason != none || d.done {
 					t.Fatalf("prefix of %d bytes: done %t, %q", at, d.done, d.reason)
 				}
@@ -185,7 +185,7 @@ var refusedChunks = []struct {
 func TestRefusedChunks(t *testing.T) {
 	for _, c := range refusedChunks {
 		t.Run(c.rule, func(t *testing.T) {
-			step := 1 + len(c.body)/1000
+			step := 1 + len(c.body)/300
 			for at := 0; at < len(c.body); at += step {
 				if d := decode(t, chunked, []byte(c.body), at); d.reason != c.reason || d.done {
 					t.Fatalf("split at %d: %+v, want %q", at, d, c.reason)
@@ -207,7 +207,7 @@ func TestRefusedChunks(t *testing.T) {
 func TestRawChunks(t *testing.T) {
 	for _, c := range acceptedChunks {
 		t.Run(c.rule, func(t *testing.T) {
-			step := 1 + len(c.body)/500
+			step := 1 + len(c.body)/200
 			for at := 0; at <= len(c.body); at += step {
 				var b Body
 				b.Reset(chunked)

@@ -193,13 +193,15 @@ func (f *Fields) line(buf []byte, most int, tooMany Reason) Reason {
 	if len(f.list) >= most {
 		return tooMany
 	}
-	id := identify(buf[start:nameEnd])
-	if id == Other && class&underscore != 0 && lookalike(buf[start:nameEnd]) {
-		id = Lookalike
+	id, hop := identify(buf[start:nameEnd]), false
+	if id == Other && class&underscore != 0 {
+		if of := lookalike(buf[start:nameEnd]); of != Other {
+			id, hop = Lookalike, (alwaysHop | managed).has(of)
+		}
 	}
 	f.seen |= 1 << id
 	f.list = append(f.list, Field{
-		ID:   id,
+		ID: id, Hop: hop,
 		tidy: value == nameEnd+2 && buf[nameEnd+1] == ' ' && valueEnd == i,
 		name: uint32(start), nameEnd: uint32(nameEnd), value: uint32(value), valueEnd: uint32(valueEnd), end: uint32(i + 2),
 	})

@@ -58,6 +58,23 @@ func TestIdentifyWhatIsNearlyKnown(t *testing.T) {
 	}
 }
 
+func TestIDOf(t *testing.T) {
+	for name, want := range map[string]ID{
+		"HOST": Host, "x-forwarded-for": XForwardedFor, "X-Forwarded-" + strings.Repeat("a", 100): XForwardedOther, "X_Real_IP": Lookalike,
+		"transfer-encoding": TransferEncoding, "": Other, ":path": Other, "ho\rst": Other, "x-mine": Other, "host\x00": Other,
+		"proxy-authentication-infoproxy-authentication-info": Other,
+	} {
+		if got := IDOf(name); got != want {
+			t.Errorf("%q is %d, want %d", name, got, want)
+		}
+	}
+	for _, name := range names {
+		if len(name) >= longestName {
+			t.Errorf("%q is too long", name)
+		}
+	}
+}
+
 func TestLookalikes(t *testing.T) {
 	for name, want := range map[string]ID{
 		"X_Forwarded_For":                         Lookalike,

@@ -19,7 +19,8 @@ const (
 // Field.Hop is set (RFC 9110 section 7.6.1) for Connection, Keep-Alive, Proxy-Connection, TE, Transfer-Encoding, Upgrade and
 // HTTP2-Settings, for the fields between a client and its own proxy (Proxy-Authenticate, Proxy-Authorization,
 // Proxy-Authentication-Info: section 11.7), and for all that Connection names. Host and Content-Length are not of the last
-// kind: who forwards writes both anew. Trailer is none, as trailers pass.
+// kind: who forwards writes both anew. Trailer is none, as trailers pass. Set too for names that would be one of all these, or
+// Host, or Content-Length, if their underscores were hyphens: nobody means well by them.
 type Head struct {
 	Fields
 
@@ -37,7 +38,7 @@ type Head struct {
 	Upgrade bool
 	// WebSocket is that one of those protocols is "websocket".
 	WebSocket bool
-	// TakesTrailers is that TE says "trailers" (RFC 9110 section 10.1.4).
+	// TakesTrailers is that TE says "trailers" (RFC 9110 section 10.1.4); never in HTTP/1.0.
 	TakesTrailers bool
 	// ExpectContinue is that the client waits for a 100 response before it sends the body; never in HTTP/1.0.
 	ExpectContinue bool
@@ -46,6 +47,7 @@ type Head struct {
 	options     []span // the other options, but for "close"
 	optionCount int
 	close       bool
+	hasLength   bool
 	length      span // the value of Content-Length
 	websocket   bool
 	started     bool // the first line is parsed
@@ -60,7 +62,7 @@ func (f *Fields) bytes(s span) []byte { return f.buf[s.start:s.end:s.end] }
 func (h *Head) reset() {
 	fields, options := h.Fields, h.options[:0]
 	fields.reset()
-	*h = Head{Fields: fields, options: options, ContentLength: -1}
+	*h = Head{Fields: fields, options: options}
 }
 
 const (
@@ -80,7 +82,7 @@ func (h *Head) parseFields(buf []byte, request bool) Reason {
 			return r
 		}
 		f := &h.list[len(h.list)-1]
-		f.Hop = alwaysHop.has(f.ID)
+		f.Hop = f.Hop || alwaysHop.has(f.ID)
 		if judged.has(f.ID) {
 			if r := h.judge(buf, f, request); r != none {
 				return r
@@ -158,7 +160,7 @@ func (h *Head) addOption(option []byte, where span) {
 // judgeLength reads Content-Length (RFC 9110 section 8.6). Of several, all must be the same text: they are folded into one.
 func (h *Head) judgeLength(buf []byte, f *Field) Reason {
 	value := buf[f.value:f.valueEnd]
-	if h.ContentLength >= 0 {
+	if h.hasLength {
 		if string(value) != string(buf[h.length.start:h.length.end]) {
 			return DifferingContentLengths
 		}
@@ -166,7 +168,7 @@ func (h *Head) judgeLength(buf []byte, f *Field) Reason {
 	}
 	n, r := parseLength(value)
 	if r == none {
-		h.ContentLength, h.length = n, span{f.value, f.valueEnd}
+		h.ContentLength, h.length, h.hasLength = n, span{f.value, f.valueEnd}, true
 	}
 	return r
 }
@@ -238,7 +240,7 @@ func (h *Head) judgeUpgrade(value []byte) Reason {
 
 func (h *Head) judgeTE(value []byte) {
 	for element, rest := NextElement(value); element != nil; element, rest = NextElement(rest) {
-		h.TakesTrailers = h.TakesTrailers || equalFold(element, "trailers")
+		h.TakesTrailers = h.TakesTrailers || h.Minor > 0 && equalFold(element, "trailers")
 	}
 }
 
@@ -254,8 +256,11 @@ func (h *Head) judgeExpect(value []byte) Reason {
 // settle is called at the end of the head for what only the whole of it can tell.
 func (h *Head) settle(buf []byte) Reason {
 	h.buf = buf
-	if h.Has(TransferEncoding) && h.ContentLength >= 0 {
+	switch {
+	case h.hasLength && h.Has(TransferEncoding):
 		return CodingWithLength
+	case !h.hasLength:
+		h.ContentLength = -1
 	}
 	h.KeepAlive = !h.close && (h.Minor > 0 || h.named.has(KeepAlive))
 	h.Upgrade = h.Upgrade && h.Minor > 0 && h.named.has(Upgrade)

@@ -162,11 +162,27 @@ func sameBlocks(s *slot, name []byte) bool {
 	return true
 }
 
-// longestName bounds what lookalike has to copy.
+// longestName is more than any known name has, so that the beginning of a longer one is never taken for a known one.
 const longestName = 32
 
-// lookalike says whether a name with underscores would be known if it had hyphens.
-func lookalike(name []byte) bool {
+// IDOf is the ID of any name, Other for what is none.
+func IDOf(name string) ID {
+	var b [longestName]byte
+	n := copy(b[:], name)
+	for i := range n {
+		if !is(b[i], inToken) {
+			return Other
+		}
+	}
+	id := identify(b[:n])
+	if id == Other && lookalike(b[:n]) != Other {
+		return Lookalike
+	}
+	return id
+}
+
+// lookalike is the ID that a name would have if it had hyphens for underscores.
+func lookalike(name []byte) ID {
 	var hyphens [longestName]byte
 	n := copy(hyphens[:], name)
 	for i, c := range hyphens[:n] {
@@ -174,6 +190,5 @@ func lookalike(name []byte) bool {
 			hyphens[i] = '-'
 		}
 	}
-	id := identify(hyphens[:n])
-	return id == XForwardedOther || id != Other && n == len(name)
+	return identify(hyphens[:n])
 }

@@ -43,7 +43,7 @@ func methodOf(name []byte) Method {
 	return OtherMethod
 }
 
-// Request is the head of a request. The zero value is not ready: Reset comes first.
+// Request is the head of a request. The zero value is ready for the first one.
 type Request struct {
 	Head
 	Target
@@ -126,7 +126,7 @@ func (r *Request) requestLine(buf []byte) Reason {
 	}
 	r.method, r.Method = span{uint32(start), uint32(end)}, methodOf(buf[start:end])
 	if version.major != 1 {
-		if version == (httpVersion{2, 0}) && string(buf[start:targetEnd]) == "PRI *" {
+		if version == (httpVersion{2, 0}) && start == 0 && string(buf[:targetEnd]) == "PRI *" {
 			return HTTP2Preface
 		}
 		return UnsupportedVersion

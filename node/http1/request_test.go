@@ -46,6 +46,7 @@ var refusedRequests = []struct {
 	{"9112-3 method too long", strings.Repeat("A", MaxMethod+1) + " / HTTP/1.1\r\nHost: a\r\n\r\n", MethodTooLong},
 	{"9112-3 target too long", "GET /" + strings.Repeat("a", MaxTarget) + " HTTP/1.1\r\nHost: a\r\n\r\n", TargetTooLong},
 	{"TLS on a plain port", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", TLSHandshake},
+	{"9113-3.4 HTTP/2 preface that comes late", "\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", UnsupportedVersion},
 	{"9113-3.4 HTTP/2 preface", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", HTTP2Preface},
 
 	// Version.
@@ -340,7 +341,7 @@ func TestAcceptedRequestsInParts(t *testing.T) {
 	for _, c := range acceptedRequests {
 		head := []byte(c.head)
 		want := describeRequest(request(t, c.head))
-		step := 1 + len(head)/2000
+		step := 1 + len(head)/300
 		for at := 0; at < len(head); at += step {
 			r.Reset()
 			if n, err := r.Parse(head[:at]); n != 0 || err != nil {
@@ -482,6 +483,7 @@ func TestExpectAndTE(t *testing.T) {
 		get("TE: trailers"):                               {false, true},
 		get("TE: gzip , Trailers"):                        {false, true},
 		get("TE: xtrailers", "TE: trailers;q=0.5"):        {false, false}, // trailers takes no parameters
+		"GET / HTTP/1.0\r\nTE: trailers\r\n\r\n":          {false, false},
 		get("TE: gzip", "te: trailers"):                   {false, true},
 	} {
 		if r := request(t, head); r.ExpectContinue != want[0] || r.TakesTrailers != want[1] {
@@ -511,6 +513,8 @@ func TestHopByHopFields(t *testing.T) {
 		{get("Connection: X-Forwarded-For, Cookie", "X-Forwarded-For: a", "Cookie: b", "X-Forwarded-Foo: c"), "Connection X-Forwarded-For Cookie"},
 		{get("Connection: X-Forwarded-Foo", "X-Forwarded-For: a", "X-Forwarded-Foo: b", "X-Forwarded-Bar: c"), "Connection X-Forwarded-Foo"},
 		{get("Connection: X_Forwarded_For", "X-Forwarded-For: a", "X_Forwarded_For: b", "X_Real_IP: c"), "Connection X_Forwarded_For"},
+		{get("Content_Length: 5", "transfer_encoding: chunked", "HOST_: a", "Host_: b", "Proxy_Connection: c", "X_Forwarded_For: d"),
+			"Content_Length transfer_encoding Proxy_Connection"},
 		// Naming these changes nothing: they are written anew.
 		{get("Connection: Host, Content-Length", "Content-Length: 3"), "Connection"},
 		{get("Connection: close, trailer", "Trailer: a", "Close: b"), "Connection Trailer"},
@@ -539,6 +543,17 @@ func TestReuseOfARequest(t *testing.T) {
 				t.Errorf("%s: %v in a reused request", c.rule, err)
 			}
 		}
+	}
+}
+
+func TestTheZeroRequestIsReady(t *testing.T) {
+	var r Request
+	if n, err := r.Parse([]byte(get("Content-Length: 3"))); n == 0 || err != nil || r.ContentLength != 3 {
+		t.Error(n, err, r.ContentLength)
+	}
+	var s Response
+	if n, err := s.Parse([]byte(ok()), GET); n == 0 || err != nil || s.ContentLength != -1 {
+		t.Error(n, err, s.ContentLength)
 	}
 }
 

@@ -1,6 +1,6 @@
 package http1
 
-// Response is the head of a response. The zero value is not ready: Reset comes first.
+// Response is the head of a response. The zero value is ready for the first one.
 type Response struct {
 	Head
 
