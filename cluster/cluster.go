@@ -72,7 +72,9 @@ const (
 	keepGone = 24 * time.Hour
 	maxGone  = 4096
 	// leaveWait is how long Stop tries to say goodbye, within its context.
-	leaveWait = 3 * time.Second
+	leaveWait = 4 * time.Second
+	// tellWait is how much of that goes to telling that we leave: less than a try takes that nobody confirms, so one try.
+	tellWait = 900 * time.Millisecond
 	// maxClusterID is a quarter of what memberlist takes: it is in every packet.
 	maxClusterID = 64
 )
@@ -207,7 +209,7 @@ func acceptName(wire string) error {
 }
 
 // Stop tells the others that we leave, closes everything and waits for it. If nobody could be told before ctx ended, or
-// within three seconds, it says so, and everything is closed all the same. Before a Start, and after another Stop, it
+// within four seconds, it says so, and everything is closed all the same. Before a Start, and after another Stop, it
 // does nothing.
 func (c *Cluster) Stop(ctx context.Context) error {
 	c.lifecycle.Lock()
@@ -226,12 +228,15 @@ func (c *Cluster) Stop(ctx context.Context) error {
 	return err
 }
 
-// sayGoodbye tells in our facts that we leave, since memberlist's own goodbye looks to the others like a death.
+// sayGoodbye tells in our facts that we leave, since memberlist's own goodbye looks to the others like a death. The
+// goodbye itself matters more, so the facts get the smaller part of the time; with both, whoever is told directly gets both.
 func (c *Cluster) sayGoodbye(ctx context.Context) error {
 	facts := c.ownFacts()
 	facts.Leaving = true
-	if err := c.gossip.Announce(ctx, facts.Encode()); err != nil {
-		return err
+	telling, cancel := context.WithTimeout(ctx, tellWait)
+	defer cancel()
+	if err := c.gossip.Announce(telling, facts.Encode()); err != nil {
+		c.options.Logger.Debug("the others may take our leave for a death", "reason", err)
 	}
 	return c.gossip.Leave(ctx)
 }

@@ -171,7 +171,7 @@ func (p *controlProcess) startGossip(o controlOptions, host string, logger *slog
 }
 
 // leaveTime is how long the good-bye to the other members may take.
-const leaveTime = 3 * time.Second
+const leaveTime = 5 * time.Second
 
 // leaveGossip ends membership. It has a time of its own, since a drain before it may take all there was. A good-bye that
 // nobody heard is no failure: the others find out by themselves.
