@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/pyserve/pyserve/config"
 	"github.com/pyserve/pyserve/node/forward"
 	"github.com/pyserve/pyserve/node/listener"
@@ -113,6 +115,27 @@ func (n *Node) forgetRoutes(g *Generation) {
 			n.metrics.Forget(name)
 		}
 	}
+}
+
+// keepsTunnel says whether a tunnel, a forward.Lane, still has its place: the generation has a route of its name (which
+// stands for hosts, match and path), and among that route's backends, weight 0 included, is one with the same address that
+// is spoken to in the same way. What else has changed does not matter: path stripping and Host are over once a tunnel
+// stands, and how a backend is probed says nothing about a connection that lives.
+func (g *Generation) keepsTunnel(owner any) bool {
+	lane, ok := owner.(forward.Lane)
+	if !ok {
+		return true // not of this node's making
+	}
+	r := g.routes[lane.Route]
+	return r != nil && slices.ContainsFunc(r.Pool().Members(), func(m upstream.Member) bool {
+		return m.Backend == lane.Backend || m.Backend.Address() == lane.Backend.Address() &&
+			sameTLS(m.Backend.Spec().TLS, lane.Backend.Spec().TLS)
+	})
+}
+
+// sameTLS compares how two backends are spoken to; nil, without TLS, is unlike any TLS.
+func sameTLS(a, b *resourcev1.BackendTls) bool {
+	return (a == nil) == (b == nil) && proto.Equal(a, b)
 }
 
 // compiler builds a generation and collects what stands in its way.

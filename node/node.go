@@ -44,6 +44,8 @@ type Options struct {
 	ResponseHeaderTimeout time.Duration
 	// How long a tunnel may be without a byte. 0: 1 h.
 	TunnelIdleTimeout time.Duration
+	// The time over which tunnels are ended whose route or backend an apply has taken away. 0: 10 s.
+	TunnelRemovalTime time.Duration
 }
 
 // Node is a data plane. Its methods may be called concurrently.
@@ -91,7 +93,7 @@ func New(o Options) (*Node, error) {
 	}
 	n := &Node{
 		listen: o.Listen, logger: logger, registerer: o.Registerer, metrics: metrics,
-		tunnels: tunnel.NewSet(o.TunnelIdleTimeout),
+		tunnels: tunnel.NewSet(tunnel.Options{Idle: o.TunnelIdleTimeout, Spread: o.TunnelRemovalTime}),
 		changed: make(chan struct{}, 1), stopped: make(chan struct{}),
 	}
 	n.cutting, n.cut = context.WithCancel(context.Background())
@@ -162,9 +164,10 @@ func (n *Node) discard() {
 	g.giveUp()
 }
 
-// Apply serves a prepared generation from now on. Requests and tunnels under way end on the generation that they began
-// with, whose backends are released with the last of them. A generation that is not prepared any more, because the node
-// drains, is ignored.
+// Apply serves a prepared generation from now on. Requests under way end on the generation that they began with, whose
+// backends are released with the last of them. Tunnels go on as long as the live generation has a route of the same name
+// with the same backend; the others are ended little by little. A generation that is not prepared any more, because the
+// node drains, is ignored.
 func (n *Node) Apply(g *Generation) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -184,6 +187,7 @@ func (n *Node) Apply(g *Generation) {
 		}
 		old.drop()
 	}
+	n.tunnels.Retain(g.keepsTunnel)
 	n.logger.Info("applied", "revision", g.release.GetRevision(), "routes", len(g.routes))
 	n.signal()
 }
@@ -198,8 +202,8 @@ func (n *Node) drainBehind(l *listener.Listener) {
 	})
 }
 
-// Stop drains: it accepts no more connections, lets requests and tunnels end, cuts what is left when ctx ends (tunnels
-// little by little before that), and releases everything. It returns when all of it has ended, with an error if requests
+// Stop drains: it accepts no more connections, lets requests and tunnels end, cuts what is left when ctx ends, and releases
+// everything. Tunnels are ended little by little before that, WebSockets with a Close frame to both sides. It returns when all of it has ended, with an error if requests
 // had to be cut. Later calls wait for the first.
 func (n *Node) Stop(ctx context.Context) error {
 	if !n.beginDrain() {
@@ -212,8 +216,8 @@ func (n *Node) Stop(ctx context.Context) error {
 	live := n.live.Load()
 	var tunnels sync.WaitGroup
 	tunnels.Go(func() {
-		if cut := n.tunnels.Close(ctx); cut > 0 {
-			n.logger.Info("tunnels were cut", "tunnels", cut)
+		if ended := n.tunnels.Close(ctx); ended > 0 {
+			n.logger.Info("tunnels were ended", "tunnels", ended)
 		}
 	})
 	var err error

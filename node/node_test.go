@@ -2,12 +2,14 @@ package node
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -449,9 +451,10 @@ func TestTLSIsTurnedOnAndOffOnTheSamePort(t *testing.T) {
 	wantBody(t, "http://"+address+"/", "x /")
 }
 
-// upgrading is a backend that echoes WebSocket messages.
-func upgrading(t *testing.T) uint32 {
+// upgrading is a backend that echoes WebSocket messages, and tells how the reading of each connection ended.
+func upgrading(t *testing.T) (port uint32, ends chan error) {
 	t.Helper()
+	ends = make(chan error, 64)
 	var upgrader websocket.Upgrader
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c, err := upgrader.Upgrade(w, r, nil)
@@ -461,13 +464,17 @@ func upgrading(t *testing.T) uint32 {
 		defer c.Close()
 		for {
 			kind, message, err := c.ReadMessage()
-			if err != nil || c.WriteMessage(kind, message) != nil {
+			if err == nil {
+				err = c.WriteMessage(kind, message)
+			}
+			if err != nil {
+				ends <- err
 				return
 			}
 		}
 	}))
 	t.Cleanup(s.Close)
-	return uint32(s.Listener.Addr().(*net.TCPAddr).Port)
+	return uint32(s.Listener.Addr().(*net.TCPAddr).Port), ends
 }
 
 func echoes(t *testing.T, c *websocket.Conn) {
@@ -480,20 +487,34 @@ func echoes(t *testing.T, c *websocket.Conn) {
 	}
 }
 
-func TestTunnelsOutliveSwapsAndEndWithTheDrain(t *testing.T) {
-	registry := prometheus.NewRegistry()
-	n := newNode(t, Options{Registerer: registry})
-	port := upgrading(t)
-	apply(t, n, 1, nodetest.NewBuild().Route("/ws", port))
-	c, _, err := websocket.DefaultDialer.Dial("ws://"+n.ListenAddress()+"/ws", nil)
+func dialWebSocket(t *testing.T, n *Node, path string) *websocket.Conn {
+	t.Helper()
+	c, _, err := websocket.DefaultDialer.Dial("ws://"+n.ListenAddress()+path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	t.Cleanup(func() { c.Close() })
 	c.SetReadDeadline(time.Now().Add(20 * time.Second))
+	return c
+}
+
+// wantGoingAway reads until the Close frame of a proxy that ends the tunnel.
+func wantGoingAway(t *testing.T, c *websocket.Conn) {
+	t.Helper()
+	if _, _, err := c.ReadMessage(); !websocket.IsCloseError(err, websocket.CloseGoingAway) {
+		t.Errorf("ended with %v, want a Close 1001", err)
+	}
+}
+
+func TestTunnelsOutliveSwapsAndEndWithTheDrain(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	n := newNode(t, Options{Registerer: registry})
+	port, ends := upgrading(t)
+	apply(t, n, 1, nodetest.NewBuild().Route("/ws", port))
+	c := dialWebSocket(t, n, "/ws")
 	echoes(t, c)
 	apply(t, n, 2, nodetest.NewBuild().Route("/ws", port).Route("/x", port))
-	moved := nodetest.NewBuild().Route("/x", port)
+	moved := nodetest.NewBuild().Route("/ws", port)
 	moved.Listener.Host = "localhost"
 	apply(t, n, 3, moved)
 	echoes(t, c)
@@ -506,15 +527,144 @@ func TestTunnelsOutliveSwapsAndEndWithTheDrain(t *testing.T) {
 	if got := gauge(t, registry, "pyserve_backend_up"); got != 1 {
 		t.Errorf("pyserve_backend_up is %v", got)
 	}
-	if err := stop(n, 100*time.Millisecond); err != nil {
-		t.Error(err)
+	// "hello" twice: a head of 2 bytes, and of 6 where it is masked.
+	for _, want := range []struct {
+		name, direction string
+		value           float64
+	}{
+		{"pyserve_tunnel_bytes_total", "to_backend", 22}, {"pyserve_tunnel_bytes_total", "to_client", 14},
+		{"pyserve_websocket_messages_total", "to_backend", 2}, {"pyserve_websocket_messages_total", "to_client", 2},
+	} {
+		nodetest.Eventually(t, want.name+" "+want.direction, func() bool {
+			return counter(t, registry, want.name, want.direction) == want.value
+		})
 	}
-	if _, _, err := c.ReadMessage(); err == nil {
-		t.Error("the tunnel outlived the node")
+	stopped := make(chan error, 1)
+	go func() { stopped <- stop(n, 2*time.Second) }()
+	wantGoingAway(t, c)
+	if err := <-ends; !websocket.IsCloseError(err, websocket.CloseGoingAway) {
+		t.Errorf("the backend's side ended with %v, want a Close 1001", err)
+	}
+	if err := <-stopped; err != nil {
+		t.Error(err)
 	}
 	if families, err := registry.Gather(); err != nil || len(families) != 0 {
 		t.Errorf("metrics of a stopped node: %v %v", families, err)
 	}
+}
+
+func TestTunnelsEndWithTheirRouteOrBackend(t *testing.T) {
+	n := newNode(t, Options{})
+	gone, goneEnds := upgrading(t)
+	stays, _ := upgrading(t)
+	apply(t, n, 1, nodetest.NewBuild().Route("/ws", gone).Route("/left", stays).Route("/other", stays))
+	onGone, onLeft, onOther := dialWebSocket(t, n, "/ws"), dialWebSocket(t, n, "/left"), dialWebSocket(t, n, "/other")
+	for _, c := range []*websocket.Conn{onGone, onLeft, onOther} {
+		echoes(t, c)
+	}
+	// The first loses its backend, not its route.
+	apply(t, n, 2, nodetest.NewBuild().Route("/ws", stays).Route("/left", stays).Route("/other", stays))
+	wantGoingAway(t, onGone)
+	if err := <-goneEnds; !websocket.IsCloseError(err, websocket.CloseGoingAway) {
+		t.Errorf("the backend's side ended with %v, want a Close 1001", err)
+	}
+	echoes(t, onLeft)
+	// The second loses its route; the backend is still another route's.
+	apply(t, n, 3, nodetest.NewBuild().Route("/ws", stays).Route("/other", stays))
+	wantGoingAway(t, onLeft)
+	echoes(t, onOther)
+	nodetest.Eventually(t, "one tunnel is left", func() bool { return n.tunnels.Len() == 1 })
+}
+
+func TestATunnelOutlivesWhatDoesNotConcernIt(t *testing.T) {
+	n := newNode(t, Options{})
+	port, _ := upgrading(t)
+	other := saying(t, "other")
+	first := apply(t, n, 1, nodetest.NewBuild().Route("/ws", port))
+	c := dialWebSocket(t, n, "/ws")
+	for i := range 50 {
+		b := nodetest.NewBuild().Route("/ws", port).Route(fmt.Sprintf("/x%d", i), other)
+		switch i % 4 {
+		case 1:
+			b.Pools["/ws"].Backends = append(b.Pools["/ws"].Backends, &resourcev1.Backend{Host: "127.0.0.1", Port: other, Weight: 1})
+		case 2:
+			b.Pools["/ws"].Backends[0].Weight = 0
+		case 3:
+			b.Routes["/ws"].PreserveHost = true
+			b.Pools["/ws"].HealthCheck = &resourcev1.HealthCheck{
+				Type: resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_TCP, Interval: durationpb.New(time.Hour), Timeout: durationpb.New(time.Second),
+				HealthyThreshold: 1, UnhealthyThreshold: 3,
+			}
+		}
+		apply(t, n, uint64(i+2), b)
+		echoes(t, c)
+	}
+	if n.tunnels.Len() != 1 {
+		t.Error("the tunnel was not counted")
+	}
+	nodetest.Eventually(t, "the tunnel does not keep its generation", func() bool { return first.refs.Load() == 0 })
+}
+
+// TestALoadedEchoIsNeverCorruptedByItsClose: clients that send as fast as they can get back what they sent, in order, up to
+// a Close 1001 and nothing else.
+func TestALoadedEchoIsNeverCorruptedByItsClose(t *testing.T) {
+	n := newNode(t, Options{TunnelRemovalTime: 300 * time.Millisecond})
+	port, _ := upgrading(t)
+	apply(t, n, 1, nodetest.NewBuild().Route("/ws", port))
+	var clients sync.WaitGroup
+	var messages atomic.Int64
+	for i := range 6 {
+		c := dialWebSocket(t, n, "/ws")
+		seed := [32]byte{byte(i)}
+		clients.Go(func() {
+			out := mathrand.NewChaCha8(seed)
+			for size := 0; ; size = (size*7 + 1) % 20011 {
+				b := make([]byte, size)
+				out.Read(b)
+				if c.WriteMessage(websocket.BinaryMessage, b) != nil {
+					return // the reader has closed
+				}
+			}
+		})
+		clients.Go(func() {
+			defer c.Close()
+			in := mathrand.NewChaCha8(seed)
+			for size := 0; ; size = (size*7 + 1) % 20011 {
+				_, got, err := c.ReadMessage()
+				if websocket.IsCloseError(err, websocket.CloseGoingAway) {
+					return
+				}
+				want := make([]byte, size)
+				in.Read(want)
+				if err != nil || !bytes.Equal(got, want) {
+					t.Errorf("client %d: %d bytes, %v, want %d", i, len(got), err, size)
+					return
+				}
+				messages.Add(1)
+			}
+		})
+	}
+	nodetest.Eventually(t, "the load runs", func() bool { return messages.Load() > 200 })
+	apply(t, n, 2, nodetest.NewBuild().Route("/x", port))
+	clients.Wait()
+	nodetest.Eventually(t, "all tunnels have ended", func() bool { return n.tunnels.Len() == 0 })
+}
+
+func counter(t *testing.T, r *prometheus.Registry, name, direction string) float64 {
+	t.Helper()
+	families, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == name && m.GetLabel()[0].GetValue() == direction {
+				return m.GetCounter().GetValue()
+			}
+		}
+	}
+	t.Fatalf("no metric %s", name)
+	return 0
 }
 
 func gauge(t *testing.T, r *prometheus.Registry, name string) float64 {

@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/pyserve/pyserve/node/tunnel"
 	"github.com/pyserve/pyserve/node/upstream"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 )
@@ -112,8 +113,9 @@ func stateOf(s upstream.State) fleetv1.BackendState {
 
 // gauges report the live generation when they are asked: what is no longer served has no series left behind.
 type gauges struct {
-	node                         *Node
-	tunnels, revision, backendUp *prometheus.Desc
+	node                          *Node
+	tunnels, revision, backendUp  *prometheus.Desc
+	tunnelBytes, webSocketMessage *prometheus.Desc
 }
 
 func (n *Node) registerGauges() error {
@@ -121,8 +123,12 @@ func (n *Node) registerGauges() error {
 		return nil
 	}
 	g := &gauges{
-		node:      n,
-		tunnels:   prometheus.NewDesc("pyserve_tunnels", "Upgraded connections, WebSockets mostly.", nil, nil),
+		node:    n,
+		tunnels: prometheus.NewDesc("pyserve_tunnels", "Upgraded connections, WebSockets mostly.", nil, nil),
+		tunnelBytes: prometheus.NewDesc("pyserve_tunnel_bytes_total",
+			"Bytes passed on by tunnels.", []string{"direction"}, nil),
+		webSocketMessage: prometheus.NewDesc("pyserve_websocket_messages_total",
+			"WebSocket messages passed on, control frames not counted.", []string{"direction"}, nil),
 		revision:  prometheus.NewDesc("pyserve_revision", "The revision that is served, 0 for none.", nil, nil),
 		backendUp: prometheus.NewDesc("pyserve_backend_up", "1 if the backend takes traffic.", []string{"route", "backend"}, nil),
 	}
@@ -136,6 +142,8 @@ func (n *Node) registerGauges() error {
 // Describe implements prometheus.Collector.
 func (g *gauges) Describe(out chan<- *prometheus.Desc) {
 	out <- g.tunnels
+	out <- g.tunnelBytes
+	out <- g.webSocketMessage
 	out <- g.revision
 	out <- g.backendUp
 }
@@ -144,6 +152,11 @@ func (g *gauges) Describe(out chan<- *prometheus.Desc) {
 func (g *gauges) Collect(out chan<- prometheus.Metric) {
 	out <- prometheus.MustNewConstMetric(g.tunnels, prometheus.GaugeValue, float64(g.node.tunnels.Len()))
 	out <- prometheus.MustNewConstMetric(g.revision, prometheus.GaugeValue, float64(g.node.Applied().GetRevision()))
+	totals := g.node.tunnels.Totals()
+	for direction, traffic := range map[string]tunnel.Traffic{"to_backend": totals.ToBackend, "to_client": totals.ToClient} {
+		out <- prometheus.MustNewConstMetric(g.tunnelBytes, prometheus.CounterValue, float64(traffic.Bytes), direction)
+		out <- prometheus.MustNewConstMetric(g.webSocketMessage, prometheus.CounterValue, float64(traffic.Messages), direction)
+	}
 	type key struct{ route, address string }
 	up := make(map[key]float64)
 	for _, s := range g.node.Backends() {

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"runtime/debug"
 	"strconv"
@@ -12,6 +11,8 @@ import (
 	"time"
 
 	"github.com/pyserve/pyserve/node/route"
+	"github.com/pyserve/pyserve/node/tunnel"
+	"github.com/pyserve/pyserve/node/upstream"
 )
 
 const (
@@ -25,9 +26,15 @@ const (
 
 // Tunnels takes over after an upgrade.
 type Tunnels interface {
-	// Join passes on the bytes of both connections, beginning with what was already read from either, until both have
-	// ended, and closes them. It returns how many bytes each passed on.
-	Join(client, backend net.Conn, fromClient, fromBackend []byte) (clientBytes, backendBytes int64, err error)
+	// Start joins the two connections and returns; they are closed if it fails. The tunnel's owner is a Lane.
+	Start(tunnel.Tunnel) error
+}
+
+// Lane is what a tunnel lives by: it has to end when the route of that name is gone, or does not lead to that backend any
+// more.
+type Lane struct {
+	Route   string
+	Backend *upstream.Backend
 }
 
 // Options of a Handler.

@@ -79,7 +79,7 @@ func start(t testing.TB, sites ...site) *proxy {
 
 func startWith(t testing.TB, s settings, sites ...site) *proxy {
 	t.Helper()
-	p := &proxy{tunnels: tunnel.NewSet(0), registry: prometheus.NewRegistry(), table: newTable(t, s, sites)}
+	p := &proxy{tunnels: tunnel.NewSet(tunnel.Options{}), registry: prometheus.NewRegistry(), table: newTable(t, s, sites)}
 	metrics, err := NewMetrics(p.registry)
 	if err != nil {
 		t.Fatal(err)

@@ -7,12 +7,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math"
 	"net"
 	"net/http"
 	"net/textproto"
+	"strings"
 	"time"
 
+	"github.com/pyserve/pyserve/node/tunnel"
 	"github.com/pyserve/pyserve/node/upstream"
 )
 
@@ -117,7 +120,8 @@ func (x *exchange) readHead(reader *bufio.Reader, out *http.Request) (*http.Resp
 	}
 }
 
-// joinTunnel passes the 101 on and then the bytes of both sides, until both have ended.
+// joinTunnel passes the 101 on and then leaves both connections to a tunnel. It does not wait for its end: the request's
+// goroutine, its buffers and its generation are free while the tunnel lives.
 func (x *exchange) joinTunnel(a *answer) *failure {
 	early, err := a.reader.Peek(a.reader.Buffered())
 	if err != nil {
@@ -125,11 +129,14 @@ func (x *exchange) joinTunnel(a *answer) *failure {
 		return ours(err)
 	}
 	early = bytes.Clone(early)
+	webSocket := isWebSocket(a.Header) // before the header is written, which changes it
 	client, buffered, err := x.rc.Hijack()
 	if err != nil {
 		a.conn.Close()
 		return ours(fmt.Errorf("take over the client's connection: %w", err))
 	}
+	// The request's body is through, and the deadlines of what was its connection are the tunnel's.
+	x.upload = nil
 	x.mu.Lock()
 	x.status = http.StatusSwitchingProtocols
 	x.mu.Unlock()
@@ -143,10 +150,34 @@ func (x *exchange) joinTunnel(a *answer) *failure {
 		a.conn.Close()
 		return &failure{class: ClassClient, err: fmt.Errorf("pass 101 to client: %w", err)}
 	}
-	fromClient, fromBackend, err := x.tunnels.Join(client, a.conn, bytes.Clone(sent), early)
-	x.logger.Debug("tunnel ended", "route", x.route.name, "request_id", x.origin.id, "client", x.origin.real,
-		"age", time.Since(x.begun), "from_client", fromClient, "from_backend", fromBackend, "error", err)
+	err = x.tunnels.Start(tunnel.Tunnel{
+		Client: client, Backend: a.conn, FromClient: bytes.Clone(sent), FromBackend: early, WebSocket: webSocket,
+		Owner: Lane{Route: x.route.name, Backend: a.backend},
+		Ended: tunnelLog(x.logger, x.begun, "route", x.route.name, "request_id", x.origin.id, "client", x.origin.real),
+	})
+	if err != nil {
+		x.logger.Debug("tunnel not begun", "route", x.route.name, "request_id", x.origin.id, "error", err)
+	}
 	return nil
+}
+
+// tunnelLog tells the end of a tunnel; nil where nobody would read it. It holds nothing of the exchange, which would live as
+// long as the tunnel.
+func tunnelLog(logger *slog.Logger, begun time.Time, about ...any) func(tunnel.Summary) {
+	if !logger.Enabled(context.Background(), slog.LevelDebug) {
+		return nil
+	}
+	logger = logger.With(about...)
+	return func(sum tunnel.Summary) {
+		logger.Debug("tunnel ended", "age", time.Since(begun), "from_client", sum.ToBackend.Bytes, "from_backend", sum.ToClient.Bytes,
+			"messages_from_client", sum.ToBackend.Messages, "messages_from_backend", sum.ToClient.Messages, "error", sum.Err)
+	}
+}
+
+// isWebSocket says whether a 101 is to RFC 6455 (section 4.2.2: "websocket" in any case).
+func isWebSocket(header http.Header) bool {
+	upgrade := header["Upgrade"]
+	return len(upgrade) == 1 && strings.EqualFold(strings.TrimSpace(upgrade[0]), "websocket")
 }
 
 // writeSwitch writes the head of a 101 as the backend sent it, but for the fields that Connection takes away.

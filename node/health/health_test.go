@@ -3,8 +3,10 @@ package health
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -25,6 +27,7 @@ type world struct {
 	registry *upstream.Registry
 
 	mu    sync.Mutex
+	hosts []string // a host's address is 10.0.0.0 and its place here
 	dials map[string][]time.Time
 	down  error         // what dials end with; nil: they succeed
 	delay time.Duration // and after how long
@@ -44,6 +47,8 @@ func (w *world) close() {
 
 func (w *world) dial(ctx context.Context, _, address string) (net.Conn, error) {
 	w.mu.Lock()
+	ip := netip.MustParseAddrPort(address)
+	address = fmt.Sprintf("%s:%d", w.hosts[ip.Addr().As4()[3]], ip.Port())
 	w.dials[address] = append(w.dials[address], time.Now())
 	down, delay := w.down, w.delay
 	w.mu.Unlock()
@@ -79,7 +84,14 @@ func (w *world) probes(address string, begin time.Time) []time.Duration {
 
 func (w *world) acquire(t *testing.T, host string, c *resourcev1.HealthCheck) *upstream.Backend {
 	t.Helper()
-	b, err := w.registry.Acquire(upstream.Spec{Host: host, Port: 1, Check: c})
+	w.mu.Lock()
+	place := slices.Index(w.hosts, host)
+	if place < 0 {
+		place = len(w.hosts)
+		w.hosts = append(w.hosts, host)
+	}
+	w.mu.Unlock()
+	b, err := w.registry.Acquire(upstream.Spec{Host: fmt.Sprintf("10.0.0.%d", place), Port: 1, Check: c})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -353,13 +365,44 @@ func TestClosedProberWatchesNothing(t *testing.T) {
 	})
 }
 
+// slow is a resolver whose answer, that there is no such host, takes its time.
+type slow time.Duration
+
+func (s slow) LookupNetIP(ctx context.Context, _, host string) ([]netip.Addr, error) {
+	select {
+	case <-time.After(time.Duration(s)):
+		return nil, &net.DNSError{Err: "no such host", Name: host, Server: "10.0.0.53:53", IsNotFound: true}
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func TestNameThatCannotBeResolvedIsTheReason(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewProber(Options{Random: middle})
+		r := upstream.NewRegistry(upstream.Options{Added: p.Watch, Removed: p.Unwatch, Resolver: slow(4 * time.Second)})
+		b, err := r.Acquire(upstream.Spec{Host: "api.internal", Port: 1, Check: tcpCheck()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"cannot resolve api.internal: lookup timed out", "cannot resolve api.internal: no such host"} {
+			wait(3 * time.Second) // probes at 0.5 s and, after a timeout of 2 s, at 5 s
+			if v := b.Verdict(); v.State != upstream.Unhealthy || v.Reason != want {
+				t.Errorf("the verdict is %s, %q; want unhealthy, %q", v.State, v.Reason, want)
+			}
+		}
+		r.Close()
+		p.Close()
+	})
+}
+
 func TestReasons(t *testing.T) {
 	for _, c := range []struct {
 		err  error
 		want string
 	}{
-		{&net.DNSError{Err: "no such host", Name: "x", IsNotFound: true}, "host not found"},
-		{&net.DNSError{Err: "server misbehaving", Name: "x"}, "name lookup failed: server misbehaving"},
+		{&upstream.ResolveError{Host: "x.internal", Err: &net.DNSError{Err: "no such host", Name: "x", Server: "10.0.0.53:53", IsNotFound: true}}, "cannot resolve x.internal: no such host"},
+		{&upstream.ResolveError{Host: "x.internal", Err: context.DeadlineExceeded}, "cannot resolve x.internal: lookup timed out"},
 		{&net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, "connection refused"},
 		{&net.OpError{Op: "read", Err: syscall.ECONNRESET}, "connection reset"},
 		{&net.OpError{Op: "dial", Err: syscall.EHOSTUNREACH}, "no route to host"},

@@ -12,24 +12,24 @@ import (
 	"syscall"
 	"time"
 	"unicode"
+
+	"github.com/pyserve/pyserve/node/upstream"
 )
 
 // maxReason bounds, in bytes, words that come from elsewhere.
 const maxReason = 160
 
 // reasonFor puts an error into words for the person who asks why a backend gets no traffic. The address is not among them:
-// it stands beside the reason wherever that is shown.
+// it stands beside the reason wherever that is shown. A host name that cannot be resolved is, to be seen as what it is.
 func reasonFor(err error, now time.Time) string {
 	var (
 		timeout  net.Error
-		dns      *net.DNSError
+		unknown  *upstream.ResolveError
 		protocol textproto.ProtocolError
 	)
 	switch {
-	case errors.As(err, &dns) && dns.IsNotFound:
-		return "host not found"
-	case errors.As(err, &dns):
-		return clip("name lookup failed: " + dns.Err)
+	case errors.As(err, &unknown):
+		return clip(unknown.Error())
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return "connection timed out"
 	case errors.Is(err, syscall.ECONNREFUSED):

@@ -53,9 +53,12 @@ func (t *target) try(ctx context.Context) (reason string) {
 	ctx, cancel := context.WithTimeout(ctx, t.timeout)
 	defer cancel()
 	err := t.connect(ctx)
+	var unknown *upstream.ResolveError
 	switch {
 	case err == nil:
 		return ""
+	case errors.As(err, &unknown):
+		return reasonFor(err, time.Now()) // even after the timeout: that was the lookup's
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return "timeout after " + t.timeout.String()
 	default:

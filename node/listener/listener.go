@@ -170,8 +170,8 @@ func (l *Listener) Close() error {
 }
 
 // Drain accepts no more, gives kept connections a moment to bring a last request, lets the requests under way end and cuts
-// what is left when ctx ends. It returns once every handler has returned, those of upgraded connections included: who owns
-// the upgraded connections ends them meanwhile. The error is that of ctx if anything had to be cut.
+// what is left when ctx ends. It returns once every handler has returned; a connection that was upgraded is its new owner's
+// to end. The error is that of ctx if anything had to be cut.
 func (l *Listener) Drain(ctx context.Context) error {
 	l.sayGoodBye(ctx)
 	err := l.server.Shutdown(ctx)

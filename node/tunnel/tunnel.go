@@ -1,60 +1,120 @@
 // Package tunnel joins two connections after an upgrade: what one side sends reaches the other as it came, until both
-// have ended. It owns the joined connections and their end; it knows nothing of HTTP, of who the two sides are, or of
-// what the bytes mean (a WebSocket is not told that it is being closed, it is just closed).
+// have ended. It owns the joined connections, their goroutines and their end. It knows nothing of HTTP or of who the two
+// sides are, and looks at the bytes only where they are WebSocket's: the heads of the frames, to count messages and to know
+// where a Close frame may be put in.
 //
-// Order of calls: NewSet, then Join from as many goroutines as there are tunnels, then Close once, which ends them and
-// waits for them.
+// A tunnel that says nothing holds no buffer (over TLS half a kilobyte for each direction): its goroutines wait for the
+// sockets to become readable, and take a buffer from a pool when they are. There is one goroutine for each direction, the
+// only one that reads its source and writes to its destination, so neither bytes nor counters need a lock.
+//
+// A tunnel that the proxy ends, at drain or because its owner is gone, is closed in order if it is a WebSocket: both sides
+// are sent a Close frame 1001 where a frame has ended, and have a moment to answer. Everything else is cut.
+//
+// Order of calls: NewSet; Start from as many goroutines as there are tunnels; Retain whenever what they belong to changes;
+// then Close once, which ends them and waits for them.
 package tunnel
 
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"net"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
-// ErrClosed is returned by Join where the set takes no more tunnels.
+// ErrClosed is returned by Start where the set takes no more tunnels.
 var ErrClosed = errors.New("tunnel: set is closed")
 
-// ErrIdle is returned by Join where no byte went either way for the idle timeout.
+// ErrIdle is the end of a tunnel in which no byte went either way for the idle timeout.
 var ErrIdle = errors.New("tunnel: idle for too long")
 
-// errCut ends a tunnel that Close did not wait for any longer.
-var errCut = errors.New("tunnel: cut by drain")
+// ErrEnded is the end of a tunnel that was ended by Close or Retain, in order or not.
+var ErrEnded = errors.New("tunnel: ended by the proxy")
 
 const (
 	// defaultIdle is timeouts.websocket_idle of the document's default.
 	defaultIdle = time.Hour
-	// waitSize is what a direction holds while nothing is sent, busySize while it is: most tunnels are idle most of the
-	// time, and the few that carry much want few system calls.
-	waitSize = 2 << 10
-	busySize = 32 << 10
+	// defaultSpread keeps the clients of a route that was removed from coming back all at once, and is short enough for
+	// somebody who has taken a backend out to wait for.
+	defaultSpread = 10 * time.Second
 )
+
+// Options of a Set. The zero value works.
+type Options struct {
+	// A tunnel ends when no byte went either way for so long. 0: one hour.
+	Idle time.Duration
+	// The time over which Retain ends the tunnels that have to go: the first at once, the others evenly. 0: 10 s.
+	Spread time.Duration
+}
+
+// Tunnel is what Start joins.
+type Tunnel struct {
+	// Required. The set owns them from Start on.
+	Client, Backend net.Conn
+	// What was already read from either and belongs to the other. Nil: nothing.
+	FromClient, FromBackend []byte
+	// The bytes are frames of RFC 6455, from their very beginning.
+	WebSocket bool
+	// What the tunnel lives by, as Retain's function understands it. Nil is an owner like any other.
+	Owner any
+	// Called once when the tunnel has ended, from a goroutine of the set; Close waits for it. Nil: nobody is told.
+	Ended func(Summary)
+}
+
+// Traffic is what was passed on in one direction, Close frames of the proxy's own not counted.
+type Traffic struct {
+	Bytes uint64
+	// WebSocket messages: data frames with FIN. 0 for other protocols.
+	Messages uint64
+}
+
+func (t *Traffic) add(other Traffic) {
+	t.Bytes += other.Bytes
+	t.Messages += other.Messages
+}
+
+// Totals is both directions together.
+type Totals struct{ ToBackend, ToClient Traffic }
+
+// Summary is a tunnel that has ended.
+type Summary struct {
+	Totals
+	// Nil: both sides ended in order. Otherwise the first thing that happened: ErrIdle, ErrEnded, or an error of a
+	// connection.
+	Err error
+}
 
 // Set is the live tunnels. Its methods may be called concurrently.
 type Set struct {
-	idle  time.Duration
-	large sync.Pool
-	cuts  sync.WaitGroup // a TLS peer that does not read holds its own cut up, and no other
+	idle, spread time.Duration
+	short, long  sync.Pool      // of *[]byte
+	cuts         sync.WaitGroup // a TLS peer that does not read holds its own cut up, and no other
+	sweeps       sync.WaitGroup // Retain's
+	closing      chan struct{}  // closed once closed is set
 
-	// mu guards what follows. No other lock is taken under it.
+	// mu guards what follows. Those of the links are taken under it, never the other way round.
 	mu     sync.Mutex
 	live   map[*link]struct{}
+	past   Totals         // of tunnels that have ended
+	keep   func(any) bool // nil: every owner
 	closed bool
 	empty  chan struct{} // closed once closed is set and live is empty
 }
 
-// NewSet makes an empty set whose tunnels end when no byte went either way for idle; 0: one hour.
-func NewSet(idle time.Duration) *Set {
-	if idle == 0 {
-		idle = defaultIdle
+// NewSet makes an empty set.
+func NewSet(o Options) *Set {
+	s := &Set{
+		idle: o.Idle, spread: o.Spread, live: make(map[*link]struct{}),
+		closing: make(chan struct{}), empty: make(chan struct{}),
 	}
-	s := &Set{idle: idle, live: make(map[*link]struct{}), empty: make(chan struct{})}
-	s.large.New = func() any { b := make([]byte, busySize); return &b }
+	if s.idle <= 0 {
+		s.idle = defaultIdle
+	}
+	if s.spread <= 0 {
+		s.spread = defaultSpread
+	}
+	s.short.New = func() any { b := make([]byte, shortSize); return &b }
+	s.long.New = func() any { b := make([]byte, longSize); return &b }
 	return s
 }
 
@@ -65,67 +125,155 @@ func (s *Set) Len() int {
 	return len(s.live)
 }
 
-// Join passes on the bytes of both connections until both have ended, then closes them; it owns them from the call on.
-// fromFirst and fromSecond are what was already read from either and belongs to the other; nil: nothing. The end of one
-// direction is passed on as such (a FIN, or TLS's close_notify) and the other direction goes on, as protocols that half-close
-// expect; where a connection cannot express that, it ends both. An error on either side ends both at once.
-//
-// It returns how many bytes each side had passed on, and an error unless both ended in order: the first that happened.
-func (s *Set) Join(first, second net.Conn, fromFirst, fromSecond []byte) (firstBytes, secondBytes int64, err error) {
-	l := &link{first: first, second: second, large: &s.large}
-	if !s.add(l) {
-		l.cut(ErrClosed)
-		return 0, 0, ErrClosed
+// Totals is everything that was passed on so far. It never goes down.
+func (s *Set) Totals() Totals {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sum := s.past
+	for l := range s.live {
+		now := l.totals()
+		sum.ToBackend.add(now.ToBackend)
+		sum.ToClient.add(now.ToClient)
 	}
-	defer s.remove(l)
-	l.touch()
-	l.watch(s.idle)
-	var back sync.WaitGroup
-	back.Go(func() { secondBytes = l.carry(first, second, fromSecond) })
-	firstBytes = l.carry(second, first, fromFirst)
-	back.Wait()
-	l.cut(nil)
-	return firstBytes, secondBytes, l.cause()
+	return sum
 }
 
-func (s *Set) add(l *link) bool {
+// Start joins the connections and returns at once. The end of one direction is passed on as such (a FIN, or TLS's
+// close_notify) and the other goes on, as protocols that half-close expect; where a connection cannot express that, it ends
+// both. An error on either side ends both at once.
+//
+// The connections must have no deadlines. The error is ErrClosed; then they are closed, and Ended is not called.
+func (s *Set) Start(t Tunnel) error {
+	l := newLink(s, t)
+	welcome, err := s.add(l)
+	if err != nil {
+		l.cut(err)
+		return err
+	}
+	l.watch(s.idle)
+	if !welcome {
+		s.end(l)
+	}
+	go l.toBackend.run()
+	go l.toClient.run()
+	return nil
+}
+
+// add reports whether the owner is one to be kept; otherwise the tunnel began while its owner went.
+func (s *Set) add(l *link) (welcome bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return false
+		return false, ErrClosed
 	}
 	s.live[l] = struct{}{}
-	return true
+	l.marked = s.keep != nil && !s.keep(l.owner)
+	return !l.marked, nil
 }
 
+// remove is called once for each link, by the last of its goroutines.
 func (s *Set) remove(l *link) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	total := l.totals()
+	s.past.ToBackend.add(total.ToBackend)
+	s.past.ToClient.add(total.ToClient)
 	delete(s.live, l)
 	if s.closed && len(s.live) == 0 {
 		close(s.empty)
 	}
 }
 
+// end closes a marked tunnel: in order if it is a WebSocket, which takes up to finishTime and answerTime. It does not wait.
+func (s *Set) end(l *link) {
+	if l.webSocket {
+		l.leave()
+		return
+	}
+	s.cuts.Go(func() { l.cut(ErrEnded) })
+}
+
+// Retain ends, over Options.Spread, the tunnels whose owner is not one to keep, and does so with those that are started
+// later, until it is called again. An owner that has come back by then saves those whose turn has not come. keep is called
+// under the set's lock: it must be quick and must not call the set. Retain does not wait.
+func (s *Set) Retain(keep func(owner any) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return
+	}
+	s.keep = keep
+	var gone []*link
+	for l := range s.live {
+		if !l.marked && !l.queued && !keep(l.owner) {
+			l.queued = true
+			gone = append(gone, l)
+		}
+	}
+	if len(gone) > 0 {
+		s.sweeps.Go(func() { s.sweep(gone) })
+	}
+}
+
+// sweep ends the links of gone over the spread, or leaves them to Close when that begins.
+func (s *Set) sweep(gone []*link) {
+	turns := turnsOf(len(gone), s.spread)
+	tick := time.NewTicker(max(s.spread/time.Duration(turns), time.Microsecond))
+	defer tick.Stop()
+	for turn := range turns {
+		for _, l := range gone[len(gone)*turn/turns : len(gone)*(turn+1)/turns] {
+			if s.stillGone(l) {
+				s.end(l)
+			}
+		}
+		if turn == turns-1 {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-s.closing:
+			return
+		}
+	}
+}
+
+// stillGone takes l out of the queue, and marks it if it has to end.
+func (s *Set) stillGone(l *link) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l.queued = false
+	if _, lives := s.live[l]; !lives || l.marked || s.keep(l.owner) {
+		return false
+	}
+	l.marked = true
+	return true
+}
+
+// turnsOf is in how many steps n tunnels are ended: at least a millisecond each, beyond that rate several go in one.
+func turnsOf(n int, window time.Duration) int {
+	return min(n, max(1, int(window/time.Millisecond)))
+}
+
 // Close takes no more tunnels, lets the live ones end by themselves for the first half of the time that ctx leaves, and
-// cuts the rest evenly over the second half, so that their clients do not all come back in the same instant. Without a
-// deadline it waits until ctx is cancelled. What is left when ctx ends is cut at once. It returns when all tunnels have
-// ended, with the number of those that were cut.
+// ends the rest evenly over the second half, so that their clients do not all come back in the same instant. Where there
+// are WebSockets, a part at the end is kept free for the last of them to be closed in order. Without a deadline it waits
+// until ctx is cancelled. What is left when ctx ends is cut at once. It returns when all tunnels have ended, with the number
+// of those that it ended.
 func (s *Set) Close(ctx context.Context) int {
 	if !s.refuseMore() {
 		<-s.empty
 		return 0
 	}
-	cut := 0
+	s.sweeps.Wait()
+	ended := 0
 	if deadline, ok := ctx.Deadline(); ok {
-		cut += s.pace(ctx, deadline)
-	} else {
-		s.wait(ctx, nil)
+		ended = s.pace(ctx, deadline)
 	}
-	cut += s.cutSome(s.Len())
+	s.wait(ctx, nil)
+	ended += s.cutAll()
 	<-s.empty
 	s.cuts.Wait()
-	return cut
+	return ended
 }
 
 // refuseMore marks the set closed and reports whether this call was the first to do so.
@@ -136,13 +284,14 @@ func (s *Set) refuseMore() bool {
 		return false
 	}
 	s.closed = true
+	close(s.closing)
 	if len(s.live) == 0 {
 		close(s.empty)
 	}
 	return true
 }
 
-// pace waits for half of the time and then cuts the live tunnels one by one until deadline; it returns early when none is
+// pace waits for half of the time and then ends the live tunnels one by one until deadline; it returns early when none is
 // left or ctx ends.
 func (s *Set) pace(ctx context.Context, deadline time.Time) int {
 	half := time.NewTimer(time.Until(deadline) / 2)
@@ -150,23 +299,25 @@ func (s *Set) pace(ctx context.Context, deadline time.Time) int {
 	if !s.wait(ctx, half.C) {
 		return 0
 	}
-	n := s.Len()
+	n, webSocket := s.unmarked()
 	if n == 0 {
 		return 0
 	}
-	// At least a millisecond each turn: beyond that rate, several go in one turn.
-	left := time.Until(deadline)
-	turns := min(n, max(1, int(left/time.Millisecond)))
-	tick := time.NewTicker(max(left/time.Duration(turns+1), time.Microsecond))
+	window := time.Until(deadline)
+	if webSocket {
+		window -= min(finishTime+answerTime, window/4)
+	}
+	turns := turnsOf(n, window)
+	tick := time.NewTicker(max(window/time.Duration(turns+1), time.Microsecond))
 	defer tick.Stop()
-	cut := 0
+	ended := 0
 	for turn := range turns {
 		if !s.wait(ctx, tick.C) {
 			break
 		}
-		cut += s.cutSome(n*(turn+1)/turns - cut)
+		ended += s.endSome(n*(turn+1)/turns - ended)
 	}
-	return cut
+	return ended
 }
 
 // wait reports whether at fired before all tunnels had ended and before ctx ended.
@@ -181,8 +332,21 @@ func (s *Set) wait(ctx context.Context, at <-chan time.Time) bool {
 	}
 }
 
-// cutSome cuts up to n live tunnels that were not cut yet.
-func (s *Set) cutSome(n int) int {
+// unmarked is how many live tunnels nobody has ended yet, and whether a WebSocket is among them.
+func (s *Set) unmarked() (n int, webSocket bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for l := range s.live {
+		if !l.marked {
+			n++
+			webSocket = webSocket || l.webSocket
+		}
+	}
+	return n, webSocket
+}
+
+// endSome ends up to n live tunnels that were not ended yet.
+func (s *Set) endSome(n int) int {
 	s.mu.Lock()
 	chosen := make([]*link, 0, max(n, 0))
 	for l := range s.live {
@@ -196,142 +360,22 @@ func (s *Set) cutSome(n int) int {
 	}
 	s.mu.Unlock()
 	for _, l := range chosen {
-		s.cuts.Go(func() { l.cut(errCut) })
+		s.end(l)
 	}
 	return len(chosen)
 }
 
-// link is one live tunnel.
-type link struct {
-	first, second net.Conn
-	large         *sync.Pool
-	active        atomic.Int64 // when a byte last went either way, Unix nanoseconds
-	marked        bool         // chosen to be cut; guarded by the set's mu
-
-	// mu guards the end of the link.
-	mu    sync.Mutex
-	ended bool
-	err   error
-	timer *time.Timer
-}
-
-func (l *link) touch() { l.active.Store(time.Now().UnixNano()) }
-
-// watch cuts the link once it was idle for d. One timer for both directions that looks when it fires, instead of a
-// deadline moved at every read: a busy tunnel pays one store for each.
-func (l *link) watch(d time.Duration) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.timer = time.AfterFunc(d, func() {
-		idle := time.Since(time.Unix(0, l.active.Load()))
-		if idle >= d {
-			l.cut(ErrIdle)
-			return
+// cutAll cuts every live tunnel, those that are being closed in order included, and returns how many were not.
+func (s *Set) cutAll() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	fresh := 0
+	for l := range s.live {
+		if !l.marked {
+			l.marked = true
+			fresh++
 		}
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		if !l.ended {
-			l.timer.Reset(d - idle)
-		}
-	})
-}
-
-// cut ends both directions; err is kept if it is the first reason.
-func (l *link) cut(err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.ended {
-		return
+		s.cuts.Go(func() { l.cut(ErrEnded) })
 	}
-	l.ended, l.err = true, err
-	if l.timer != nil {
-		l.timer.Stop()
-	}
-	// Close of a TLS connection writes a close_notify and may wait for a peer that does not read, for as long as crypto/tls
-	// lets it (five seconds): the two sides go at the same time.
-	var both sync.WaitGroup
-	both.Go(func() { l.first.Close() })
-	l.second.Close()
-	both.Wait()
-}
-
-func (l *link) cause() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.err
-}
-
-// carry passes on early and then what src sends until it ends, then ends dst's receiving side. It returns the number of bytes passed.
-func (l *link) carry(dst, src net.Conn, early []byte) int64 {
-	n, err := l.copy(dst, src, early)
-	if err != nil {
-		l.cut(err)
-		return n
-	}
-	half, ok := dst.(interface{ CloseWrite() error })
-	if !ok {
-		// Ending the whole connection is the only way left to tell its peer that nothing more will come.
-		l.cut(nil)
-		return n
-	}
-	if err := half.CloseWrite(); err != nil {
-		l.cut(fmt.Errorf("end writes to %s: %w", dst.RemoteAddr(), err))
-	}
-	return n
-}
-
-func (l *link) copy(dst, src net.Conn, early []byte) (passed int64, err error) {
-	if len(early) > 0 {
-		n, err := dst.Write(early)
-		passed += int64(n)
-		if err != nil {
-			return passed, fmt.Errorf("write to %s: %w", dst.RemoteAddr(), err)
-		}
-	}
-	small := make([]byte, waitSize)
-	for {
-		n, full, err := l.pass(dst, src, small)
-		passed += int64(n)
-		if full && err == nil {
-			var more int64
-			more, err = l.burst(dst, src)
-			passed += more
-		}
-		if errors.Is(err, io.EOF) {
-			return passed, nil
-		}
-		if err != nil {
-			return passed, err
-		}
-	}
-}
-
-// burst passes on with a large buffer for as long as each read fills it.
-func (l *link) burst(dst, src net.Conn) (passed int64, err error) {
-	buf := l.large.Get().(*[]byte)
-	defer l.large.Put(buf)
-	for {
-		n, full, err := l.pass(dst, src, *buf)
-		passed += int64(n)
-		if !full || err != nil {
-			return passed, err
-		}
-	}
-}
-
-// pass moves what one read gives. full says that the buffer was filled, so there is probably more.
-func (l *link) pass(dst, src net.Conn, buf []byte) (n int, full bool, err error) {
-	read, err := src.Read(buf)
-	if read > 0 {
-		l.touch()
-		written, werr := dst.Write(buf[:read])
-		if werr != nil {
-			return written, false, fmt.Errorf("write to %s: %w", dst.RemoteAddr(), werr)
-		}
-		l.touch()
-	}
-	if err != nil && !errors.Is(err, io.EOF) {
-		err = fmt.Errorf("read from %s: %w", src.RemoteAddr(), err)
-	}
-	return read, read == len(buf), err
+	return fresh
 }

@@ -24,23 +24,30 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type joined struct {
 	client, backend net.Conn // the outer ends
 	done            chan error
-	passed          [2]int64 // from the client, from the backend
+	passed          Totals // once done
 }
 
 func join(t *testing.T, s *Set, client, backend, near, far net.Conn, early []byte) *joined {
 	t.Helper()
+	return joinAs(t, s, Tunnel{Client: near, Backend: far, FromClient: early}, client, backend)
+}
+
+func joinAs(t testing.TB, s *Set, tunnel Tunnel, client, backend net.Conn) *joined {
+	t.Helper()
 	j := &joined{client: client, backend: backend, done: make(chan error, 1)}
-	go func() {
-		var err error
-		j.passed[0], j.passed[1], err = s.Join(near, far, early, nil)
-		j.done <- err
-	}()
+	tunnel.Ended = func(sum Summary) {
+		j.passed = sum.Totals
+		j.done <- sum.Err
+	}
+	if err := s.Start(tunnel); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() { client.Close(); backend.Close() })
 	return j
 }
 
 // tcpPair is two ends of one connection over the loopback.
-func tcpPair(t *testing.T) (dialled, accepted net.Conn) {
+func tcpPair(t testing.TB) (dialled, accepted net.Conn) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -56,7 +63,7 @@ func tcpPair(t *testing.T) (dialled, accepted net.Conn) {
 	return dialled, accepted
 }
 
-func tlsPair(t *testing.T) (dialled, accepted net.Conn) {
+func tlsPair(t testing.TB) (dialled, accepted net.Conn) {
 	t.Helper()
 	a, b := tcpPair(t)
 	authority := certtest.New(t)
@@ -71,11 +78,11 @@ func tlsPair(t *testing.T) (dialled, accepted net.Conn) {
 }
 
 func TestBytesPassBothWaysAndEachSideMayEndFirst(t *testing.T) {
-	for name, pair := range map[string]func(*testing.T) (net.Conn, net.Conn){"tcp": tcpPair, "tls": tlsPair} {
+	for name, pair := range map[string]func(testing.TB) (net.Conn, net.Conn){"tcp": tcpPair, "tls": tlsPair} {
 		t.Run(name, func(t *testing.T) {
 			client, near := pair(t)
 			backend, far := pair(t)
-			j := join(t, NewSet(0), client, backend, near, far, []byte("early "))
+			j := join(t, NewSet(Options{}), client, backend, near, far, []byte("early "))
 			question, answer := make([]byte, 300<<10), make([]byte, 500<<10)
 			rand.Read(question)
 			rand.Read(answer)
@@ -98,8 +105,9 @@ func TestBytesPassBothWaysAndEachSideMayEndFirst(t *testing.T) {
 			if err := <-j.done; err != nil {
 				t.Fatal(err)
 			}
-			if want := [2]int64{int64(len(question)) + 6, int64(len(answer))}; j.passed != want {
-				t.Errorf("passed %d bytes, want %d", j.passed, want)
+			want := Totals{ToBackend: Traffic{Bytes: uint64(len(question)) + 6}, ToClient: Traffic{Bytes: uint64(len(answer))}}
+			if j.passed != want {
+				t.Errorf("passed %v, want %v", j.passed, want)
 			}
 		})
 	}
@@ -108,7 +116,7 @@ func TestBytesPassBothWaysAndEachSideMayEndFirst(t *testing.T) {
 func TestAResetEndsBothSides(t *testing.T) {
 	client, near := tcpPair(t)
 	backend, far := tcpPair(t)
-	j := join(t, NewSet(0), client, backend, near, far, nil)
+	j := join(t, NewSet(Options{}), client, backend, near, far, nil)
 	client.(*net.TCPConn).SetLinger(0)
 	client.Close()
 	if _, err := io.ReadAll(backend); err != nil {
@@ -123,7 +131,7 @@ func TestASideWithoutHalfCloseEndsTheOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client, near := net.Pipe()
 		backend, far := net.Pipe()
-		j := join(t, NewSet(0), client, backend, near, far, nil)
+		j := join(t, NewSet(Options{}), client, backend, near, far, nil)
 		client.Close()
 		if _, err := backend.Read(make([]byte, 1)); err != io.EOF {
 			t.Errorf("backend read: %v", err)
@@ -139,7 +147,7 @@ func TestIdleCountsBothDirections(t *testing.T) {
 		client, near := net.Pipe()
 		backend, far := net.Pipe()
 		start := time.Now()
-		j := join(t, NewSet(time.Hour), client, backend, near, far, nil)
+		j := join(t, NewSet(Options{Idle: time.Hour}), client, backend, near, far, nil)
 		for range 3 {
 			<-time.After(40 * time.Minute)
 			go client.Write([]byte("x"))
@@ -158,7 +166,7 @@ func TestIdleCountsBothDirections(t *testing.T) {
 
 func TestCloseWaitsThenCutsEvenly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := NewSet(0)
+		s := NewSet(Options{})
 		start := time.Now()
 		var mu sync.Mutex
 		var ends []time.Duration
@@ -168,7 +176,7 @@ func TestCloseWaitsThenCutsEvenly(t *testing.T) {
 			backend, far := net.Pipe()
 			j := join(t, s, client, backend, near, far, nil)
 			all.Go(func() {
-				if err := <-j.done; !errors.Is(err, errCut) {
+				if err := <-j.done; !errors.Is(err, ErrEnded) {
 					t.Errorf("ended with %v", err)
 				}
 				mu.Lock()
@@ -193,7 +201,7 @@ func TestCloseWaitsThenCutsEvenly(t *testing.T) {
 
 func TestCloseReturnsWhenTheLastEndsByItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := NewSet(0)
+		s := NewSet(Options{})
 		client, near := net.Pipe()
 		backend, far := net.Pipe()
 		j := join(t, s, client, backend, near, far, nil)
@@ -213,7 +221,7 @@ func TestCloseReturnsWhenTheLastEndsByItself(t *testing.T) {
 
 func TestCloseWithoutDeadlineCutsWhenCancelled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := NewSet(0)
+		s := NewSet(Options{})
 		client, near := net.Pipe()
 		backend, far := net.Pipe()
 		j := join(t, s, client, backend, near, far, nil)
@@ -223,10 +231,10 @@ func TestCloseWithoutDeadlineCutsWhenCancelled(t *testing.T) {
 		if cut := s.Close(ctx); cut != 1 {
 			t.Errorf("%d cut, want 1", cut)
 		}
-		if err := <-j.done; !errors.Is(err, errCut) {
+		if err := <-j.done; !errors.Is(err, ErrEnded) {
 			t.Error(err)
 		}
-		if _, _, err := s.Join(client, backend, nil, nil); !errors.Is(err, ErrClosed) {
+		if err := s.Start(Tunnel{Client: client, Backend: backend}); !errors.Is(err, ErrClosed) {
 			t.Errorf("join after close: %v", err)
 		}
 		if s.Len() != 0 {

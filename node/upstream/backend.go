@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -23,7 +25,11 @@ type Backend struct {
 	authority string
 	scheme    string
 	tls       *tls.Config // nil: plain
-	transport *http.Transport
+	name      *name       // nil: the host is an IP address
+
+	// Replaced when the name's addresses change: a connection that is in use at that moment must not be kept afterwards
+	// either, and a transport that is left behind keeps none.
+	transport atomic.Pointer[http.Transport]
 
 	refs int // guarded by Registry.mu
 
@@ -44,7 +50,13 @@ func newBackend(r *Registry, id identity, s Spec) *Backend {
 	}
 	b.authority = strings.TrimSuffix(b.address, defaultPort)
 	b.verdict.Store(&Verdict{Since: time.Now()})
-	b.transport = b.newTransport(r.options)
+	b.transport.Store(b.newTransport(r.options))
+	if _, err := netip.ParseAddr(s.Host); err != nil {
+		b.name = &name{
+			host: s.Host, port: strconv.FormatUint(uint64(s.Port), 10), resolver: r.options.Resolver, slots: r.lookups,
+			random: r.options.Random, logger: r.options.Logger.With("backend", b.address), changed: b.reconnect,
+		}
+	}
 	return b
 }
 
@@ -71,8 +83,13 @@ func (b *Backend) newTransport(o Options) *http.Transport {
 	}
 }
 
-// Release gives back one reference. The last one removes the backend from the registry and closes its idle connections;
-// requests that are under way still end.
+// reconnect makes all requests from now on use connections opened from now on. Those under way end on what they have.
+func (b *Backend) reconnect() {
+	b.transport.Swap(b.newTransport(b.registry.options)).CloseIdleConnections()
+}
+
+// Release gives back one reference. The last one removes the backend from the registry, ends the lookups of its name, for
+// which it waits, and closes its idle connections; requests that are under way still end.
 func (b *Backend) Release() { b.registry.release(b) }
 
 // Address is the backend's host:port, an IPv6 address in brackets.
@@ -131,10 +148,13 @@ func (b *Backend) leave(p *Pool) {
 // Dial opens a connection of its own, over TLS with the handshake done and the certificate verified where the backend is
 // spoken to so. It ends with ctx or after the connect timeout, whichever is first. The caller closes the connection. The
 // error is a *DialError.
+//
+// A host name is not looked up: its addresses are those of the last answer, each as often the first to be tried as the
+// others, and all of them are tried until one connects. Only while no lookup has ended yet, Dial waits for that.
 func (b *Backend) Dial(ctx context.Context) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, b.registry.options.ConnectTimeout)
 	defer cancel()
-	conn, err := b.registry.options.DialContext(ctx, "tcp", b.address)
+	conn, err := b.connect(ctx)
 	if err != nil {
 		return nil, &DialError{Address: b.address, Err: err}
 	}
@@ -149,6 +169,19 @@ func (b *Backend) Dial(ctx context.Context) (net.Conn, error) {
 	return secured, nil
 }
 
+// connect opens the connection below TLS.
+func (b *Backend) connect(ctx context.Context) (net.Conn, error) {
+	dial := b.registry.options.DialContext
+	if b.name == nil {
+		return dial(ctx, "tcp", b.address)
+	}
+	addresses, err := b.name.addresses(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return dialAny(ctx, dial, addresses, b.name.turn.Add(1))
+}
+
 // RoundTrip sends req to this backend over a kept or a new connection, and returns the head of the answer with the body to
 // be read and closed by the caller. Scheme and host of req.URL do not matter; req itself is not changed. As long as nothing
 // of an answer was received, net/http tries again on another connection if a kept one turns out to be closed and the request
@@ -159,7 +192,11 @@ func (b *Backend) Dial(ctx context.Context) (net.Conn, error) {
 func (b *Backend) RoundTrip(req *http.Request) (*http.Response, error) {
 	b.requests.Add(1)
 	out, body := b.aim(req)
-	resp, err := b.transport.RoundTrip(out)
+	transport := b.transport.Load()
+	resp, err := transport.RoundTrip(out)
+	if transport != b.transport.Load() {
+		transport.CloseIdleConnections() // again: by taking up a request it began to keep connections anew
+	}
 	if err == nil {
 		return resp, nil
 	}

@@ -9,14 +9,14 @@ import (
 	"pgregory.net/rapid"
 )
 
-// poolOf makes a pool of backends b0, b1, … with the given weights.
+// poolOf makes a pool of backends 10.0.0.0, 10.0.0.1, … with the given weights.
 func poolOf(t testing.TB, weights ...uint32) (*Pool, []*Backend) {
 	t.Helper()
 	r := newRegistry(t, Options{})
 	var members []Member
 	var backends []*Backend
 	for i, w := range weights {
-		b := acquire(t, r, Spec{Host: fmt.Sprint("b", i), Port: 1})
+		b := acquire(t, r, Spec{Host: fmt.Sprint("10.0.0.", i), Port: 1})
 		backends = append(backends, b)
 		members = append(members, Member{Backend: b, Weight: w})
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"strconv"
@@ -34,7 +35,13 @@ type Options struct {
 	IdleTimeout time.Duration
 	// Connections kept without a request, for each backend. 0: 256.
 	MaxIdleConns int
-	// Opens the connection below TLS; address is host:port. It must heed ctx. Nil: TCP.
+	// Looks up backends that are given by name, in the background. Nil: the system's name servers and hosts file, asked by
+	// Go's own resolver.
+	Resolver Resolver
+	// A random number from 0 up to but not including n, which is above 0: spreads lookups over time, and first connections
+	// over addresses. Called concurrently. Nil: math/rand/v2.
+	Random func(n int64) int64
+	// Opens the connection below TLS; address is host:port, the host an IP address. It must heed ctx. Nil: TCP.
 	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
@@ -59,6 +66,13 @@ func (o Options) withDefaults() Options {
 	if o.MaxIdleConns <= 0 {
 		o.MaxIdleConns = 256
 	}
+	if o.Resolver == nil {
+		// Not the C library's: it holds a thread for each lookup, even after its context has ended.
+		o.Resolver = &net.Resolver{PreferGo: true}
+	}
+	if o.Random == nil {
+		o.Random = rand.Int64N
+	}
 	if o.DialContext == nil {
 		o.DialContext = (&net.Dialer{}).DialContext
 	}
@@ -68,6 +82,7 @@ func (o Options) withDefaults() Options {
 // Registry holds every backend that some generation uses. Its methods may be called concurrently.
 type Registry struct {
 	options Options
+	lookups chan struct{} // holds one for each that is under way
 
 	// mu guards everything below and every backend's refs. No other lock is taken and no hook called under it.
 	mu       sync.Mutex
@@ -86,14 +101,15 @@ type identity struct {
 func NewRegistry(o Options) *Registry {
 	return &Registry{
 		options:  o.withDefaults(),
+		lookups:  make(chan struct{}, maxLookups),
 		backends: make(map[identity]*Backend),
 		material: make(map[digest]*tlsMaterial),
 	}
 }
 
-// Acquire returns the backend that s describes and takes a reference to it, to be given back with Release. Specs of the same
-// content get the same backend, whichever generation asks; the messages in s are kept and must not be changed. The error is a
-// *SpecError, or ErrClosed.
+// Acquire returns the backend that s describes and takes a reference to it, to be given back with Release. It waits for
+// nothing: that a name cannot be resolved is seen by its first user. Specs of the same content get the same backend,
+// whichever generation asks; the messages in s are kept and must not be changed. The error is a *SpecError, or ErrClosed.
 func (r *Registry) Acquire(s Spec) (*Backend, error) {
 	s.Host = canonicalHost(s.Host)
 	if s.Host == "" {
@@ -139,6 +155,9 @@ func (r *Registry) take(id identity, s Spec) (b *Backend, fresh bool, err error)
 	}
 	b.refs = 1
 	r.backends[id] = b
+	if b.name != nil {
+		b.name.start()
+	}
 	return b, true, nil
 }
 
@@ -186,10 +205,13 @@ func (r *Registry) forget(b *Backend) {
 	}
 }
 
-// end tells of a removed backend and closes its idle connections. Requests that are under way go on.
+// end tells of a removed backend, ends its lookups and closes its idle connections. Requests that are under way go on.
 func (r *Registry) end(b *Backend) {
 	r.options.Removed(b)
-	b.transport.CloseIdleConnections()
+	if b.name != nil {
+		b.name.stop() // it might yet replace the transport
+	}
+	b.transport.Load().CloseIdleConnections()
 	r.options.Logger.Debug("backend removed", "backend", b.address)
 }
 

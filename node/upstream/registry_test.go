@@ -16,7 +16,11 @@ import (
 	"github.com/pyserve/pyserve/node/certtest"
 )
 
+// newRegistry asks no name server: to a test that does not say otherwise, every name is this machine.
 func newRegistry(t testing.TB, o Options) *Registry {
+	if o.Resolver == nil {
+		o.Resolver = newNames("127.0.0.1")
+	}
 	r := NewRegistry(o)
 	t.Cleanup(r.Close)
 	return r
@@ -195,7 +199,7 @@ func TestUnusableSpecsAreRefusedByField(t *testing.T) {
 
 func TestCloseRemovesWhatIsHeld(t *testing.T) {
 	removed := 0
-	r := NewRegistry(Options{Removed: func(*Backend) { removed++ }})
+	r := NewRegistry(Options{Removed: func(*Backend) { removed++ }, Resolver: newNames("127.0.0.1")})
 	a := acquire(t, r, Spec{Host: "a", Port: 1})
 	acquire(t, r, Spec{Host: "b", Port: 1})
 	r.Close()

@@ -2,8 +2,14 @@
 // the pools that pick among them. The registry outlives generations, so a backend that stays in the configuration keeps its
 // verdict and its open connections over an apply.
 //
+// A backend given by name is looked up in the background, all its addresses, IPv4 and IPv6, about every 30 seconds, from its
+// first Acquire to its last Release. Requests, upgrades and probes use the answer that is there; they wait for one only as
+// long as there has never been any. A lookup that fails leaves the last addresses in use; an answer that there is no such name
+// does so for ten minutes. When the addresses change, no connection opened before is used for a request after.
+//
 // It does not probe (package health does, hung onto the registry's hooks), match requests, decide on retries or write
-// headers. It starts no goroutine of its own; those of net/http's transport end with the connections they serve.
+// headers. Its goroutines are the lookups, one for each name in use, which Release waits for, and those of an attempt to
+// connect, which Dial waits for; those of net/http's transport end with the connections they serve.
 //
 // Order of calls: NewRegistry once. For each generation: Acquire every backend, NewPool over them, Pick and RoundTrip for
 // each request; when the generation's last request has ended, Close its pools and Release each backend as often as it was
@@ -20,7 +26,8 @@ import (
 // Spec says what a backend is. All of it together is the backend's identity: one address with two health checks is two
 // backends, since a verdict is only worth as much as the check that it came from.
 type Spec struct {
-	// An IP address (IPv6 without brackets) or a host name.
+	// An IP address (IPv6 without brackets) or a host name, which stands for all its addresses. The name is what identifies
+	// the backend and what TLS verifies, whatever its addresses are.
 	Host string
 	// 1 to 65535.
 	Port uint32

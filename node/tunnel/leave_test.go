@@ -1,0 +1,426 @@
+package tunnel
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+var (
+	serverClose = []byte{0x88, 2, 0x03, 0xe9} // 1001
+	nobody      = func(any) bool { return false }
+)
+
+// webSocket is a live one over TCP.
+func webSocket(t *testing.T, s *Set) *joined {
+	t.Helper()
+	client, near := tcpPair(t)
+	backend, far := tcpPair(t)
+	deadline := time.Now().Add(20 * time.Second)
+	client.SetDeadline(deadline)
+	backend.SetDeadline(deadline)
+	return joinAs(t, s, Tunnel{Client: near, Backend: far, WebSocket: true}, client, backend)
+}
+
+// want reads as many bytes as it wants.
+func want(t *testing.T, c net.Conn, what string, bytesWanted []byte) {
+	t.Helper()
+	got := make([]byte, len(bytesWanted))
+	if n, err := io.ReadFull(c, got); err != nil || !bytes.Equal(got, bytesWanted) {
+		t.Fatalf("%s: got % x, %v, want % x", what, got[:n], err, bytesWanted)
+	}
+}
+
+// wantClose reads a client's Close frame 1001.
+func wantClose(t *testing.T, c net.Conn) {
+	t.Helper()
+	got := make([]byte, 8)
+	if _, err := io.ReadFull(c, got); err != nil || got[0] != 0x88 || got[1] != 0x82 || got[6]^got[2] != 0x03 || got[7]^got[3] != 0xe9 {
+		t.Fatalf("got % x, %v, want a masked Close 1001", got, err)
+	}
+}
+
+func wantEnd(t *testing.T, c net.Conn) {
+	t.Helper()
+	if rest, err := io.ReadAll(c); err != nil || len(rest) > 0 {
+		t.Errorf("got % x, %v, want the end", rest, err)
+	}
+}
+
+func wantEnded(t *testing.T, j *joined) {
+	t.Helper()
+	if err := <-j.done; !errors.Is(err, ErrEnded) {
+		t.Errorf("ended with %v", err)
+	}
+}
+
+func TestBothSidesAreToldAndAnswer(t *testing.T) {
+	s := NewSet(Options{})
+	j := webSocket(t, s)
+	j.client.Write(frame(0x81, true, 7))
+	want(t, j.backend, "backend", frame(0x81, true, 7))
+	j.backend.Write(frame(0x81, false, 300))
+	want(t, j.client, "client", frame(0x81, false, 300))
+	s.Retain(nobody)
+	want(t, j.client, "client", serverClose)
+	wantClose(t, j.backend)
+	// What is sent after that has no way to go, up to the Close.
+	j.client.Write(append(frame(0x82, true, 70000), frame(0x88, true, 2)...))
+	j.backend.Write(append(frame(0x81, false, 9), frame(0x88, false, 2)...))
+	wantEnded(t, j)
+	wantEnd(t, j.client)
+	wantEnd(t, j.backend)
+	if want := (Totals{ToBackend: Traffic{13, 1}, ToClient: Traffic{304, 1}}); j.passed != want || s.Totals() != want {
+		t.Errorf("passed %v, totals %v, want %v", j.passed, s.Totals(), want)
+	}
+}
+
+func TestAFrameUnderWayIsFinishedFirst(t *testing.T) {
+	s := NewSet(Options{})
+	j := webSocket(t, s)
+	up, down := frame(0x82, true, 70000), frame(0x82, false, 300)
+	j.client.Write(up[:5]) // in the middle of the length
+	want(t, j.backend, "backend", up[:5])
+	j.backend.Write(down[:100])
+	want(t, j.client, "client", down[:100])
+	s.Retain(nobody)
+	waitFor(t, func() bool { return anyLink(s, func(l *link) bool { return l.leaving.Load() != nil }) })
+	j.client.Write(append(bytes.Clone(up[5:]), frame(0x81, true, 1)...))
+	want(t, j.backend, "backend", up[5:])
+	wantClose(t, j.backend)
+	j.backend.Write(append(bytes.Clone(down[100:]), frame(0x81, false, 1)...))
+	want(t, j.client, "client", down[100:])
+	want(t, j.client, "client", serverClose)
+	j.client.Write(frame(0x88, true, 0))
+	j.backend.Write(frame(0x88, false, 0))
+	wantEnded(t, j)
+	wantEnd(t, j.client)
+	wantEnd(t, j.backend)
+}
+
+func TestASideThatHasClosedIsLeftToTheOther(t *testing.T) {
+	s := NewSet(Options{})
+	j := webSocket(t, s)
+	theirs := []byte{0x88, 2, 0x0f, 0xa0} // 4000
+	j.client.Write(frame(0x88, true, 2))
+	want(t, j.backend, "backend", frame(0x88, true, 2))
+	// The tunnel knows of it a moment after the bytes are sent.
+	waitFor(t, func() bool { return anyLink(s, func(l *link) bool { return l.toBackend.closeSent.Load() }) })
+	s.Retain(nobody)
+	last := frame(0x81, false, 10)
+	j.backend.Write(append(bytes.Clone(last), theirs...))
+	want(t, j.client, "client", append(last, theirs...))
+	wantEnded(t, j)
+	wantEnd(t, j.client)
+	wantEnd(t, j.backend)
+}
+
+func anyLink(s *Set, is func(*link) bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for l := range s.live {
+		if is(l) {
+			return true
+		}
+	}
+	return false
+}
+
+func waitFor(t *testing.T, condition func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for !condition() {
+		if time.Now().After(deadline) {
+			t.Fatal("never came true")
+		}
+	}
+}
+
+func TestGarbageIsPassedOnAndThenCut(t *testing.T) {
+	s := NewSet(Options{})
+	j := webSocket(t, s)
+	j.client.Write([]byte("not a frame"))
+	want(t, j.backend, "backend", []byte("not a frame"))
+	j.backend.Write([]byte("nor this"))
+	want(t, j.client, "client", []byte("nor this"))
+	s.Retain(nobody)
+	wantEnded(t, j)
+	wantEnd(t, j.client)
+	wantEnd(t, j.backend)
+}
+
+func TestATunnelWhoseOwnerWentMeanwhileEndsAtOnce(t *testing.T) {
+	s := NewSet(Options{})
+	s.Retain(nobody)
+	j := webSocket(t, s)
+	want(t, j.client, "client", serverClose)
+	wantClose(t, j.backend)
+	j.client.Close()
+	j.backend.Close()
+	wantEnded(t, j)
+}
+
+func TestHalfOfATunnelIsStillTold(t *testing.T) {
+	s := NewSet(Options{})
+	j := webSocket(t, s)
+	j.backend.(*net.TCPConn).CloseWrite()
+	wantEnd(t, j.client)
+	s.Retain(nobody)
+	wantClose(t, j.backend)
+	wantEnded(t, j) // the backend cannot answer: nobody waits for it
+}
+
+// TestOtherProtocolsAreCut: nothing is put into what is not a WebSocket.
+func TestOtherProtocolsAreCut(t *testing.T) {
+	s := NewSet(Options{})
+	client, near := tcpPair(t)
+	backend, far := tcpPair(t)
+	j := join(t, s, client, backend, near, far, nil)
+	s.Retain(nobody)
+	wantEnded(t, j)
+	wantEnd(t, client)
+	wantEnd(t, backend)
+}
+
+func TestATLSTunnelIsToldInTheMiddleOfARecord(t *testing.T) {
+	s := NewSet(Options{})
+	client, near := tlsPair(t)
+	backend, far := tlsPair(t)
+	j := joinAs(t, s, Tunnel{Client: near, Backend: far, WebSocket: true}, client, backend)
+	message := frame(0x82, true, 100<<10)
+	client.Write(message)
+	want(t, backend, "backend", message)
+	s.Retain(nobody)
+	want(t, client, "client", serverClose)
+	wantClose(t, backend)
+	client.Write(frame(0x88, true, 2))
+	backend.Write(frame(0x88, false, 2))
+	wantEnded(t, j)
+}
+
+// piped is a WebSocket in fake time, whose peers read and, if polite, answer the Close; at is when the client was told.
+func piped(t *testing.T, s *Set, owner any, polite bool, at func(time.Duration)) *joined {
+	start := time.Now()
+	client, near := net.Pipe()
+	backend, far := net.Pipe()
+	peer := func(c net.Conn, answer []byte, size int, at func(time.Duration)) {
+		got := make([]byte, size)
+		if _, err := io.ReadFull(c, got); err != nil {
+			return
+		}
+		at(time.Since(start))
+		if polite {
+			c.Write(answer)
+		}
+		io.Copy(io.Discard, c)
+	}
+	j := joinAs(t, s, Tunnel{Client: near, Backend: far, WebSocket: true, Owner: owner}, client, backend)
+	go peer(client, frame(0x88, true, 2), 4, at)
+	go peer(backend, frame(0x88, false, 2), 8, func(time.Duration) {})
+	return j
+}
+
+func TestPeersThatDoNotAnswerAreNotWaitedForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewSet(Options{})
+		start := time.Now()
+		j := piped(t, s, nil, false, func(time.Duration) {})
+		s.Retain(nobody)
+		wantEnded(t, j)
+		if took := time.Since(start); took != finishTime+answerTime {
+			t.Errorf("ended after %v", took)
+		}
+	})
+}
+
+func TestAFrameThatNeverEndsIsNotWaitedForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewSet(Options{})
+		client, near := net.Pipe()
+		backend, far := net.Pipe()
+		j := joinAs(t, s, Tunnel{Client: near, Backend: far, WebSocket: true}, client, backend)
+		half := frame(0x82, true, 1000)[:500]
+		go client.Write(half)
+		want(t, backend, "backend", half)
+		s.Retain(nobody)
+		want(t, client, "client", serverClose)
+		got, err := io.ReadAll(backend)
+		if err != nil || len(got) > 0 {
+			t.Errorf("in the middle of a frame the backend got % x, %v", got, err)
+		}
+		wantEnded(t, j)
+	})
+}
+
+func TestADrainTellsWebSocketsEvenlyAndInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewSet(Options{})
+		told := make(chan time.Duration, 19)
+		for range 19 {
+			piped(t, s, nil, true, func(at time.Duration) { told <- at })
+		}
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+		defer cancel()
+		start := time.Now()
+		if ended := s.Close(ctx); ended != 19 {
+			t.Errorf("%d ended, want 19", ended)
+		}
+		// 20 s to end by themselves, 5 s at the end for the last to answer: 15 s are for telling 19.
+		for i := range 19 {
+			if at, want := <-told, 20*time.Second+time.Duration(i+1)*750*time.Millisecond; at != want {
+				t.Errorf("%d told after %v, want %v", i, at, want)
+			}
+		}
+		if took := time.Since(start); took != 34250*time.Millisecond {
+			t.Errorf("closed after %v", took)
+		}
+	})
+}
+
+func TestADrainEndsInTimeWhateverPeersDo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewSet(Options{})
+		var all sync.WaitGroup
+		for range 50 {
+			j := piped(t, s, nil, false, func(time.Duration) {})
+			all.Go(func() { wantEnded(t, j) })
+		}
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+		defer cancel()
+		start := time.Now()
+		s.Close(ctx)
+		all.Wait()
+		if took := time.Since(start); took != 4*time.Second {
+			t.Errorf("closed after %v", took)
+		}
+	})
+}
+
+func TestOwnersThatGoAreFollowedEvenlyAndOthersStay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewSet(Options{Spread: 8 * time.Second})
+		told := make(chan time.Duration, 8)
+		for range 4 {
+			piped(t, s, "gone", true, func(at time.Duration) { told <- at })
+			piped(t, s, "stays", true, func(time.Duration) {})
+		}
+		keep := func(owner any) bool { return owner == "stays" }
+		s.Retain(keep)
+		s.Retain(keep) // another apply changes nothing
+		for i := range 4 {
+			if at, want := <-told, time.Duration(i)*2*time.Second; at != want {
+				t.Errorf("%d told after %v, want %v", i, at, want)
+			}
+		}
+		synctest.Wait()
+		if s.Len() != 4 {
+			t.Errorf("%d left, want 4", s.Len())
+		}
+		// An owner that comes back saves those whose turn has not come.
+		for range 4 {
+			piped(t, s, "stays", true, func(time.Duration) {})
+		}
+		for l := range s.live { // nothing else runs
+			l.owner = "again"
+		}
+		s.Retain(keep)
+		synctest.Wait()
+		if s.Len() != 7 {
+			t.Errorf("%d left, want 7: the first goes at once", s.Len())
+		}
+		s.Retain(func(any) bool { return true })
+		<-time.After(time.Minute)
+		if s.Len() != 7 {
+			t.Errorf("%d left after the owner had come back, want 7", s.Len())
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if cut := s.Close(ctx); cut != 7 {
+			t.Errorf("%d cut, want 7", cut)
+		}
+	})
+}
+
+// echo is one message there and back over a tunnel that is measured.
+func echo(t testing.TB, client, backend net.Conn, message, answer []byte) {
+	if _, err := client.Write(message); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(backend, message); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := backend.Write(answer); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(client, answer); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func echoed(t testing.TB) (s *Set, once func()) {
+	s = NewSet(Options{})
+	client, near := tcpPair(t)
+	backend, far := tcpPair(t)
+	joinAs(t, s, Tunnel{Client: near, Backend: far, WebSocket: true}, client, backend)
+	message, answer := frame(0x82, true, 128), frame(0x82, false, 128)
+	t.Cleanup(func() {
+		client.Close()
+		backend.Close()
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		s.Close(ctx)
+	})
+	return s, func() { echo(t, client, backend, message, answer) }
+}
+
+func TestAMessageCostsNoAllocation(t *testing.T) {
+	if raceDetector {
+		t.Skip("the race detector drops what is in pools")
+	}
+	s, once := echoed(t)
+	once()
+	if allocs := testing.AllocsPerRun(2000, once); allocs >= 1 {
+		t.Errorf("%v allocations for each message and its answer", allocs)
+	}
+	if got := s.Totals(); got.ToBackend.Messages < 2001 || got.ToBackend.Bytes != got.ToBackend.Messages*136 {
+		t.Errorf("counted %v", got)
+	}
+}
+
+func BenchmarkEcho(b *testing.B) {
+	_, once := echoed(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		once()
+	}
+}
+
+// TestAClientThatGoesInAFrameKeepsNobodyWaiting: the backend cannot be told in the middle of a frame, so it does not answer.
+func TestAClientThatGoesInAFrameKeepsNobodyWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewSet(Options{})
+		client, near := net.Pipe()
+		backend, far := net.Pipe()
+		start := time.Now()
+		j := joinAs(t, s, Tunnel{Client: near, Backend: far, WebSocket: true}, client, backend)
+		half := frame(0x82, true, 1000)[:500]
+		go client.Write(half)
+		want(t, backend, "backend", half)
+		s.Retain(nobody)
+		want(t, client, "client", serverClose)
+		synctest.Wait() // the backend's answer is being waited for
+		client.Close()
+		wantEnded(t, j)
+		if took := time.Since(start); took != 0 {
+			t.Errorf("ended after %v", took)
+		}
+	})
+}
