@@ -73,8 +73,6 @@ const (
 	maxGone  = 4096
 	// leaveWait is how long Stop tries to say goodbye, within its context.
 	leaveWait = 4 * time.Second
-	// tellWait is how much of that goes to telling that we leave: less than a try takes that nobody confirms, so one try.
-	tellWait = 900 * time.Millisecond
 	// maxClusterID is a quarter of what memberlist takes: it is in every packet.
 	maxClusterID = 64
 )
@@ -222,23 +220,13 @@ func (c *Cluster) Stop(ctx context.Context) error {
 	c.cancel()
 	ctx, cancel := context.WithTimeout(ctx, leaveWait)
 	defer cancel()
-	err := errors.Join(c.sayGoodbye(ctx), c.gossip.Shutdown())
+	// memberlist tells the others alike of those that leave and those that die; our last facts tell them apart.
+	facts := c.ownFacts()
+	facts.Leaving = true
+	err := errors.Join(c.gossip.Leave(ctx, facts.Encode()), c.gossip.Shutdown())
 	c.loops.Wait()
 	c.savePeers()
 	return err
-}
-
-// sayGoodbye tells in our facts that we leave, since memberlist's own goodbye looks to the others like a death. The
-// goodbye itself matters more, so the facts get the smaller part of the time; with both, whoever is told directly gets both.
-func (c *Cluster) sayGoodbye(ctx context.Context) error {
-	facts := c.ownFacts()
-	facts.Leaving = true
-	telling, cancel := context.WithTimeout(ctx, tellWait)
-	defer cancel()
-	if err := c.gossip.Announce(telling, facts.Encode()); err != nil {
-		c.options.Logger.Debug("the others may take our leave for a death", "reason", err)
-	}
-	return c.gossip.Leave(ctx)
 }
 
 // Address is the host:port that others reach us by; "" before Start.

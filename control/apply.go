@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"time"
 
@@ -111,18 +112,67 @@ func (c *Control) apply(ctx context.Context, author string, document []byte, res
 // prepare offers the target to every connected node and waits until each could serve it, one could not, or the time
 // is up.
 func (c *Control) prepare(ctx context.Context, target *fleet.Target, o *operatorv1.ApplyOptions, emit func(*operatorv1.ApplyEvent)) (*rollout.Rollout, error) {
+	if err := c.awaitReturning(ctx); err != nil {
+		return nil, fmt.Errorf("nothing was changed: %w", err)
+	}
 	changed, stop := c.fleet.Watch()
 	defer stop()
 	plan := rollout.New(c.fleet.Propose(target))
 	for _, name := range plan.Names() {
 		emit(progress(name, rollout.Offered, ""))
 	}
+	c.tellAway(plan, emit)
 	// A node that commits cannot be seen before the target is set, so only what ends this phase can come.
 	if err := c.drive(ctx, plan, target, changed, timeout(o), emit); err != nil {
 		c.fleet.Withdraw(target)
 		return nil, fmt.Errorf("nothing was changed: %w", err)
 	}
 	return plan, nil
+}
+
+// returnTime is how long after its own start control waits with an apply for nodes that it knows and that have not
+// connected yet: they come back within their longest pause, 5 s, and an apply that went ahead would ask only some of
+// them whether they can serve it.
+const returnTime = 6 * time.Second
+
+// awaitReturning waits, shortly after a start, for the nodes that were there before it.
+func (c *Control) awaitReturning(ctx context.Context) error {
+	changed, stop := c.fleet.Watch()
+	defer stop()
+	timer := time.NewTimer(returnTime - c.options.Now().Sub(c.started))
+	defer timer.Stop()
+	for len(c.away()) > 0 {
+		select {
+		case <-changed:
+		case <-timer.C:
+			return nil
+		case <-c.fleet.Closed():
+			return fleet.ErrClosed
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// away gives the nodes that are known, have not left, and have no stream.
+func (c *Control) away() []string {
+	var names []string
+	for _, node := range c.nodes() {
+		if !node.Connected && !node.Left {
+			names = append(names, node.Name)
+		}
+	}
+	return names
+}
+
+// tellAway names the nodes that are not asked because they are not there.
+func (c *Control) tellAway(plan *rollout.Rollout, emit func(*operatorv1.ApplyEvent)) {
+	for _, name := range c.away() {
+		if !slices.Contains(plan.Names(), name) {
+			emit(progress(name, rollout.Away, "its stream is gone"))
+		}
+	}
 }
 
 // commit waits until every node of the plan serves the target.
@@ -183,7 +233,9 @@ func (c *Control) unchanged(ctx context.Context, o *operatorv1.ApplyOptions, emi
 	if o.GetDetach() || o.GetDryRun() {
 		names = nil
 	}
-	result, err := c.commit(ctx, rollout.New(names), target, o, emit)
+	plan := rollout.New(names)
+	c.tellAway(plan, emit)
+	result, err := c.commit(ctx, plan, target, o, emit)
 	if err == nil && result.GetOutcome() == operatorv1.ApplyOutcome_APPLY_OUTCOME_APPLIED {
 		result.Outcome = operatorv1.ApplyOutcome_APPLY_OUTCOME_UNCHANGED
 	}

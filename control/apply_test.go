@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -407,5 +408,59 @@ func TestProblemsQuoteNoBytesThatAMessageCannotCarry(t *testing.T) {
 		if strings.ToValidUTF8(p.GetMessage()+p.GetPath(), "") != p.GetMessage()+p.GetPath() {
 			t.Errorf("%q is not UTF-8", p.GetMessage())
 		}
+	}
+}
+
+func TestNodesThatAreAwayAreNamedAndNotWaitedFor(t *testing.T) {
+	var later atomic.Bool // the time in which nodes return after a start is over
+	options := optionsFor(t.TempDir())
+	options.Now = func() time.Time {
+		if later.Load() {
+			return time.Now().Add(returnTime)
+		}
+		return time.Now()
+	}
+	c := start(t, options)
+	here, gone := &fleettest.Node{Name: "here"}, &fleettest.Node{Name: "gone"}
+	join(t, c, here)
+	join(t, c, gone)
+	gone.Close()
+	eventually(t, "gone", func() bool { return !c.fleet.Connected("gone") })
+	later.Store(true)
+	for _, outcome := range []operatorv1.ApplyOutcome{operatorv1.ApplyOutcome_APPLY_OUTCOME_APPLIED, operatorv1.ApplyOutcome_APPLY_OUTCOME_UNCHANGED} {
+		phases := map[string]operatorv1.NodePhase{}
+		result, err := c.Apply(t.Context(), "admin", document(1), nil, func(e *operatorv1.ApplyEvent) {
+			if n := e.GetNode(); n != nil {
+				phases[n.GetName()] = n.GetPhase()
+			}
+		})
+		if err != nil || result.GetOutcome() != outcome {
+			t.Fatalf("got %v, %v", result, err)
+		}
+		if phases["here"] != operatorv1.NodePhase_NODE_PHASE_COMMITTED || phases["gone"] != operatorv1.NodePhase_NODE_PHASE_AWAY {
+			t.Errorf("%v: the nodes are told as %v", outcome, phases)
+		}
+	}
+}
+
+// An apply right after a start asks the nodes that were there before, once they are back.
+func TestApplyAfterAStartWaitsForNodesToReturn(t *testing.T) {
+	c := start(t, optionsFor(t.TempDir()))
+	n := &fleettest.Node{Name: "n1"}
+	join(t, c, n)
+	n.Close()
+	eventually(t, "gone", func() bool { return !c.fleet.Connected("n1") })
+	ended := make(chan *operatorv1.ApplyResult, 1)
+	go func() {
+		result, _ := c.Apply(t.Context(), "admin", document(1), nil, func(*operatorv1.ApplyEvent) {})
+		ended <- result
+	}()
+	back := &fleettest.Node{Name: "n1"}
+	join(t, c, back)
+	if result := <-ended; result.GetOutcome() != operatorv1.ApplyOutcome_APPLY_OUTCOME_APPLIED {
+		t.Fatalf("got %v", result)
+	}
+	if !contains(back.Log(), "commit") {
+		t.Errorf("the node that came back was told %v", back.Log())
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -85,6 +86,10 @@ type Gossip struct {
 	stop context.CancelFunc
 	// announcing is a place for the one Announce that is under way: memberlist reads our own entry without its lock there.
 	announcing chan struct{}
+	// interval is the time between two packets of news.
+	interval time.Duration
+	// joins are those of Leave; Shutdown waits for them.
+	joins sync.WaitGroup
 }
 
 // Start listens and begins to take part, alone until a Join. On an error nothing is left behind.
@@ -95,6 +100,7 @@ func Start(options Options) (*Gossip, error) {
 	}
 	g := &Gossip{options: options, delegate: newDelegate(options), log: newLogWriter(options.Logger), announcing: make(chan struct{}, 1)}
 	config := g.config(ring)
+	g.interval = config.GossipInterval
 	if g.transport, g.stop, err = openTransport(options, config.Logger); err != nil {
 		return nil, err
 	}
@@ -226,6 +232,10 @@ const (
 // and so paces its caller; the end of ctx is noticed once a second. Metadata over MaxMetadata is refused: memberlist
 // would panic.
 func (g *Gossip) Announce(ctx context.Context, metadata []byte) error {
+	return g.announce(ctx, metadata, announceWait, announceTries)
+}
+
+func (g *Gossip) announce(ctx context.Context, metadata []byte, wait time.Duration, tries int) error {
 	if len(metadata) > MaxMetadata {
 		return fmt.Errorf("metadata of %d bytes, more than %d", len(metadata), MaxMetadata)
 	}
@@ -236,9 +246,9 @@ func (g *Gossip) Announce(ctx context.Context, metadata []byte) error {
 		return fmt.Errorf("cannot tell the other members: %w", context.Cause(ctx))
 	}
 	g.delegate.metadata.Store(slices.Clone(metadata))
-	for range announceTries {
+	for range tries {
 		// Its only error is that the wait ran out.
-		if g.list.UpdateNode(announceWait) == nil || ctx.Err() != nil {
+		if g.list.UpdateNode(wait) == nil || ctx.Err() != nil {
 			break
 		}
 	}
@@ -246,36 +256,81 @@ func (g *Gossip) Announce(ctx context.Context, metadata []byte) error {
 }
 
 const (
-	// leaveWait is how long the goodbye takes to be out unless memberlist's queue lost it, and leaveTries how many
-	// members are then told directly.
-	leaveWait  = 1500 * time.Millisecond
-	leaveTries = 3
+	// spreadRounds is how many gossip intervals our last metadata gets before the goodbye follows. memberlist's goodbye
+	// carries no metadata, takes its place in the queues of those that pass it on, and makes those that it reaches first
+	// refuse it. After three rounds that happens to about one in a thousand of ten or thirty members, where memberlist's
+	// confirmation that the metadata is out leaves one in fifty.
+	spreadRounds = 3
+	// leaveRounds is how many gossip intervals the goodbye gets before members are told directly. It is out by then unless
+	// memberlist's queue lost it, there are ten members or more, or one other, to whom it goes four times.
+	leaveRounds = 2
+	// tellAtOnce is how many members are told directly at a time.
+	tellAtOnce = 3
 )
 
-// Leave tells the others that we go on purpose, and waits until some were told or ctx ended; that it ended is noticed
-// within a second and a half. It must not be called after Shutdown.
-func (g *Gossip) Leave(ctx context.Context) error {
+// Leave replaces our metadata by what the others are to know of us afterwards, tells them that we go on purpose, and
+// waits until some were told or ctx ended. It takes up to five gossip intervals, as much again where an Announce is
+// under way, and none where nobody else takes part. It must not be called after Shutdown.
+func (g *Gossip) Leave(ctx context.Context, metadata []byte) error {
+	err := g.lastWords(ctx, metadata)
+	if err == nil && g.list.Leave(leaveRounds*g.interval) != nil {
+		err = g.tell(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot tell the other members that we leave: %w", err)
+	}
+	return nil
+}
+
+// lastWords lets our last metadata spread. Some members are told directly as well: the queue may lose it, and after the
+// goodbye no member takes it any more, not even directly.
+func (g *Gossip) lastWords(ctx context.Context, metadata []byte) error {
 	if ctx.Err() != nil {
-		return fmt.Errorf("cannot tell the other members that we leave: %w", ctx.Err())
+		return ctx.Err()
 	}
-	if g.list.Leave(leaveWait) == nil {
+	// Whether it is out does not matter yet: the wait comes after.
+	if err := g.announce(ctx, metadata, time.Nanosecond, 1); err != nil {
+		return err
+	}
+	if g.Alone() {
 		return nil
 	}
-	others := g.others()
-	if len(others) == 0 {
-		return nil
+	spread, cancel := context.WithTimeout(ctx, spreadRounds*g.interval)
+	defer cancel()
+	if err := g.tell(spread); err != nil {
+		g.options.Logger.Debug("no member could be told directly that we leave", "reason", err)
 	}
-	defer context.AfterFunc(ctx, g.stop)()
-	var err error
-	for _, address := range others[:min(len(others), leaveTries)] {
-		if err = ctx.Err(); err != nil {
+	<-spread.Done()
+	return ctx.Err()
+}
+
+// tell exchanges lists with others, a few at once, until one of them answers or ctx ends. It must be followed by
+// Shutdown, which ends and awaits what is under way then.
+func (g *Gossip) tell(ctx context.Context) (err error) {
+	for some := range slices.Chunk(g.others(), tellAtOnce) {
+		if err = g.joinAny(ctx, some); err == nil || ctx.Err() != nil {
 			break
 		}
-		if err = g.Join(address); err == nil {
-			return nil
+	}
+	return err
+}
+
+func (g *Gossip) joinAny(ctx context.Context, addresses []string) (err error) {
+	results := make(chan error, len(addresses))
+	for _, address := range addresses {
+		g.joins.Go(func() { results <- g.Join(address) })
+	}
+	for range addresses {
+		select {
+		case err = <-results:
+			if err == nil {
+				return nil
+			}
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
-	return fmt.Errorf("cannot tell the other members that we leave: %w", err)
+	return err
 }
 
 // others gives the addresses of the members that take part, but for us.
@@ -294,6 +349,7 @@ func (g *Gossip) others() []string {
 func (g *Gossip) Shutdown() error {
 	g.log.close()
 	g.stop()
+	defer g.joins.Wait()
 	if err := g.list.Shutdown(); err != nil {
 		return fmt.Errorf("cannot shut gossip down: %w", err)
 	}

@@ -2,6 +2,7 @@ package gossip_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -104,13 +105,13 @@ func TestMembersThatLeaveOrDieAreToldOnce(t *testing.T) {
 		join(t, c, a)
 		await(t, time.Second, a, "m1 there first, m2 there first, m3 there first")
 
-		if err := b.Leave(t.Context()); err != nil {
+		if err := b.Leave(t.Context(), []byte("last")); err != nil {
 			t.Fatal(err)
 		}
 		if err := b.Shutdown(); err != nil {
 			t.Fatal(err)
 		}
-		await(t, time.Second, a, "m1 there first, m2 gone first, m3 there first")
+		await(t, time.Second, a, "m1 there first, m2 gone last, m3 there first")
 		expect(t, a, "m1 there first, m3 there first")
 
 		n.Partition(c.Address())
@@ -119,6 +120,27 @@ func TestMembersThatLeaveOrDieAreToldOnce(t *testing.T) {
 		n.Heal()
 		join(t, c, a)
 		await(t, 10*time.Second, a, "m1 there first, m3 there first")
+	})
+}
+
+func TestLeaveSaysWhetherSomeoneWasTold(t *testing.T) {
+	gossiptest.Run(t, func(t *testing.T) {
+		n := gossiptest.NewNetwork(1)
+		a, b := start(t, n, 1, nil), start(t, n, 2, nil)
+		if err := b.Leave(t.Context(), make([]byte, gossip.MaxMetadata+1)); err == nil {
+			t.Error("metadata that memberlist panics at is announced")
+		}
+		join(t, b, a)
+		n.Partition(b.Address())
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		begun := time.Now()
+		if err := b.Leave(ctx, []byte("last")); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("without anyone in reach: %v", err)
+		}
+		if took := time.Since(begun); took > 2*time.Second {
+			t.Errorf("Leave took %s", took)
+		}
 	})
 }
 

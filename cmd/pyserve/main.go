@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -29,6 +30,8 @@ const (
 )
 
 func main() {
+	// Whoever reads the log may go away; what forwards must not go with it. Writes to the pipe then fail, and that is all.
+	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := untilSignalled(os.Stderr)
 	err := newRoot().ExecuteContext(ctx)
 	stop()
@@ -62,7 +65,7 @@ func stoppedWhileStarting(ctx context.Context, err error) bool {
 type logging struct{ format, level string }
 
 func newRoot() *cobra.Command {
-	log := &logging{}
+	logs := &logging{}
 	root := &cobra.Command{
 		Use:   "pyserve",
 		Short: "A reverse-proxy cluster: one control, any number of nodes, one file for all",
@@ -79,9 +82,9 @@ Every flag can also be set in the environment: PYSERVE_ and the flag's name in c
 			return fromEnvironment(cmd.Flags(), os.LookupEnv)
 		},
 	}
-	root.PersistentFlags().StringVar(&log.format, "log-format", "text", "how to log to standard error: text or json")
-	root.PersistentFlags().StringVar(&log.level, "log-level", "info", "what to log: debug, info, warn or error")
-	root.AddCommand(newUpCommand(log), newControlCommand(log), newNodeCommand(log), newVersionCommand())
+	root.PersistentFlags().StringVar(&logs.format, "log-format", "text", "how to log to standard error: text or json")
+	root.PersistentFlags().StringVar(&logs.level, "log-level", "info", "what to log: debug, info, warn or error")
+	root.AddCommand(newUpCommand(logs), newControlCommand(logs), newNodeCommand(logs), newVersionCommand())
 	return root
 }
 
@@ -122,13 +125,19 @@ func (l *logging) logger(to io.Writer) (*slog.Logger, error) {
 		return nil, fmt.Errorf("--log-level is debug, info, warn or error, not %q", l.level)
 	}
 	options := &slog.HandlerOptions{Level: level}
+	var handler slog.Handler
 	switch l.format {
 	case "text":
-		return slog.New(slog.NewTextHandler(to, options)), nil
+		handler = slog.NewTextHandler(to, options)
 	case "json":
-		return slog.New(slog.NewJSONHandler(to, options)), nil
+		handler = slog.NewJSONHandler(to, options)
+	default:
+		return nil, fmt.Errorf("--log-format is text or json, not %q", l.format)
 	}
-	return nil, fmt.Errorf("--log-format is text or json, not %q", l.format)
+	// net/http's client says some things to the process's own logger only, and quotes what a backend sent.
+	log.SetFlags(0)
+	log.SetOutput(slog.NewLogLogger(handler, slog.LevelDebug).Writer())
+	return slog.New(handler), nil
 }
 
 // hostName is the default of the names; empty where the system has none, which the flag's own check then tells.

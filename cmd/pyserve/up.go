@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -72,8 +73,11 @@ func runUp(ctx context.Context, o upOptions, out io.Writer, logger *slog.Logger)
 		<-ctx.Done()
 		fmt.Fprintln(out, "\nStopping.")
 	}
-	if stoppedWhileStarting(ctx, err) {
+	switch {
+	case stoppedWhileStarting(ctx, err):
 		err = nil
+	case errors.Is(err, syscall.EADDRINUSE):
+		err = fmt.Errorf("%w; is another cluster running here? --port 0 picks free ports for everything", err)
 	}
 	// Connections of a first look need no long good-bye.
 	stopping, cancel := context.WithTimeout(context.Background(), 4*time.Second)

@@ -139,6 +139,9 @@ func (s *settings) apply(cmd *cobra.Command, d *document, flags applyFlags) erro
 		if errors.Is(err, io.EOF) {
 			return errors.New("control ended the call without a result")
 		}
+		if cmd.Context().Err() != nil {
+			return errors.New("interrupted; pyservectl status tells which revision is active")
+		}
 		if err != nil {
 			return plain(err)
 		}

@@ -170,6 +170,9 @@ func (x *exchange) find() *failure {
 		x.head(http.StatusOK)
 		return nil
 	}
+	if !validHost(x.r.Host) {
+		return refused(http.StatusBadRequest, "The Host of the request is not valid.", nil)
+	}
 	var err error
 	if x.target, err = parseTarget(x.r.RequestURI); err != nil {
 		return refused(http.StatusBadRequest, "The path of the request is not valid.", err)

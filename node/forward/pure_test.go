@@ -145,3 +145,16 @@ func TestOptionsThatAreMissing(t *testing.T) {
 		t.Error("methods")
 	}
 }
+
+func TestValidHost(t *testing.T) {
+	for host, want := range map[string]bool{
+		"": true, "a": true, "a.example": true, "a:80": true, "a:": true, "127.0.0.1:8080": true, "[::1]": true, "[::1]:80": true,
+		"xn--e1a.example.": true, "a_b": true,
+		"a:99999": false, "a:0": false, "a:-1": false, "a:b": false, "[::1": false, "::1": false, "[a]": false, "[127.0.0.1]": false,
+		"u@a": false, "a/b": false, "a,b": false, "a b": false, "a:80:80": false, "[::1]x": false,
+	} {
+		if got := validHost(host); got != want {
+			t.Errorf("validHost(%q) = %t", host, got)
+		}
+	}
+}

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
+	"strconv"
 	"strings"
 
 	"github.com/pyserve/pyserve/node/route"
@@ -58,6 +60,24 @@ func checkQuery(query string) error {
 		}
 	}
 	return nil
+}
+
+// validHost says whether a Host is host[:port] (RFC 9110 section 7.2): what two servers could read as two names must not
+// choose a route here and something else behind. An empty one is valid.
+func validHost(host string) bool {
+	name, port := host, ""
+	if colon := strings.LastIndexByte(host, ':'); colon > strings.LastIndexByte(host, ']') {
+		name, port = host[:colon], host[colon+1:]
+		if n, err := strconv.ParseUint(port, 10, 16); port != "" && (err != nil || n == 0) {
+			return false
+		}
+	}
+	if inner, bracketed := strings.CutPrefix(name, "["); bracketed {
+		address, closed := strings.CutSuffix(inner, "]")
+		ip, err := netip.ParseAddr(address)
+		return closed && err == nil && ip.Is6()
+	}
+	return !strings.ContainsAny(name, "[]:@/\\?# ,")
 }
 
 // strip removes the part of the path that the route matched. removed is what has to be put before a path of the backend to
