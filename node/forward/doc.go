@@ -5,7 +5,7 @@
 // It does not own sockets (listener does), backends and their connections (upstream), or the bytes after an upgrade
 // (tunnel). It does not swap generations: each request pins one through Source and ends on it.
 //
-// In this issue it stands on net/http: an http.Handler on one side, http.Transport on the other. DESIGN.md of package node
+// For now it stands on net/http: an http.Handler on one side, http.Transport on the other. DESIGN.md of package node
 // says what that makes impossible.
 //
 // Order of calls: NewMetrics and NewHandler once; for each generation NewRoute for every route, and a Table of them.

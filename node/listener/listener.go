@@ -1,7 +1,7 @@
 // Package listener owns the sockets that clients connect to: binding them, TLS, the limits on a request's head, and the
 // drain. What is answered is the business of the http.Handler it is given.
 //
-// In this issue the HTTP engine above the socket is net/http's server.
+// For now the HTTP engine above the socket is net/http's server.
 //
 // Order of calls: Bind, then either Close, if the socket is not wanted after all, or Start and, once, Drain. Between Bind
 // and Start the kernel takes connections and lets them wait.

@@ -151,7 +151,7 @@ func TestSamePathTwiceIsRefusedOnlyForTheSameHostAndMatch(t *testing.T) {
 	}
 }
 
-// slowLookup reads the sentence of the contract rule by rule: all that match, the best by rank.
+// slowLookup reads the rule of precedence, route by route: all that match, the best by rank.
 func slowLookup(rules []Rule[string], host, path string) (string, bool) {
 	best, rank := -1, []int(nil)
 	for i, r := range rules {
