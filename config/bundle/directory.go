@@ -103,10 +103,11 @@ func (d *Directory) rotate(next string) error {
 	if err := os.Rename(next, current); err != nil {
 		return err
 	}
-	return syncDirectory(d.path)
+	return SyncDirectory(d.path)
 }
 
-func syncDirectory(path string) error {
+// SyncDirectory makes the names in a directory durable: after a rename, a power cut may otherwise take the new name back.
+func SyncDirectory(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err

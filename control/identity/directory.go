@@ -17,6 +17,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/pyserve/pyserve/config/bundle"
 )
 
 // The files of an identity.
@@ -80,7 +82,7 @@ func (d keyDirectory) save(a *Authority) error {
 	if err := os.Rename(temporary, d.path()); err != nil {
 		return fmt.Errorf("put the identity directory in its place: %w", err)
 	}
-	return syncDirectory(d.parent)
+	return bundle.SyncDirectory(d.parent)
 }
 
 // unfinished is what the name of an identity looks like that a crash left half made.

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/pyserve/pyserve/config/bundle"
 )
 
 // WriteSecret puts data into the file at path, mode 0600. At every moment, a power cut included, the file is either
@@ -38,15 +40,5 @@ func writeSecret(path string, data []byte) (err error) {
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}
-	return syncDirectory(filepath.Dir(path))
-}
-
-// syncDirectory makes the names in a directory durable.
-func syncDirectory(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return f.Sync()
+	return bundle.SyncDirectory(filepath.Dir(path))
 }

@@ -20,6 +20,8 @@ import (
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+
+	"github.com/pyserve/pyserve/config/bundle"
 )
 
 // What lies in the directory.
@@ -132,7 +134,7 @@ func createLog(path, server string, snapshots raft.SnapshotStore) error {
 		return err
 	}
 	dir := filepath.Dir(path)
-	return errors.Join(syncDirectory(dir), syncDirectory(filepath.Dir(dir)))
+	return errors.Join(bundle.SyncDirectory(dir), bundle.SyncDirectory(filepath.Dir(dir)))
 }
 
 func bootstrap(log *raftboltdb.BoltStore, server string, snapshots raft.SnapshotStore) error {
@@ -145,15 +147,6 @@ func bootstrap(log *raftboltdb.BoltStore, server string, snapshots raft.Snapshot
 	return raft.BootstrapCluster(conf, log, log, snapshots, transport, raft.Configuration{Servers: []raft.Server{
 		{Suffrage: raft.Voter, ID: conf.LocalID, Address: address},
 	}})
-}
-
-func syncDirectory(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return f.Sync()
 }
 
 // openBolt opens bolt's file. Bolt panics on some damaged files, which becomes an error here.

@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/pyserve/pyserve/config/bundle"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 )
 
@@ -121,16 +122,8 @@ func (id *Identity) save(dataDir string) error {
 		os.Remove(f.Name())
 		return fmt.Errorf("write the node's identity: %w", err)
 	}
-	return syncDirectory(dataDir)
-}
-
-// syncDirectory makes the names in a directory durable: an identity that a power cut takes back would need a token anew.
-func syncDirectory(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("write the node's identity: %w", err)
-	}
-	if err := errors.Join(d.Sync(), d.Close()); err != nil {
+	// An identity that a power cut takes back would need a token anew.
+	if err := bundle.SyncDirectory(dataDir); err != nil {
 		return fmt.Errorf("write the node's identity: %w", err)
 	}
 	return nil
