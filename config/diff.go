@@ -180,9 +180,10 @@ func expiry(chain []byte) string {
 func routeDetails(a, b *resourcev1.Route) []string {
 	first := a == nil
 	regex := b.Match == resourcev1.PathMatch_PATH_MATCH_REGEX
-	return append(
+	return slices.Concat(
 		detailUnless(!regex, first, "strip_path", a.GetStripPath(), b.StripPath),
-		detailUnless(false, first, "preserve_host", a.GetPreserveHost(), b.PreserveHost)...)
+		detailUnless(false, first, "preserve_host", a.GetPreserveHost(), b.PreserveHost),
+		timeoutDetails(first, TimeoutsOf(a), TimeoutsOf(b)))
 }
 
 // movedRegexes gives the regex routes of both sets that are tried in another order than before. Their numbers alone tell

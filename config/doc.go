@@ -6,7 +6,8 @@
 // same files give the same resources on every machine.
 //
 // Order of calls: [NamedFiles] tells which files a document names, so that they can be sent along with it; [Parse]
-// makes the resources; [Diff] compares them with those that run.
+// makes the resources; [Diff] compares them with those that run; [TimeoutsOf] tells who serves them how long each route
+// lets a request wait.
 //
 // Inside, a document goes through three steps. The text is checked and made a tree (text.go, tree.go). Every section of
 // the dialect is a table that declares each of its keys once, and one small walker reads them all (section.go). What

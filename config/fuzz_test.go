@@ -4,6 +4,9 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
 )
 
 // FuzzParse: whatever the bytes, Parse ends, gives resources or an error but never both or neither, and gives the same
@@ -22,6 +25,13 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Add([]byte("a: &a [*a]\n<<: *a\n"))
 	f.Add([]byte("server: {reverse_proxy: [&e {path: '^/x', match: regex, hosts: ['*.a']}, {<<: *e, health_check: {type: http, expected_status: '200,3-4'}}]}"))
+	for _, timeouts := range []string{
+		"{connect: 1s, response_header: 0s, idle: 1h, request: 30s, websocket_idle: 0s}",
+		"{connect: 5s, response_header: 60s, idle: 60s, request: 0s, websocket_idle: 1h}",
+		"{connect: 10m1ns, idle: 1us, request: -1s, websocket_idle: 9999999h}",
+	} {
+		f.Add([]byte(routeEntry("timeouts: " + timeouts)))
+	}
 	files := memory(map[string][]byte{"./ssl/cert.pem": []byte("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n")})
 	f.Fuzz(func(t *testing.T, document []byte) {
 		if len(document) > 64<<10 {
@@ -39,6 +49,7 @@ func FuzzParse(f *testing.F) {
 				t.Fatalf("a problem without line or message: %+v", p)
 			}
 		}
+		checkTimeouts(t, resources)
 		again, problemsAgain := parse(document, files, today)
 		if joined(problems) != joined(problemsAgain) {
 			t.Fatalf("problems differ:\n%s\nand:\n%s", joined(problems), joined(problemsAgain))
@@ -47,6 +58,25 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("differs from itself:\n%s", told(changes))
 		}
 	})
+}
+
+// checkTimeouts: every route's timeouts are within their bounds and written in the one form that they have.
+func checkTimeouts(t *testing.T, r *Resources) {
+	t.Helper()
+	if r == nil {
+		return
+	}
+	limited := func(d time.Duration) bool { return d == 0 || d >= leastLimit && d <= mostLimit }
+	for name, route := range r.Routes {
+		got := TimeoutsOf(route)
+		if got.Connect < leastLimit || got.Connect > mostConnect || !limited(got.ResponseHeader) || !limited(got.Idle) ||
+			!limited(got.Request) || !limited(got.WebSocketIdle) {
+			t.Fatalf("%s has timeouts out of their bounds: %+v", name, got)
+		}
+		if !proto.Equal(got.resource(), route.Timeouts) {
+			t.Fatalf("%s: %v is written as %v", name, route.Timeouts, got.resource())
+		}
+	}
 }
 
 // FuzzPath: the normal form of a path is its own normal form, and so is accepted where it is told to be written.

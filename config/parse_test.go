@@ -144,6 +144,8 @@ func TestUnknownAndMisplacedKeys(t *testing.T) {
 		{routeEntry("weight: 5"), "3: server.reverse_proxy[0].weight: does not belong here: write backends, and a weight for each"},
 		{routeEntry("backends: [{hots: a}]"), "3: server.reverse_proxy[0].backends[0].hots: unknown key: did you mean host?"},
 		{routeEntry("health_check: {intervall: 5s}"), "3: server.reverse_proxy[0].health_check.intervall: unknown key: did you mean interval?"},
+		{routeEntry("timeouts: {reponse_header: 5s}"), "3: server.reverse_proxy[0].timeouts.reponse_header: unknown key: did you mean response_header?"},
+		{routeEntry("timeouts: {per_try: 5s}"), "3: server.reverse_proxy[0].timeouts.per_try: unknown key: write connect, response_header, idle, request or websocket_idle"},
 		{routeEntry("tls: {cafile: x}"), "3: server.reverse_proxy[0].tls.cafile: unknown key: did you mean ca_file?"},
 		{routeEntry("load_balancing: {polcy: x}"), "3: server.reverse_proxy[0].load_balancing.polcy: unknown key: did you mean policy?"},
 	} {
@@ -161,7 +163,6 @@ func TestKeysOfLaterVersionsAreRefused(t *testing.T) {
 		"outlier_detection": "{consecutive_failures: 5}",
 		"retries":           "{attempts: 2}",
 		"circuit_breaker":   "{max_connections: 0}",
-		"timeouts":          "{connect: 5s}",
 		"rate_limit":        "{requests: 100, per: 1s}",
 		"request_headers":   "{set: {}}",
 		"response_headers":  "{set: {}}",
@@ -214,6 +215,7 @@ func TestWrongTypes(t *testing.T) {
 		{routeEntry("backends: [a:80]"), `3: server.reverse_proxy[0].backends[0]: "a:80" stands here: write a mapping such as {host: 10.0.0.1, port: 8000}`},
 		{routeEntry("backends: []"), `3: server.reverse_proxy[0].backends: no backend stands here: write a list such as [{host: 10.0.0.1, port: 8000}]`},
 		{routeEntry("hosts: []"), `3: server.reverse_proxy[0].hosts: no host stands here: name one, or leave hosts out for every host`},
+		{routeEntry("timeouts: 5s"), `3: server.reverse_proxy[0].timeouts: "5s" stands here: write a mapping such as {connect: 5s, response_header: 60s}`},
 		{routeEntry("hosts: a"), `3: server.reverse_proxy[0].hosts: "a" stands here: write a list such as [api.example.com]`},
 	} {
 		wantProblems(t, test.document, nil, test.want)

@@ -27,6 +27,7 @@ type routeGroup struct {
 	order                   uint32
 	stripPath, preserveHost option[bool]
 	check                   option[*resourcev1.HealthCheck]
+	timeouts                option[Timeouts]
 	tls                     option[*resourcev1.BackendTls]
 	backends                []backend
 }
@@ -65,7 +66,10 @@ func (s *routeSet) add(e *entry) {
 	if !s.claim(e) || !s.bound(e, len(e.backends.value), len(name)) {
 		return
 	}
-	group := &routeGroup{name: name, first: e, stripPath: e.stripPath, preserveHost: e.preserveHost, check: e.check, tls: e.tls, backends: e.backends.value}
+	group := &routeGroup{
+		name: name, first: e, stripPath: e.stripPath, preserveHost: e.preserveHost,
+		check: e.check, timeouts: e.timeouts, tls: e.tls, backends: e.backends.value,
+	}
 	if e.match.value == "regex" {
 		s.regexes++
 		group.order = s.regexes
@@ -123,6 +127,7 @@ func (g *routeGroup) join(r *reader, e *entry) {
 	agree(r, &g.stripPath, e.stripPath, same)
 	agree(r, &g.preserveHost, e.preserveHost, same)
 	agree(r, &g.check, e.check, func(a, b *resourcev1.HealthCheck) bool { return proto.Equal(a, b) })
+	agree(r, &g.timeouts, e.timeouts, func(a, b Timeouts) bool { return a == b })
 	agree(r, &g.tls, e.tls, func(a, b *resourcev1.BackendTls) bool { return proto.Equal(a, b) })
 }
 
@@ -161,6 +166,7 @@ func (g *routeGroup) route() *resourcev1.Route {
 		PreserveHost: g.preserveHost.value,
 		Pool:         g.name,
 		Order:        g.order,
+		Timeouts:     g.timeouts.or(defaultTimeouts).resource(),
 	}
 }
 

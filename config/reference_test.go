@@ -51,6 +51,7 @@ func TestReferenceIsWhatTheSectionsDeclare(t *testing.T) {
 		"backend":        table(backendSection),
 		"load_balancing": table(balancingSection),
 		"health_check":   table(healthCheckSection),
+		"timeouts":       table(timeoutsSection),
 		"tls":            table(tlsSection),
 		"later":          keysThat(entrySection, later),
 		"unused":         keysThat(documentSection, unused),

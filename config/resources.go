@@ -24,7 +24,7 @@ const ListenerName = "default"
 // CertificateName is the name of the certificate that a document's ssl section makes.
 const CertificateName = "default"
 
-// Resources are what a document means: typed, validated, every default filled in. They are not changed once made, and
+// Resources are what a document means: typed, validated, every default filled in but timeouts ([TimeoutsOf]). They are not changed once made, and
 // so may be read from anywhere. The zero value is an empty cluster without a listener, which no document makes.
 type Resources struct {
 	Listener     *resourcev1.Listener

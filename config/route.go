@@ -27,6 +27,7 @@ type entry struct {
 	ssl                     option[bool]
 	backends                option[[]backend]
 	check                   option[*resourcev1.HealthCheck]
+	timeouts                option[Timeouts]
 	tls                     option[*resourcev1.BackendTls]
 }
 
@@ -56,6 +57,8 @@ var entrySection = section[entry]{
 			read: func(r *reader, v value, _ *entry) { balancingSection.read(r, v, &struct{}{}) }},
 		{name: "health_check", form: "section", about: "how backends are probed",
 			read: func(r *reader, v value, e *entry) { take(&e.check, v, r.healthCheck) }},
+		{name: "timeouts", form: "section", about: "how long the parts of a request may take",
+			read: func(r *reader, v value, e *entry) { take(&e.timeouts, v, r.timeouts) }},
 		{name: "tls", form: "section", about: "TLS to the backends that have `ssl: true`",
 			read: func(r *reader, v value, e *entry) { take(&e.tls, v, r.backendTLS) }},
 		{name: "max_body_bytes", form: "0", initial: "0", about: "0: no limit; limits are not supported yet",
@@ -70,7 +73,6 @@ var entrySection = section[entry]{
 		{name: "outlier_detection", use: later},
 		{name: "retries", use: later},
 		{name: "circuit_breaker", use: later},
-		{name: "timeouts", use: later},
 		{name: "rate_limit", use: later},
 		{name: "request_headers", use: later},
 		{name: "response_headers", use: later},

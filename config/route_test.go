@@ -227,6 +227,7 @@ func TestEntriesOfOneRouteMustAgree(t *testing.T) {
 		"strip_path":    {"true", "false"},
 		"preserve_host": {"true", "false"},
 		"health_check":  {"{interval: 1s}", "{interval: 2s}"},
+		"timeouts":      {"{connect: 1s}", "{connect: 5s}"},
 		"tls":           {"{ca_file: ./ca.pem}", "{server_name: x}"},
 	} {
 		document := fmt.Sprintf("server:\n  reverse_proxy:\n    - {path: /a, host: a, port: 1, ssl: true, %s: %s}\n    - {path: /a, host: b, port: 1, ssl: true, %s: %s}\n", key, values[0], key, values[1])
