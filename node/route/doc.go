@@ -6,4 +6,8 @@
 // Order of calls: Compile once for each generation. For each request NormalizePath on the path of the request-target and
 // CanonicalHost on its host, then Lookup with the two. What is matched is what must be forwarded, so the normalised path,
 // not the raw one, goes to the backend.
+//
+// Host and path are bytes in the caller's buffers, so that a request costs no allocation. What NormalizePath and
+// CanonicalHost return is part of one of their two arguments: it holds as long as that is not overwritten, and must not be
+// appended to, which could overwrite what follows it there.
 package route

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"strings"
 )
 
 // ErrClimbs is what NormalizePath returns for a path that climbs above the root.
@@ -21,19 +20,22 @@ var ErrClimbs = errors.New("the path climbs above the root")
 //   - Everything else stays, "//" and a trailing "/" too. An empty segment counts as one, so /a//../b is /a/b.
 //
 // An empty path is "/" (section 6.2.3). Refused are a path that does not begin with "/", a malformed percent-encoding, "?",
-// "#", the space and control characters. Errors name the offence, not the path, and may be shown to the client. A path
-// that is in normal form already is returned as it is, without allocation.
-func NormalizePath(raw string) (string, error) {
-	if raw == "" {
-		return "/", nil
+// "#", the space and control characters. Errors name the offence, not the path, and may be shown to the client.
+//
+// A raw that is in normal form already is returned itself, and dst is not used. Otherwise the normal form is appended to
+// dst[:0], which must not overlap raw; dst is grown if it has no room, which 3*len(raw)+1 bytes always are, and nothing else
+// is allocated but errors. raw is never modified. After an error the path is nil, and what dst held is lost.
+func NormalizePath(dst, raw []byte) (path []byte, err error) {
+	if len(raw) == 0 {
+		return append(dst[:0], '/'), nil
 	}
 	if raw[0] != '/' {
-		return "", errors.New("the path does not begin with a slash")
+		return nil, errors.New("the path does not begin with a slash")
 	}
 	for i := 0; i < len(raw); {
 		n := normalAt(raw, i)
 		if n == 0 {
-			return rewrite(raw)
+			return rewrite(dst, raw, i)
 		}
 		i += n
 	}
@@ -41,7 +43,7 @@ func NormalizePath(raw string) (string, error) {
 }
 
 // normalAt is the length of what stands at i and needs no change, 0 if it does need one or is wrong.
-func normalAt(raw string, i int) int {
+func normalAt(raw []byte, i int) int {
 	switch c := raw[i]; {
 	case c == '%':
 		if i+2 < len(raw) && upperHex(raw[i+1]) && upperHex(raw[i+2]) && !unreserved(unhex(raw[i+1])<<4|unhex(raw[i+2])) {
@@ -57,29 +59,32 @@ func normalAt(raw string, i int) int {
 }
 
 // dotSegment says whether rest, from the start of a segment on, begins with a segment "." or "..".
-func dotSegment(rest string) bool {
-	segment, _, _ := strings.Cut(rest[:min(3, len(rest))], "/")
-	return segment == "." || segment == ".."
+func dotSegment(rest []byte) bool {
+	segment := rest[:min(3, len(rest))]
+	if end := bytes.IndexByte(segment, '/'); end >= 0 {
+		segment = segment[:end]
+	}
+	return string(segment) == "." || string(segment) == ".."
 }
 
-// rewrite does the work for a path that is not in normal form, in one pass: each segment is decoded into out, and taken
-// back again if it turns out to be a dot segment.
-func rewrite(raw string) (string, error) {
-	out := make([]byte, 1, len(raw)+16)
-	out[0] = '/'
-	segment := 1 // where the segment being written begins in out
-	for i := 1; i < len(raw); {
+// rewrite does the work for a path that is in normal form up to good and not at it, in one pass: each segment is decoded
+// into out, and taken back again if it turns out to be a dot segment.
+func rewrite(dst, raw []byte, good int) ([]byte, error) {
+	out := append(dst[:0], raw[:good]...)
+	segment := bytes.LastIndexByte(out, '/') + 1 // where the segment being written begins in out
+	var err error
+	for i := good; i < len(raw); {
 		if raw[i] != '/' {
-			n, err := appendNormal(&out, raw[i:])
-			if err != nil {
-				return "", err
+			var n int
+			if out, n, err = appendNormal(out, raw[i:]); err != nil {
+				return nil, err
 			}
 			i += n
 			continue
 		}
 		kept, err := resolve(out, segment)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		// A dot segment takes the slash after it along.
 		if len(kept) == len(out) {
@@ -88,8 +93,7 @@ func rewrite(raw string) (string, error) {
 		out, segment = kept, len(kept)
 		i++
 	}
-	out, err := resolve(out, segment)
-	return string(out), err
+	return resolve(out, segment)
 }
 
 // resolve takes the segment that begins at start away if it is a dot segment, with the one before it for "..". What
@@ -108,31 +112,27 @@ func resolve(out []byte, start int) ([]byte, error) {
 }
 
 // appendNormal appends the normal form of the character that rest begins with, and returns how long it is in rest.
-func appendNormal(out *[]byte, rest string) (int, error) {
+func appendNormal(out, rest []byte) ([]byte, int, error) {
 	c := rest[0]
 	if c == '%' {
 		if len(rest) < 3 || !isHex(rest[1]) || !isHex(rest[2]) {
-			return 0, errors.New("the path holds a % without two hexadecimal digits after it")
+			return nil, 0, errors.New("the path holds a % without two hexadecimal digits after it")
 		}
 		decoded := unhex(rest[1])<<4 | unhex(rest[2])
 		if unreserved(decoded) {
-			*out = append(*out, decoded)
-		} else {
-			*out = appendEncoded(*out, decoded)
+			return append(out, decoded), 3, nil
 		}
-		return 3, nil
+		return appendEncoded(out, decoded), 3, nil
 	}
 	switch {
 	case pathByte(c):
-		*out = append(*out, c)
+		return append(out, c), 1, nil
 	case c <= ' ' || c == 0x7F:
-		return 0, fmt.Errorf("the path holds the character 0x%02X, which must be percent-encoded", c)
+		return nil, 0, fmt.Errorf("the path holds the character 0x%02X, which must be percent-encoded", c)
 	case c == '?' || c == '#':
-		return 0, fmt.Errorf("the path holds a %q, which must be percent-encoded", c)
-	default:
-		*out = appendEncoded(*out, c)
+		return nil, 0, fmt.Errorf("the path holds a %q, which must be percent-encoded", c)
 	}
-	return 1, nil
+	return appendEncoded(out, c), 1, nil
 }
 
 func appendEncoded(out []byte, c byte) []byte {

@@ -1,8 +1,10 @@
 package route
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
+	"math"
 	"regexp"
 	"slices"
 	"strings"
@@ -36,23 +38,22 @@ func (e *RuleError) Error() string {
 
 // Table finds the rule for a host and path. It is immutable and may be read concurrently; the zero value has no rules.
 //
-// The paths of one host are a tree with a level for each segment. All trees live in one map keyed by parent and segment:
-// a lookup costs one step for each segment that some rule shares with the path, and stops at the first that none does, so
-// that neither the number of rules nor a path of ten thousand slashes makes it slow.
+// The paths of one host are a tree with a level for each segment. A lookup costs one step for each segment that some rule
+// shares with the path, and stops at the first that none does, so that neither the number of rules nor a path of ten
+// thousand slashes makes it slow.
 type Table[T any] struct {
-	values   []T
-	nodes    []node
-	children map[edge]int32
-	hosts    map[string]class // exact names
-	wild     map[string]class // what follows "*.", so "example.com"
-	any      class
-	// The longest key of wild: longer ends of a host need not be looked up.
-	longestWild int
+	values []T
+	paths  tree
+	hosts  map[string]class // exact names
+	wild   map[string]class // what follows "*.", so "example.com"
+	any    class
+	// The lengths of wild's keys: other ends of a host need not be looked up.
+	shortestWild, longestWild int
 }
 
 // class is what one host, or one "*." host, or no host, holds.
 type class struct {
-	root    int32 // in nodes; 0: no tree
+	root    int32 // in paths; 0: no tree
 	regexes []regex
 }
 
@@ -62,29 +63,15 @@ type regex struct {
 	rule       int32
 }
 
-// node is a path down to some segment. Rules are counted from 1, so that the zero value has none.
-type node struct {
-	prefix, exact int32
-	// Some rule goes on below. Most nodes are leaves, and the map need not be asked about them.
-	inner bool
-}
-
-// edge leads from a node to the one that is a segment further.
-type edge struct {
-	parent  int32
-	segment string
-}
-
 // Compile makes a table of rules, in whatever order they come. The error is a *RuleError about the first rule that cannot
 // be used: a path that is not in normal form and so would never match, an expression that does not parse, a host that is
 // none, or host, match and path that another rule has too.
 func Compile[T any](rules []Rule[T]) (*Table[T], error) {
 	t := &Table[T]{
-		values:   make([]T, 0, len(rules)),
-		nodes:    make([]node, 1), // 0 is "none"
-		children: make(map[edge]int32, len(rules)),
-		hosts:    make(map[string]class),
-		wild:     make(map[string]class),
+		values: make([]T, 0, len(rules)),
+		paths:  newTree(),
+		hosts:  make(map[string]class),
+		wild:   make(map[string]class),
 	}
 	taken := make(map[place]struct{}, len(rules))
 	for i, r := range rules {
@@ -100,8 +87,9 @@ func Compile[T any](rules []Rule[T]) (*Table[T], error) {
 			c.sortRegexes()
 		}
 	}
+	t.shortestWild = math.MaxInt
 	for end := range t.wild {
-		t.longestWild = max(t.longestWild, len(end))
+		t.shortestWild, t.longestWild = min(t.shortestWild, len(end)), max(t.longestWild, len(end))
 	}
 	return t, nil
 }
@@ -129,7 +117,7 @@ func (t *Table[T]) add(rule int32, r Rule[T], taken map[place]struct{}) *RuleErr
 		hosts = []string{""}
 	}
 	for _, host := range hosts {
-		key := CanonicalHost(host)
+		key := string(CanonicalHost(nil, []byte(host)))
 		if host != "" && !hostKey(key) {
 			return &RuleError{Field: "hosts", Reason: fmt.Sprintf("%q is not a host name, or *. before one", host)}
 		}
@@ -180,12 +168,12 @@ func (t *Table[T]) entry(rule int32, r Rule[T]) (func(*class), *RuleError) {
 			return nil, &RuleError{Field: "path", Reason: reason}
 		}
 		// The prefix "/" has no segment at all.
-		return func(c *class) { t.nodes[t.grow(c, strings.TrimSuffix(r.Path, "/"))].prefix = rule + 1 }, nil
+		return func(c *class) { t.grow(c, strings.TrimSuffix(r.Path, "/")).prefix = rule + 1 }, nil
 	case resourcev1.PathMatch_PATH_MATCH_EXACT:
 		if reason := notNormal(r.Path, false); reason != "" {
 			return nil, &RuleError{Field: "path", Reason: reason}
 		}
-		return func(c *class) { t.nodes[t.grow(c, r.Path)].exact = rule + 1 }, nil
+		return func(c *class) { t.grow(c, r.Path).exact = rule + 1 }, nil
 	default:
 		return nil, &RuleError{Field: "match", Reason: fmt.Sprintf("%v is not prefix, exact or regex", r.Match)}
 	}
@@ -193,11 +181,11 @@ func (t *Table[T]) entry(rule int32, r Rule[T]) (func(*class), *RuleError) {
 
 // notNormal says why a rule's path could never match, or nothing.
 func notNormal(path string, prefix bool) string {
-	normal, err := NormalizePath(path)
+	normal, err := NormalizePath(nil, []byte(path))
 	switch {
 	case err != nil:
 		return err.Error()
-	case normal != path:
+	case string(normal) != path:
 		return fmt.Sprintf("%q is not in normal form, which is %q", path, normal)
 	case prefix && path != "/" && strings.HasSuffix(path, "/"):
 		return fmt.Sprintf("the prefix %q ends in a slash", path)
@@ -205,46 +193,20 @@ func notNormal(path string, prefix bool) string {
 	return ""
 }
 
-// grow returns the node of path in the tree of c, and makes what is missing on the way. The empty path is the root.
-func (t *Table[T]) grow(c *class, path string) int32 {
+// grow returns the node of path in the tree of c, and makes what is missing.
+func (t *Table[T]) grow(c *class, path string) *node {
 	if c.root == 0 {
-		c.root = t.newNode()
+		c.root = t.paths.newRoot()
 	}
-	at := c.root
-	for rest := path; rest != ""; {
-		var segment string
-		segment, rest = nextSegment(rest)
-		next, ok := t.children[edge{at, segment}]
-		if !ok {
-			next = t.newNode()
-			t.children[edge{at, segment}] = next
-			t.nodes[at].inner = true
-		}
-		at = next
-	}
-	return at
-}
-
-func (t *Table[T]) newNode() int32 {
-	t.nodes = append(t.nodes, node{})
-	return int32(len(t.nodes) - 1)
-}
-
-// nextSegment splits "/a/b" into "a" and "/b". The rest is empty after the last segment.
-func nextSegment(path string) (segment, rest string) {
-	path = path[1:]
-	if i := strings.IndexByte(path, '/'); i >= 0 {
-		return path[:i], path[i:]
-	}
-	return path, ""
+	return &t.paths.nodes[t.paths.grow(c.root, []byte(path))]
 }
 
 // Lookup finds the rule that wins for a host in the form of CanonicalHost and a path in that of NormalizePath. Of all
 // rules that match both, an exact host comes before a "*." host, a longer "*." host before a shorter, and either before no
 // host; then an exact path before the longest prefix, before the expressions in their order. A host class in which no path
 // matches does not end the search: the request falls to the next, as the same sentence read over single rules says. It
-// allocates nothing.
-func (t *Table[T]) Lookup(host, path string) (value T, ok bool) {
+// allocates nothing and keeps neither host nor path.
+func (t *Table[T]) Lookup(host, path []byte) (value T, ok bool) {
 	rule := t.find(host, path)
 	if rule < 0 {
 		return value, false
@@ -253,12 +215,12 @@ func (t *Table[T]) Lookup(host, path string) (value T, ok bool) {
 }
 
 // find is the number of the winning rule, -1 if there is none.
-func (t *Table[T]) find(host, path string) int32 {
-	if path == "" || path[0] != '/' { // not a normalised path
+func (t *Table[T]) find(host, path []byte) int32 {
+	if len(path) == 0 || path[0] != '/' { // not a normalised path
 		return -1
 	}
 	if len(t.hosts) > 0 {
-		if rule := t.in(t.hosts[host], path); rule >= 0 {
+		if rule := t.in(t.hosts[string(host)], path); rule >= 0 {
 			return rule
 		}
 	}
@@ -271,58 +233,38 @@ func (t *Table[T]) find(host, path string) int32 {
 }
 
 // inWild tries the ends of host, the longest first.
-func (t *Table[T]) inWild(host, path string) int32 {
+func (t *Table[T]) inWild(host, path []byte) int32 {
 	for {
 		// There is no name below another without a label of its own.
-		dot := strings.IndexByte(host, '.')
+		dot := bytes.IndexByte(host, '.')
 		if dot < 0 {
 			return -1
 		}
 		own := dot > 0
 		host = host[dot+1:]
+		if len(host) < t.shortestWild {
+			return -1
+		}
 		if !own || len(host) > t.longestWild {
 			continue
 		}
-		if rule := t.in(t.wild[host], path); rule >= 0 {
+		if rule := t.in(t.wild[string(host)], path); rule >= 0 {
 			return rule
 		}
 	}
 }
 
 // in finds the winning rule of one class.
-func (t *Table[T]) in(c class, path string) int32 {
+func (t *Table[T]) in(c class, path []byte) int32 {
 	if c.root != 0 {
-		if rule := t.walk(c.root, path); rule != 0 {
+		if rule := t.paths.find(c.root, path); rule != 0 {
 			return rule - 1
 		}
 	}
 	for _, r := range c.regexes {
-		if r.expression.MatchString(path) {
+		if r.expression.Match(path) {
 			return r.rule
 		}
 	}
 	return -1
-}
-
-// walk goes down from root along path, and returns the rule of the exact path or of the longest prefix met on the way;
-// 0 for neither.
-func (t *Table[T]) walk(root int32, path string) int32 {
-	number, at := root, t.nodes[root]
-	longest := at.prefix
-	for rest := path; rest != ""; {
-		if !at.inner {
-			return longest
-		}
-		var segment string
-		segment, rest = nextSegment(rest)
-		next, ok := t.children[edge{number, segment}]
-		if !ok {
-			return longest
-		}
-		number, at = next, t.nodes[next]
-		if at.prefix != 0 {
-			longest = at.prefix
-		}
-	}
-	return cmp.Or(at.exact, longest)
 }
