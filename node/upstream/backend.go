@@ -33,8 +33,11 @@ type Backend struct {
 
 	refs int // guarded by Registry.mu
 
-	requests, failures atomic.Uint64
-	verdict            atomic.Pointer[Verdict]
+	conns conns
+
+	requests, failures, connectFailures atomic.Uint64
+
+	verdict atomic.Pointer[Verdict]
 
 	// mu guards pools, and makes one of setting the verdict and finding out whom it concerns. A pool's lock is never taken
 	// under it.
@@ -49,6 +52,7 @@ func newBackend(r *Registry, id identity, s Spec) *Backend {
 		b.scheme, defaultPort = "https", ":443"
 	}
 	b.authority = strings.TrimSuffix(b.address, defaultPort)
+	b.conns.capacity, b.conns.now = r.options.MaxIdleConns, &r.sweeper.now
 	b.verdict.Store(&Verdict{Since: time.Now()})
 	b.transport.Store(b.newTransport(r.options))
 	if _, err := netip.ParseAddr(s.Host); err != nil {
@@ -86,6 +90,7 @@ func (b *Backend) newTransport(o Options) *http.Transport {
 // reconnect makes all requests from now on use connections opened from now on. Those under way end on what they have.
 func (b *Backend) reconnect() {
 	b.transport.Swap(b.newTransport(b.registry.options)).CloseIdleConnections()
+	b.conns.renew()
 }
 
 // Release gives back one reference. The last one removes the backend from the registry, ends the lookups of its name, for
@@ -104,8 +109,17 @@ func (b *Backend) Spec() Spec { return b.spec }
 
 // Counters are read one by one; under load they may be a request apart.
 func (b *Backend) Counters() Counters {
-	return Counters{Failures: b.failures.Load(), Requests: b.requests.Load()}
+	c := Counters{Failures: b.failures.Load(), Requests: b.requests.Load(), ConnectFailures: b.connectFailures.Load()}
+	b.conns.count(&c)
+	return c
 }
+
+// CountRequest counts a request that begins to be sent over connections from Open or Take. RoundTrip counts its own.
+func (b *Backend) CountRequest() { b.requests.Add(1) }
+
+// CountFailure counts the end without an answer of a request that CountRequest has counted. The client's own doing is not to
+// be counted.
+func (b *Backend) CountFailure() { b.failures.Add(1) }
 
 // Verdict is the newest one. A backend begins as Unknown.
 func (b *Backend) Verdict() Verdict { return *b.verdict.Load() }
@@ -146,14 +160,17 @@ func (b *Backend) leave(p *Pool) {
 }
 
 // Dial opens a connection of its own, over TLS with the handshake done and the certificate verified where the backend is
-// spoken to so. It ends with ctx or after the connect timeout, whichever is first. The caller closes the connection. The
-// error is a *DialError.
+// spoken to so. It ends with ctx. If ctx has a deadline, earlier or later, it takes the place of Options.ConnectTimeout. The
+// caller closes the connection. The error is a *DialError.
 //
 // A host name is not looked up: its addresses are those of the last answer, each as often the first to be tried as the
 // others, and all of them are tried until one connects. Only while no lookup has ended yet, Dial waits for that.
 func (b *Backend) Dial(ctx context.Context) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, b.registry.options.ConnectTimeout)
-	defer cancel()
+	if _, given := ctx.Deadline(); !given {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, b.registry.options.ConnectTimeout)
+		defer cancel()
+	}
 	conn, err := b.connect(ctx)
 	if err != nil {
 		return nil, &DialError{Address: b.address, Err: err}

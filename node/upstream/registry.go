@@ -27,11 +27,12 @@ type Options struct {
 	// Called after the state or the reason of a backend's verdict changed and the pools have taken it up, by whoever called
 	// SetVerdict. No lock is held. Nil: nobody is told.
 	Changed func(*Backend)
-	// For name lookup, connect and TLS handshake together. 0: 5 s.
+	// For name lookup, connect and TLS handshake together, where the caller's context has no deadline. 0: 5 s.
 	ConnectTimeout time.Duration
 	// From the end of a request to the head of its answer. 0: 60 s.
 	ResponseHeaderTimeout time.Duration
-	// How long a connection is kept without a request. 0: 60 s.
+	// How long a connection is kept without a request, at most: up to a second less, and up to a quarter if that is shorter.
+	// 0: 60 s.
 	IdleTimeout time.Duration
 	// Connections kept without a request, for each backend. 0: 256.
 	MaxIdleConns int
@@ -83,6 +84,7 @@ func (o Options) withDefaults() Options {
 type Registry struct {
 	options Options
 	lookups chan struct{} // holds one for each that is under way
+	sweeper *sweeper
 
 	// mu guards everything below and every backend's refs. No other lock is taken and no hook called under it.
 	mu       sync.Mutex
@@ -97,14 +99,26 @@ type identity struct {
 	tls, check digest
 }
 
-// NewRegistry returns an empty registry.
+// NewRegistry returns an empty registry, to be closed with Close.
 func NewRegistry(o Options) *Registry {
+	o = o.withDefaults()
 	return &Registry{
-		options:  o.withDefaults(),
+		options:  o,
 		lookups:  make(chan struct{}, maxLookups),
+		sweeper:  newSweeper(o.IdleTimeout),
 		backends: make(map[identity]*Backend),
 		material: make(map[digest]*tlsMaterial),
 	}
+}
+
+// appendBackends adds all backends to those in the slice.
+func (r *Registry) appendBackends(to []*Backend) []*Backend {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, b := range r.backends {
+		to = append(to, b)
+	}
+	return to
 }
 
 // Acquire returns the backend that s describes and takes a reference to it, to be given back with Release. It waits for
@@ -155,6 +169,7 @@ func (r *Registry) take(id identity, s Spec) (b *Backend, fresh bool, err error)
 	}
 	b.refs = 1
 	r.backends[id] = b
+	r.sweeper.start(r.appendBackends)
 	if b.name != nil {
 		b.name.start()
 	}
@@ -211,11 +226,13 @@ func (r *Registry) end(b *Backend) {
 	if b.name != nil {
 		b.name.stop() // it might yet replace the transport
 	}
+	b.conns.end()
 	b.transport.Load().CloseIdleConnections()
 	r.options.Logger.Debug("backend removed", "backend", b.address)
 }
 
-// Close removes every backend still held, as its last Release would. Later Releases do nothing, a later Acquire fails.
+// Close removes every backend still held, as its last Release would, and waits for the registry's goroutines. Later Releases
+// do nothing, a later Acquire fails.
 func (r *Registry) Close() {
 	r.mu.Lock()
 	r.closed = true
@@ -228,6 +245,7 @@ func (r *Registry) Close() {
 	for _, b := range held {
 		r.end(b)
 	}
+	r.sweeper.stop()
 }
 
 // canonicalHost makes one spelling of the many that an address has, so that a rewritten document finds its backends again.

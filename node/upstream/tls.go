@@ -70,6 +70,11 @@ func parseTLS(t *resourcev1.BackendTls) (*tls.Config, error) {
 
 // tlsFor is the template made one backend's own. The session cache is not shared: two servers that answer to the same name
 // need not know each other's tickets.
+//
+// The cache holds one session, the newest: its key is the server name, of which a backend has one, so that more room would
+// stay empty. Connections that are opened at once all offer the same ticket. That RFC 8446 appendix C.4 advises against, as
+// it shows onlookers that they come from one client, which a backend's connections do in any case; a server that takes each
+// ticket once falls back on a whole handshake.
 func (m *tlsMaterial) tlsFor(host string) *tls.Config {
 	config := m.config.Clone()
 	if config.ServerName == "" {

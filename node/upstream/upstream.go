@@ -7,13 +7,17 @@
 // long as there has never been any. A lookup that fails leaves the last addresses in use; an answer that there is no such name
 // does so for ten minutes. When the addresses change, no connection opened before is used for a request after.
 //
-// It does not probe (package health does, hung onto the registry's hooks), match requests, decide on retries or write
-// headers. Its goroutines are the lookups, one for each name in use, which Release waits for, and those of an attempt to
-// connect, which Dial waits for; those of net/http's transport end with the connections they serve.
+// Connections are kept between requests, and the one that was kept last is used first, so that no more of them stay busy
+// than are needed and the rest can be closed.
 //
-// Order of calls: NewRegistry once. For each generation: Acquire every backend, NewPool over them, Pick and RoundTrip for
-// each request; when the generation's last request has ended, Close its pools and Release each backend as often as it was
-// acquired. At the very end Registry.Close.
+// It does not probe (package health does, hung onto the registry's hooks), match requests, decide on retries or write
+// headers. Its goroutines are the lookups, one for each name in use, which Release waits for, those of an attempt to
+// connect, which Dial waits for, and one that closes what has been idle for too long, which Registry.Close waits for; those
+// of net/http's transport end with the connections they serve.
+//
+// Order of calls: NewRegistry once. For each generation: Acquire every backend, NewPool over them. For each request: Pick,
+// then RoundTrip, or Take or else Open, and with the connection Keep or Close. When the generation's last request has ended,
+// Close its pools and Release each backend as often as it was acquired. At the very end Registry.Close.
 package upstream
 
 import (
@@ -107,10 +111,20 @@ type Verdict struct {
 	Since time.Time
 }
 
-// Counters are totals since the backend was first acquired.
+// Counters are totals since the backend was first acquired, but for Open and Idle. Connections are those of Backend.Open.
 type Counters struct {
-	// Requests handed to RoundTrip.
+	// Requests handed to RoundTrip, or counted by CountRequest.
 	Requests uint64
 	// Those of them that ended without an answer, the client's own going away not counted.
 	Failures uint64
+	// Connections opened.
+	Opened uint64
+	// How often a kept one was taken for another request, whether or not it turned out to be closed.
+	Reused uint64
+	// Connections that could not be opened, those that the client did not wait for not counted.
+	ConnectFailures uint64
+	// Connections open at this moment, whether in use or idle.
+	Open int
+	// Those of them that are idle.
+	Idle int
 }
