@@ -52,7 +52,6 @@ var differences = []difference{
 	{"no Host", "RFC 9112 section 3.2: MUST be 400; net/http's server does it later", "GET / HTTP/1.1\r\n\r\n", false, MissingHost, true},
 	{"bad Host", "RFC 9112 section 3.2: MUST be 400; net/http's server allows more", "GET / HTTP/1.1\r\nHost: a,b\r\n\r\n", false, BadHost, true},
 	{"percent-encoding in Host", "some decode it", "GET / HTTP/1.1\r\nHost: %61\r\n\r\n", false, BadHost, true},
-	{"Host differs from the target", "RFC 9112 section 3.2: they must be identical; net/http takes the target's", "GET http://a/ HTTP/1.1\r\nHost: b\r\n\r\n", false, HostMismatch, true},
 	{"HTTP/2.0", "another protocol", "GET / HTTP/2.0\r\nHost: a\r\n\r\n", false, UnsupportedVersion, true},
 	{"HTTP/2 preface", "its own reason, for who serves both", "PRI * HTTP/2.0\r\n\r\n", false, HTTP2Preface, true},
 	{"option that is no token", "RFC 9110 section 7.6.1: some see an option in it, others do not", get("Connection: close;x"), false, BadConnection, true},

@@ -41,7 +41,6 @@ const (
 	MissingHost   // none in HTTP/1.1
 	DuplicateHost // more than one
 	BadHost       // not a host with an optional port
-	HostMismatch  // another host than that of the target
 
 	// Framing.
 
@@ -127,7 +126,6 @@ var reasons = [NumReasons]struct {
 	MissingHost:   {"missing host", 400},
 	DuplicateHost: {"duplicate host", 400},
 	BadHost:       {"bad host", 400},
-	HostMismatch:  {"host differs from target", 400},
 
 	CodingInHTTP10:          {"te in HTTP/1.0", 400},
 	CodingWithLength:        {"te with cl", 400},

@@ -217,10 +217,7 @@ func (r *Request) settleHost() Reason {
 		r.authority = span{r.list[i].value, r.list[i].valueEnd}
 		return none
 	}
-	if !sameAuthority(r.bytes(r.authority), host, r.Form, r.HTTPS) {
-		return HostMismatch
-	}
-	return none
+	return none // the target's counts, whatever Host says (RFC 9112 section 3.2.2)
 }
 
 // MethodName is the method as it was sent.

@@ -191,30 +191,3 @@ func validIPv4(b []byte) bool {
 		b = b[1:]
 	}
 }
-
-// sameAuthority compares that of a target with Host, both valid. Missing ports are those of the scheme; CONNECT has none,
-// and its clients often leave the port out of Host.
-func sameAuthority(target, host []byte, form Form, https bool) bool {
-	targetHost, targetPort, _ := splitAuthority(target)
-	hostHost, hostPort, _ := splitAuthority(host)
-	if !equalFoldBytes(targetHost, hostHost) {
-		return false
-	}
-	if form == AuthorityForm && len(hostPort) == 0 {
-		return true
-	}
-	return portOf(targetPort, https) == portOf(hostPort, https)
-}
-
-func portOf(b []byte, https bool) (n int) {
-	if len(b) == 0 {
-		if https {
-			return 443
-		}
-		return 80
-	}
-	for _, c := range b {
-		n = n*10 + int(c-'0')
-	}
-	return n
-}
