@@ -14,6 +14,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -38,6 +39,8 @@ type backend struct {
 	port int
 	// events are sent, one for each value, by a request for /events; closing the channel ends the answer.
 	events chan string
+	// streaming is how many answers take events. One whose client has gone takes them until the proxy tells.
+	streaming atomic.Int32
 	// held gets a value for each request for /held that has arrived; it is answered when release is closed.
 	held    chan struct{}
 	release chan struct{}
@@ -177,6 +180,8 @@ func (b *backend) setSick(sick bool) {
 
 // stream sends an event for each value that the test gives, and nothing else in between.
 func (b *backend) stream(w http.ResponseWriter, r *http.Request) {
+	b.streaming.Add(1)
+	defer b.streaming.Add(-1)
 	w.Header().Set("Content-Type", "text/event-stream")
 	flush := http.NewResponseController(w).Flush
 	if flush() != nil {

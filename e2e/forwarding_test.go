@@ -278,6 +278,13 @@ func checkEvents(t *testing.T, client *http.Client, url string, b *backend) {
 			t.Fatal(err)
 		}
 	}
+	response.Body.Close()
+	eventually(t, "the backend is told that the client has gone", func() (complaint string) {
+		if n := b.streaming.Load(); n > 0 {
+			return fmt.Sprintf("%d answers go on", n)
+		}
+		return ""
+	})
 }
 
 // checkUpload sends a body of size bytes without saying how long it is.

@@ -112,7 +112,7 @@ func (n *Node) forgetRoutes(g *Generation) {
 	live := n.live.Load()
 	for name := range g.routes {
 		if live == nil || live.routes[name] == nil {
-			n.metrics.Forget(name)
+			n.meter.Forget(name)
 		}
 	}
 }
@@ -297,7 +297,7 @@ func (c *compiler) listening() {
 	ctx, cancel := context.WithTimeout(context.Background(), bindTimeout)
 	defer cancel()
 	bound, err := listener.Bind(ctx, c.g.address, listener.Options{
-		Handler: c.handler, TLS: c.liveTLS, Logger: c.logger, Beside: beside,
+		Front: c.proxy.NewFront(), TLS: c.liveTLS, Logger: c.logger, Beside: beside,
 	})
 	if err != nil {
 		c.refusals.addf(c.bindField(err), "cannot listen on %s: %s", c.g.address, listener.Reason(err))

@@ -102,7 +102,7 @@ func inUse() float64 {
 func BenchmarkIdleWebSocket(b *testing.B) {
 	const n = 2000
 	k := newKeeper(b)
-	node, err := New(Options{TunnelIdleTimeout: time.Hour})
+	node, err := New(Options{})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -17,9 +17,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/pyserve/pyserve/config"
+	"github.com/pyserve/pyserve/node/accesslog"
 	"github.com/pyserve/pyserve/node/forward"
 	"github.com/pyserve/pyserve/node/health"
 	"github.com/pyserve/pyserve/node/listener"
+	"github.com/pyserve/pyserve/node/meter"
 	"github.com/pyserve/pyserve/node/tunnel"
 	"github.com/pyserve/pyserve/node/upstream"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
@@ -38,12 +40,8 @@ type Options struct {
 	Logger *slog.Logger
 	// Where metrics are registered, until Stop. Nil: nowhere.
 	Registerer prometheus.Registerer
-	// For a connection to a backend, TLS included. 0: 5 s.
-	ConnectTimeout time.Duration
-	// From the end of a request to the head of its answer. 0: 60 s.
-	ResponseHeaderTimeout time.Duration
-	// How long a tunnel may be without a byte. 0: 1 h.
-	TunnelIdleTimeout time.Duration
+	// A line for every request. It stays the caller's, who closes it after Stop. Nil: requests are not logged.
+	AccessLog *accesslog.Log
 	// The time over which tunnels are ended whose route or backend an apply has taken away. 0: 10 s.
 	TunnelRemovalTime time.Duration
 }
@@ -55,11 +53,12 @@ type Node struct {
 	registry *upstream.Registry
 	prober   *health.Prober
 	tunnels  *tunnel.Set
-	handler  *forward.Handler
-	metrics  *forward.Metrics
+	proxy    *forward.Proxy
+	meter    *meter.Set
 	gauges   *gauges // nil: not registered
 
 	registerer prometheus.Registerer
+	accessLog  *accesslog.Log
 
 	live     atomic.Pointer[Generation] // nil: nothing is served
 	draining atomic.Bool
@@ -87,26 +86,25 @@ func New(o Options) (*Node, error) {
 	if o.Name != "" {
 		logger = logger.With("node", o.Name)
 	}
-	metrics, err := forward.NewMetrics(o.Registerer)
+	counts, err := meter.NewSet(meter.Options{Classes: forward.Classes(), RejectReasons: forward.RejectReasons()})
 	if err != nil {
 		return nil, err
 	}
 	n := &Node{
-		listen: o.Listen, logger: logger, registerer: o.Registerer, metrics: metrics,
-		tunnels: tunnel.NewSet(tunnel.Options{Idle: o.TunnelIdleTimeout, Spread: o.TunnelRemovalTime}),
+		listen: o.Listen, logger: logger, registerer: o.Registerer, meter: counts, accessLog: o.AccessLog,
+		tunnels: tunnel.NewSet(tunnel.Options{Spread: o.TunnelRemovalTime}),
 		changed: make(chan struct{}, 1), stopped: make(chan struct{}),
 	}
 	n.cutting, n.cut = context.WithCancel(context.Background())
 	n.prober = health.NewProber(health.Options{Logger: logger})
 	n.registry = upstream.NewRegistry(upstream.Options{
 		Logger: logger, Added: n.prober.Watch, Removed: n.prober.Unwatch, Changed: n.verdictChanged,
-		ConnectTimeout: o.ConnectTimeout, ResponseHeaderTimeout: o.ResponseHeaderTimeout,
 	})
-	n.handler, err = forward.NewHandler(forward.Options{
-		Source: source{&n.live}, Tunnels: n.tunnels, Metrics: metrics, Logger: logger, HandshakeTimeout: o.ResponseHeaderTimeout,
+	n.proxy, err = forward.New(forward.Options{
+		Source: source{&n.live}, Tunnels: n.tunnels, Meter: counts, AccessLog: o.AccessLog, Logger: logger,
 	})
 	if err == nil {
-		err = n.registerGauges()
+		err = n.register()
 	}
 	if err != nil {
 		n.close()
@@ -120,11 +118,9 @@ func (n *Node) close() {
 	n.cut()
 	n.prober.Close()
 	n.registry.Close()
-	if n.registerer != nil {
-		n.metrics.Unregister(n.registerer)
-		if n.gauges != nil {
-			n.registerer.Unregister(n.gauges)
-		}
+	n.meter.Unregister()
+	if n.gauges != nil {
+		n.registerer.Unregister(n.gauges)
 	}
 }
 

@@ -118,9 +118,12 @@ type gauges struct {
 	tunnelBytes, webSocketMessage *prometheus.Desc
 }
 
-func (n *Node) registerGauges() error {
+func (n *Node) register() error {
 	if n.registerer == nil {
 		return nil
+	}
+	if err := n.meter.Register(n.registerer); err != nil {
+		return err
 	}
 	g := &gauges{
 		node:    n,

@@ -1,75 +1,58 @@
 package forward
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"net"
+	"io"
 	"net/http"
-	"net/http/httptrace"
-	"net/textproto"
-	"net/url"
-	"sync/atomic"
+	"time"
 
+	"github.com/pyserve/pyserve/node/http1"
 	"github.com/pyserve/pyserve/node/upstream"
 )
 
 // maxInterims bounds the 1xx answers passed on for one request: a backend may send them for ever.
 const maxInterims = 64
 
-var errTooManyInterims = errors.New("forward: too many 1xx answers")
+var errTooManyInterims = errors.New("too many 1xx answers")
 
-// answer is the head of a backend's answer, with its body to be read.
-type answer struct {
-	*http.Response
-	backend *upstream.Backend
-	host    string // the Host that the backend was sent
-
-	// Of an upgrade: the connection, and what was read from it beyond the answer's head. Otherwise nil.
-	conn   net.Conn
-	reader *bufio.Reader
-}
-
-// attempt sends the request to one backend.
-type attempt func(ctx context.Context, b *upstream.Backend) (*answer, *failure)
-
-// send makes one attempt and, where that is safe, a second one. The answer's body must be closed if there is one.
-func (x *exchange) send(ctx context.Context, try attempt) (*answer, *failure) {
+// send makes one attempt and, where that is safe, a second one. After it, x.response is the head of the final answer and x.conn
+// the connection that its body comes from.
+func (x *exchange) send() *failure {
 	first := x.route.pool.Pick(nil)
 	if first == nil {
-		return nil, &failure{
+		return &failure{
 			class: ClassUpstreamBefore, status: http.StatusServiceUnavailable, sentence: "No backend is healthy for this request.",
 		}
 	}
-	a, f := try(ctx, first)
+	f := x.attempt(first)
 	if f == nil {
-		return a, nil
+		return nil
 	}
 	second := x.another(first, f)
 	if second == nil {
-		return nil, f
+		return f
 	}
-	x.counts().retries.Inc()
-	x.logger.Debug("request is tried again", "route", x.route.name, "request_id", x.origin.id,
+	x.counts().Retried(x.shard)
+	x.logger.Debug("request is tried again", "route", x.route.name, "request_id", string(x.origin.id),
 		"failed", first.Address(), "backend", second.Address(), "error", f.err)
-	return try(ctx, second)
+	return x.attempt(second)
 }
 
 // another is the backend for a second attempt; nil: there must be none. Nothing of an answer may have come, and the body
 // must be as good as new. Where nothing was sent, any request may be repeated; otherwise an idempotent one, and if there is
-// no other backend then on the same: what failed may have been a connection that was kept too long. A backend that did not
-// answer in time has probably got the request, and one that is too slow is not helped by asking twice.
+// no other backend then on the same: what failed may have been a restart. A backend that did not answer in time has probably
+// got the request, and one that is too slow is not helped by asking twice.
 func (x *exchange) another(first *upstream.Backend, f *failure) *upstream.Backend {
-	if f.class == ClassClient || f.class == ClassOurs || f.answered || !x.upload.retract() {
+	if f.class != ClassUpstreamBefore || f.answered || x.pumped || x.interims > 0 || x.interrupted() != causeNone {
 		return nil
 	}
 	tried := []*upstream.Backend{first}
 	if f.unsent {
 		return x.route.pool.Pick(tried)
 	}
-	if f.timeout || !idempotent(x.r.Method) {
+	if f.timeout || !idempotent(x.request.Method) {
 		return nil
 	}
 	if other := x.route.pool.Pick(tried); other != nil {
@@ -78,82 +61,236 @@ func (x *exchange) another(first *upstream.Backend, f *failure) *upstream.Backen
 	return first
 }
 
-// outgoing is the request as b is to be sent it. Attempts share its header, which nobody changes.
-func (x *exchange) outgoing(ctx context.Context, b *upstream.Backend) (*http.Request, error) {
-	decoded, err := url.PathUnescape(x.path)
+// idempotent says whether a request may be repeated when nobody knows what became of it (RFC 9110 section 9.2.2).
+func idempotent(m http1.Method) bool {
+	switch m {
+	case http1.GET, http1.HEAD, http1.OPTIONS, http1.TRACE, http1.PUT, http1.DELETE:
+		return true
+	}
+	return false
+}
+
+// attempt sends the request to b and reads the head of its answer. A kept connection that turns out to be closed is replaced
+// once by a new one, where the request may be repeated: that its owner closed it while it was idle says nothing about the
+// backend.
+func (x *exchange) attempt(b *upstream.Backend) *failure {
+	x.tries++
+	x.asked = b
+	kept := true
+	for {
+		f := x.connect(b, kept)
+		if f != nil {
+			return f
+		}
+		b.CountRequest()
+		stale := x.conn.Reused()
+		f = x.ask()
+		if f == nil {
+			return nil
+		}
+		x.closeBackend()
+		if f.class == ClassUpstreamBefore && !(stale && x.silent(f)) {
+			b.CountFailure()
+		}
+		if !stale || !kept || !x.silent(f) || !idempotent(x.request.Method) {
+			return f
+		}
+		kept = false
+	}
+}
+
+// silent says that a connection ended as one does that was closed while it was idle.
+func (x *exchange) silent(f *failure) bool {
+	return f.class == ClassUpstreamBefore && !f.answered && !f.timeout && !x.pumped && x.interims == 0
+}
+
+// connect takes a kept connection, or opens one. A kept one is looked at first, which costs a system call: what a backend has
+// sent while it was idle, such as a 408 before it closes or the body of an answer that has none, would be read as the answer to
+// this request.
+func (x *exchange) connect(b *upstream.Backend, kept bool) *failure {
+	for kept {
+		c := b.Take()
+		if c == nil {
+			break
+		}
+		if c.Alive() {
+			return x.use(c)
+		}
+		c.Close()
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), x.route.timeouts.Connect)
+	defer cancel()
+	x.dialing.Store(&cancel)
+	defer x.dialing.Store(nil)
+	if !x.arm(&x.main, phaseAnswer, never) {
+		return x.dialFailure(context.Canceled)
+	}
+	c, err := b.Open(ctx)
 	if err != nil {
-		return nil, err // cannot be: the path is in normal form
+		return x.dialFailure(err)
 	}
-	out := (&http.Request{
-		Method: x.r.Method,
-		// net/http sends RawPath if it is an encoding of Path, and a path in normal form always is.
-		URL: &url.URL{
-			Scheme: "http", Host: b.Address(), Path: decoded, RawPath: x.path,
-			RawQuery: x.target.query, ForceQuery: x.target.hasQuery,
-		},
-		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header:        x.header,
-		Host:          b.Authority(),
-		ContentLength: x.r.ContentLength,
-		Trailer:       x.upload.trailer,
-	}).WithContext(ctx)
-	if x.route.preserveHost {
-		out.Host = x.r.Host
-	}
-	if body := x.upload.lend(x.rc); body != nil {
-		out.Body = body // not assigned when nil: an interface that holds a nil pointer is a body
-	}
-	return out, nil
+	return x.use(c)
 }
 
-// roundTrip is an attempt over the backend's kept connections.
-func (x *exchange) roundTrip(ctx context.Context, b *upstream.Backend) (*answer, *failure) {
-	var reached, answered atomic.Bool
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GetConn:              func(string) { reached.Store(true) },
-		GotFirstResponseByte: func() { answered.Store(true) },
-		Got1xxResponse:       x.interim,
-	})
-	out, err := x.outgoing(ctx, b)
-	if err != nil {
-		return nil, ours(err)
+// use makes c the attempt's connection.
+func (x *exchange) use(c *upstream.Conn) *failure {
+	x.conn = c
+	x.backend.Store(c)
+	if !x.arm(&x.main, phaseAnswer, x.front.after(x.route.timeouts.Idle)) {
+		x.closeBackend()
+		return x.dialFailure(context.Canceled)
 	}
-	response, err := b.RoundTrip(out)
-	switch {
-	case err != nil && !reached.Load() && ctx.Err() == nil:
-		return nil, ours(err) // net/http did not like the request
-	case err != nil:
-		return nil, upstreamFailure(ctx, err, answered.Load())
-	case response.StatusCode < 200:
-		response.Body.Close()
-		return nil, upstreamFailure(ctx, fmt.Errorf("answered with status %d unasked", response.StatusCode), true)
-	}
-	return &answer{Response: response, backend: b, host: out.Host}, nil
+	return nil
 }
 
-func ours(err error) *failure {
-	return &failure{class: ClassOurs, status: http.StatusInternalServerError, sentence: "The proxy failed.", err: err}
+// closeBackend ends the attempt's connection, and with it the pump, which is waited for.
+func (x *exchange) closeBackend() {
+	if x.conn == nil {
+		return
+	}
+	x.backend.Store(nil)
+	x.conn.Close()
+	x.endUpload()
+	x.conn = nil
 }
 
-// interim passes on a 1xx answer (RFC 9110 section 15.2). It is called by net/http's goroutines, perhaps after the attempt
-// has failed and something else was answered.
-func (x *exchange) interim(code int, header textproto.MIMEHeader) error {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	// "100 Continue" is sent by the server itself, when the first byte of the body is asked for. HTTP/1.0 knows no 1xx.
-	if code == http.StatusContinue || x.status != 0 || !x.r.ProtoAtLeast(1, 1) {
+// endBackend gives the connection back, or ends it if it cannot be used again.
+func (x *exchange) endBackend(fine bool) {
+	if x.conn == nil {
+		return
+	}
+	x.backend.Store(nil) // before the limit is taken back: who finds it due afterwards must not find a connection that is kept
+	clear := x.arm(&x.main, phaseNone, 0)
+	if !fine || !clear || !x.response.KeepAlive || !x.downBody.Done() || x.from != x.to || !x.outcome.complete {
+		x.closeBackend()
+		return
+	}
+	x.conn.Keep()
+	x.conn = nil
+}
+
+// ask writes the request and reads heads until that of a final answer.
+func (x *exchange) ask() *failure {
+	x.from, x.to = headroom, headroom
+	if err := x.appendRequestHead(x.conn.Backend()); err != nil {
+		return ours(err)
+	}
+	complete, f := x.writeRequest()
+	if f != nil {
+		return f
+	}
+	if complete {
+		x.outcome = uploadOutcome{complete: true}
+		if !x.arm(&x.main, phaseAnswer, x.front.after(x.route.timeouts.ResponseHeader)) {
+			return x.attemptFailure(context.Canceled, false)
+		}
+	} else if f := x.startUpload(); f != nil {
+		return f
+	}
+	return x.awaitAnswer()
+}
+
+// writeRequest writes the head and what there is of the body, mostly in one write. It reports whether that was all.
+func (x *exchange) writeRequest() (complete bool, f *failure) {
+	x.received, x.outcome = 0, uploadOutcome{} // there may have been an attempt before
+	x.peer.rewind()
+	done := x.request.Framing == http1.None
+	for !done {
+		wire, last, err := x.peer.pending()
+		if err != nil {
+			x.outcome = uploadOutcome{client: &clientError{err}}
+			return false, x.uploadFailure()
+		}
+		if len(wire) == 0 && !last {
+			break
+		}
+		x.received += int64(len(wire))
+		x.out = append(x.out, wire...)
+		done = last
+	}
+	if _, err := x.conn.Write(x.out); err != nil {
+		if f := x.interruption(err); f != nil {
+			return false, f
+		}
+		// It may have answered before it closed: "413", most of all.
+		x.outcome = uploadOutcome{backend: fmt.Errorf("send the request: %w", err)}
+		return false, nil
+	}
+	return done, nil
+}
+
+// awaitAnswer reads heads until that of a final answer, and passes on the 1xx before it.
+func (x *exchange) awaitAnswer() *failure {
+	began := x.to != x.from
+	for {
+		x.response.Reset()
+		n, f := x.readAnswerHead(&began)
+		if f != nil {
+			return f
+		}
+		x.from += n
+		if !x.response.Interim() {
+			break
+		}
+		if f := x.passInterim(); f != nil {
+			return f
+		}
+	}
+	if x.response.Status == http.StatusSwitchingProtocols && !x.upgrade {
+		return x.attemptFailure(errUnaskedSwitch, true)
+	}
+	x.upstreamTook = time.Since(x.begun)
+	x.downBody.Reset(&x.response.Head)
+	return nil
+}
+
+var errUnaskedSwitch = fmt.Errorf("status 101 unasked: %w", http1.BadStatus)
+
+// readAnswerHead reads one head.
+func (x *exchange) readAnswerHead(began *bool) (int, *failure) {
+	for {
+		n, err := x.response.Parse(x.back[x.from:x.to], x.request.Method)
+		if err != nil {
+			return 0, x.attemptFailure(fmt.Errorf("read the answer: %w", err), true)
+		}
+		if n > 0 {
+			return n, nil
+		}
+		if x.to == len(x.back) {
+			x.growBack()
+		}
+		m, err := x.conn.Read(x.back[x.to:])
+		x.to += m
+		*began = *began || m > 0
+		if m == 0 {
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return 0, x.attemptFailure(fmt.Errorf("read the answer: %w", err), *began)
+		}
+	}
+}
+
+// growBack makes room behind a head that fills the buffer. Parse bounds heads, so this happens twice at most.
+func (x *exchange) growBack() {
+	bigger := make([]byte, headroom+http1.MaxHead+(x.to-x.from)/2)
+	x.to = headroom + copy(bigger[headroom:], x.back[x.from:x.to])
+	x.back, x.from = bigger, headroom
+}
+
+// passInterim passes on a 1xx answer (RFC 9110 section 15.2). HTTP/1.0 knows none.
+func (x *exchange) passInterim() *failure {
+	if x.interims++; x.interims > maxInterims {
+		return x.attemptFailure(errTooManyInterims, true)
+	}
+	if x.request.Minor == 0 {
 		return nil
 	}
-	if x.interims++; x.interims > maxInterims {
-		return errTooManyInterims
+	if err := x.peer.interim(); err != nil {
+		if f := x.interruption(err); f != nil {
+			return f
+		}
+		return &failure{class: ClassClient, err: fmt.Errorf("pass on a 1xx answer: %w", err)}
 	}
-	final := x.w.Header()
-	kept := final.Clone()
-	clear(final)
-	maps.Copy(final, http.Header(header))
-	dropHopByHop(final)
-	x.w.WriteHeader(code)
-	clear(final)
-	maps.Copy(final, kept)
 	return nil
 }

@@ -3,10 +3,13 @@ package forward
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/http"
+	"os"
 
-	"github.com/pyserve/pyserve/node/upstream"
+	"github.com/pyserve/pyserve/node/http1"
+	"github.com/pyserve/pyserve/node/meter"
 )
 
 // Class says whose doing a failed request was, for logs and metrics.
@@ -22,6 +25,23 @@ const (
 	// ClassOurs: a defect or a limit of the proxy itself.
 	ClassOurs Class = "ours"
 )
+
+// Classes are all of them, in the order that a meter counts them.
+func Classes() []string {
+	return []string{string(ClassClient), string(ClassUpstreamBefore), string(ClassUpstreamAfter), string(ClassOurs)}
+}
+
+func (c Class) index() int {
+	switch c {
+	case ClassClient:
+		return 0
+	case ClassUpstreamBefore:
+		return 1
+	case ClassUpstreamAfter:
+		return 2
+	}
+	return 3
+}
 
 // failure is why a request was not forwarded to its end. The client is shown status and sentence, never err.
 type failure struct {
@@ -41,29 +61,124 @@ func refused(status int, sentence string, err error) *failure {
 	return &failure{class: ClassClient, status: status, sentence: sentence, err: err}
 }
 
-// upstreamFailure classes an error of an attempt. answered is whether anything of an answer had been received.
-func upstreamFailure(ctx context.Context, err error, answered bool) *failure {
+func ours(err error) *failure {
+	return &failure{class: ClassOurs, status: http.StatusInternalServerError, sentence: "The proxy failed.", err: err}
+}
+
+var errClientGone = errors.New("the client has closed the connection")
+
+// interruption is the failure that the sweeper brought about; nil: it did not.
+func (x *exchange) interruption(err error) *failure {
+	switch x.interrupted() {
+	case causeClientGone:
+		return &failure{class: ClassClient, err: errClientGone}
+	case causeCut:
+		return &failure{class: ClassOurs, err: errors.New("cut at the end of a drain")}
+	case causeRequest:
+		return &failure{class: ClassUpstreamBefore, status: http.StatusGatewayTimeout, timeout: true,
+			sentence: "The request was not answered in time.", err: err}
+	case causeTimeout:
+		return &failure{class: ClassUpstreamBefore, status: http.StatusGatewayTimeout, timeout: true,
+			sentence: "The backend did not answer in time.", err: err}
+	case causeUpload:
+		return x.stoodStill(err)
+	}
+	return nil
+}
+
+// stoodStill is the failure of a body that did not move: because the client did not send it, or the backend did not take it.
+func (x *exchange) stoodStill(err error) *failure {
+	if x.uploading { // it was interrupted, so it has ended or is about to
+		x.outcome, x.uploading = <-x.uploaded, false
+	}
+	if x.outcome.client != nil {
+		return &failure{class: ClassClient, status: http.StatusRequestTimeout, timeout: true,
+			sentence: "The body of the request did not come in time.", err: x.outcome.client}
+	}
+	return &failure{class: ClassUpstreamBefore, status: http.StatusGatewayTimeout, timeout: true,
+		sentence: "The backend did not take the request in time.", err: err}
+}
+
+// attemptFailure classes an error of an attempt. answered is whether anything of an answer had been received.
+func (x *exchange) attemptFailure(err error, answered bool) *failure {
+	if f := x.interruption(err); f != nil {
+		f.answered = answered
+		return f
+	}
+	if f := x.uploadFailure(); f != nil {
+		f.answered = answered
+		return f
+	}
 	f := &failure{class: ClassUpstreamBefore, status: http.StatusBadGateway, err: err, answered: answered}
-	var dial *upstream.DialError
-	var body *upstream.BodyError
+	var reason http1.Reason
 	switch {
-	case ctx.Err() != nil:
-		// The client has gone: whatever else went wrong went wrong because of that.
-		f.class, f.status = ClassClient, 0
-		return f
-	case errors.As(err, &body):
-		f.class, f.status, f.sentence = ClassClient, http.StatusBadRequest, "The body of the request could not be read."
-		return f
-	case errors.As(err, &dial):
-		f.unsent, f.sentence = true, "The backend could not be reached."
+	case errors.As(err, &reason) && reason != http1.Truncated:
+		x.meter.Rejected(meter.Backend, int(reason))
+		f.answered, f.sentence = true, "The backend's answer was not understood."
 	case answered:
-		f.sentence = "The backend's answer was not understood."
+		f.sentence = "The backend's answer broke off."
 	default:
 		f.sentence = "The backend closed the connection without an answer."
 	}
-	var timeout net.Error
-	if errors.As(err, &timeout) && timeout.Timeout() {
+	return f
+}
+
+// dialFailure classes an error of a connect.
+func (x *exchange) dialFailure(err error) *failure {
+	if f := x.interruption(err); f != nil {
+		return f
+	}
+	f := &failure{class: ClassUpstreamBefore, status: http.StatusBadGateway, sentence: "The backend could not be reached.", err: err, unsent: true}
+	if isTimeout(err) {
 		f.timeout, f.status, f.sentence = true, http.StatusGatewayTimeout, "The backend did not answer in time."
 	}
 	return f
+}
+
+func isTimeout(err error) bool {
+	var timeout net.Error
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) ||
+		errors.As(err, &timeout) && timeout.Timeout()
+}
+
+// clientError is what went wrong on the client's side while its request's body was read.
+type clientError struct{ err error }
+
+func (e *clientError) Error() string { return "read the request's body: " + e.err.Error() }
+func (e *clientError) Unwrap() error { return e.err }
+
+// uploadFailure is why the request's body did not come to its end, where that was not the backend's doing; nil: it was, or it
+// did, or it is still under way.
+func (x *exchange) uploadFailure() *failure {
+	if x.uploading {
+		select {
+		case x.outcome = <-x.uploaded:
+			x.uploading = false
+		default:
+			return nil
+		}
+	}
+	err := x.outcome.client
+	if err == nil {
+		return nil
+	}
+	f := &failure{class: ClassClient, status: http.StatusBadRequest, sentence: "The body of the request could not be read.", err: err}
+	var reason http1.Reason
+	switch {
+	case errors.As(err, &reason):
+		x.meter.Rejected(meter.Client, int(reason))
+		f.status = reason.Status()
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		f.status = 0
+	}
+	return f
+}
+
+// RejectReasons are why messages are refused, in the order that a meter counts them.
+func RejectReasons() []string {
+	reasons := make([]string, http1.NumReasons)
+	for i := range reasons {
+		reasons[i] = http1.Reason(i).String()
+	}
+	return reasons
 }

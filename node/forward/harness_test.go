@@ -12,13 +12,15 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
+	"google.golang.org/protobuf/types/known/durationpb"
 
-	"github.com/pyserve/pyserve/node/listener"
+	"github.com/pyserve/pyserve/node/meter"
 	"github.com/pyserve/pyserve/node/nodetest"
 	"github.com/pyserve/pyserve/node/route"
 	"github.com/pyserve/pyserve/node/tunnel"
@@ -43,16 +45,24 @@ func to(path string, ports ...uint32) site {
 	return s
 }
 
+// answersWithin is s with a limit for the heads of answers.
+func answersWithin(within time.Duration, s site) site {
+	s.route.Timeouts = &resourcev1.Timeouts{ResponseHeader: durationpb.New(within)}
+	return s
+}
+
 // whole is a site for "/".
 func whole(ports ...uint32) site { return to("/", ports...) }
 
-// proxy is a Handler behind a real socket.
+// proxy is a front behind a real socket.
 type proxy struct {
 	address  string
 	table    *Table
 	tunnels  *tunnel.Set
 	registry *prometheus.Registry
-	handler  *Handler
+	proxy    *Proxy
+	front    *Front
+	backends []*upstream.Backend // in the order of the sites
 }
 
 func (p *proxy) Pin() (*Table, func()) { return p.table, func() {} }
@@ -66,10 +76,10 @@ func (p *proxy) exchange(t testing.TB, raw string) string {
 }
 
 type settings struct {
-	trusted         []string
-	tls             *tls.Config
-	responseTimeout time.Duration
-	dial            func(ctx context.Context, network, address string) (net.Conn, error)
+	trusted []string
+	tls     *tls.Config
+	dial    func(ctx context.Context, network, address string) (net.Conn, error)
+	options Options // but for what start sets itself
 }
 
 func start(t testing.TB, sites ...site) *proxy {
@@ -79,40 +89,75 @@ func start(t testing.TB, sites ...site) *proxy {
 
 func startWith(t testing.TB, s settings, sites ...site) *proxy {
 	t.Helper()
-	p := &proxy{tunnels: tunnel.NewSet(tunnel.Options{}), registry: prometheus.NewRegistry(), table: newTable(t, s, sites)}
-	metrics, err := NewMetrics(p.registry)
+	p := &proxy{tunnels: tunnel.NewSet(tunnel.Options{}), registry: prometheus.NewRegistry()}
+	p.table, p.backends = newTable(t, s, sites)
+	metrics, err := meter.NewSet(meter.Options{Classes: Classes(), RejectReasons: RejectReasons()})
+	if err == nil {
+		err = metrics.Register(p.registry)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	logger := slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	p.handler, err = NewHandler(Options{
-		Source: p, Tunnels: p.tunnels, Metrics: metrics, Logger: logger, HandshakeTimeout: s.responseTimeout,
-	})
+	o := s.options
+	o.Source, o.Tunnels, o.Meter = p, p.tunnels, metrics
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	if p.proxy, err = New(o); err != nil {
+		t.Fatal(err)
+	}
+	p.front = p.proxy.NewFront()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := listener.Bind(t.Context(), "127.0.0.1:0", listener.Options{
-		Handler: p.handler, Logger: logger, TLS: func() *tls.Config { return s.tls },
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Start()
+	var serving sync.WaitGroup
+	serving.Go(func() { p.accept(l, s.tls, &serving) })
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 		defer cancel()
 		p.tunnels.Close(ctx)
-		l.Drain(ctx)
+		l.Close()
+		p.front.Drain(ctx)
+		serving.Wait()
 	})
-	p.address = l.Address()
+	p.address = l.Addr().String()
 	return p
 }
 
-func newTable(t testing.TB, s settings, sites []site) *Table {
+// accept stands in for package listener.
+func (p *proxy) accept(l net.Listener, config *tls.Config, serving *sync.WaitGroup) {
+	for {
+		nc, err := l.Accept()
+		if err != nil {
+			return
+		}
+		serving.Go(func() {
+			tcp := nc.(*net.TCPConn)
+			if config == nil {
+				p.front.Serve(nc, tcp, nil)
+				return
+			}
+			secured := tls.Server(nc, config)
+			if err := secured.Handshake(); err != nil {
+				nc.Close()
+				return
+			}
+			if secured.ConnectionState().NegotiatedProtocol == "h2" {
+				p.front.ServeHTTP2(secured, nil)
+				return
+			}
+			p.front.Serve(secured, tcp, nil)
+		})
+	}
+}
+
+func newTable(t testing.TB, s settings, sites []site) (*Table, []*upstream.Backend) {
 	t.Helper()
-	registry := upstream.NewRegistry(upstream.Options{ResponseHeaderTimeout: s.responseTimeout, DialContext: s.dial})
+	registry := upstream.NewRegistry(upstream.Options{DialContext: s.dial})
 	t.Cleanup(registry.Close)
 	var rules []route.Rule[*Route]
+	var all []*upstream.Backend
 	for _, one := range sites {
 		var members []upstream.Member
 		for _, spec := range one.backends {
@@ -121,6 +166,7 @@ func newTable(t testing.TB, s settings, sites []site) *Table {
 				t.Fatal(err)
 			}
 			members = append(members, upstream.Member{Backend: b, Weight: 1})
+			all = append(all, b)
 		}
 		compiled, err := NewRoute(one.route.Path, one.route, upstream.NewPool(members))
 		if err != nil {
@@ -138,7 +184,7 @@ func newTable(t testing.TB, s settings, sites []site) *Table {
 	for _, network := range s.trusted {
 		table.Trusted = append(table.Trusted, netip.MustParsePrefix(network))
 	}
-	return table
+	return table, all
 }
 
 // testWriter sends logs to the test's.

@@ -1,13 +1,11 @@
 package forward
 
 import (
-	"net/http"
-	"net/textproto"
-	"slices"
+	"bytes"
 	"strconv"
-	"strings"
 
-	"golang.org/x/net/http/httpguts"
+	"github.com/pyserve/pyserve/node/http1"
+	"github.com/pyserve/pyserve/node/upstream"
 )
 
 // pseudonym is who we are in Via, and how we recognise ourselves there.
@@ -17,95 +15,174 @@ const pseudonym = "pyserve"
 // round until its head is full, and hold a connection for each lap.
 const maxLaps = 16
 
-// hopByHop are the fields that concern one connection only (RFC 9110 section 7.6.1), with those of RFC 2616 section 13.5.1
-// that old software still expects to be dropped. What Connection names comes on top.
-var hopByHop = []string{
-	"Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection", "Te", "Trailer",
-	"Transfer-Encoding", "Upgrade",
+// appendRequestHead writes the head for b to x.out. The error is about what cannot be said in HTTP/1.
+func (x *exchange) appendRequestHead(b *upstream.Backend) error {
+	r := &x.request
+	query, hasQuery := r.Query()
+	path := x.path[x.removed:]
+	if len(path) == 0 {
+		path = rootPath
+	}
+	out, err := http1.AppendRequestLine(x.out[:0], r.MethodName(), path, query, hasQuery)
+	if err != nil {
+		return err
+	}
+	out = append(out, "Host: "...)
+	if x.route.preserveHost {
+		out = append(out, r.Authority()...)
+	} else {
+		out = append(out, b.Authority()...)
+	}
+	out = append(out, "\r\n"...)
+	out = x.appendFields(out)
+	out = x.appendForwarded(out)
+	out = append(out, "Via: "...)
+	out = append(out, x.peer.version()...)
+	out = append(out, " "+pseudonym+"\r\n"...)
+	x.out = http1.AppendHeadEnd(x.appendConnection(out))
+	return nil
 }
 
-// dropHopByHop removes from h what must not be forwarded.
-func dropHopByHop(h http.Header) {
-	for _, list := range h["Connection"] {
-		for name := range strings.SplitSeq(list, ",") {
-			delete(h, textproto.CanonicalMIMEHeaderKey(strings.TrimSpace(name)))
+// appendFields copies the end-to-end fields but for those that are written anew.
+func (x *exchange) appendFields(out []byte) []byte {
+	r := &x.request
+	list := r.List()
+	for i := range list {
+		if list[i].Hop {
+			continue
+		}
+		switch list[i].ID {
+		case http1.Host, http1.ContentLength, http1.XForwardedFor, http1.XForwardedHost, http1.XForwardedProto,
+			http1.XRealIP, http1.XRequestID:
+			continue
+		case http1.XForwardedPort, http1.XForwardedOther:
+			if !x.origin.trusted {
+				continue
+			}
+		case http1.Lookalike:
+			// X_Forwarded_For beside ours: what hands headers over as environment variables cannot tell the two apart.
+			continue
+		case http1.MaxForwards:
+			if r.Method == http1.TRACE || r.Method == http1.OPTIONS {
+				out = appendLessForwards(out, r.Value(i))
+				continue
+			}
+		case http1.Expect:
+			if r.Framing == http1.None {
+				continue // nothing to be continued with
+			}
+		}
+		out = r.AppendLine(out, i)
+	}
+	return out
+}
+
+// appendLessForwards is Max-Forwards counted down; limitForwards has checked it.
+func appendLessForwards(out, value []byte) []byte {
+	n, err := strconv.ParseUint(string(value), 10, 31)
+	if err != nil || n == 0 {
+		return out
+	}
+	out = append(out, "Max-Forwards: "...)
+	return append(strconv.AppendUint(out, n-1, 10), "\r\n"...)
+}
+
+// appendForwarded says who the client is.
+func (x *exchange) appendForwarded(out []byte) []byte {
+	o := &x.origin
+	out = append(out, "X-Forwarded-For: "...)
+	if o.trusted {
+		out = x.appendChain(out)
+	}
+	out = o.peer.AppendTo(out)
+	out = append(out, "\r\nX-Forwarded-Proto: "...)
+	out = append(out, o.scheme...)
+	if len(o.host) > 0 {
+		out = append(out, "\r\nX-Forwarded-Host: "...)
+		out = append(out, o.host...)
+	}
+	out = append(out, "\r\nX-Real-IP: "...)
+	out = o.real.AppendTo(out)
+	out = append(out, "\r\nX-Request-ID: "...)
+	out = append(out, o.id...)
+	return append(out, "\r\n"...)
+}
+
+// appendChain appends what a trusted proxy sent as X-Forwarded-For.
+func (x *exchange) appendChain(out []byte) []byte {
+	r := &x.request
+	for i := r.Find(http1.XForwardedFor, 0); i >= 0; i = r.Find(http1.XForwardedFor, i+1) {
+		if value := r.Value(i); len(value) > 0 && !r.List()[i].Hop {
+			out = append(out, value...)
+			out = append(out, ", "...)
 		}
 	}
-	for _, name := range hopByHop {
-		delete(h, name)
-	}
+	return out
 }
 
-// forwardable says whether a trailer field may be passed on: neither one of a connection nor one that we vouch for.
-func forwardable(name string) bool {
-	return !slices.Contains(hopByHop, name) && !forwarded(name)
+// appendConnection writes what concerns the connection to the backend, and how the body is framed.
+func (x *exchange) appendConnection(out []byte) []byte {
+	r := &x.request
+	switch {
+	case r.Framing == http1.Chunked:
+		out = append(out, "Transfer-Encoding: chunked\r\n"...)
+	case r.ContentLength >= 0:
+		out = http1.AppendContentLength(out, r.ContentLength)
+	}
+	if r.TakesTrailers {
+		out = append(out, "TE: trailers\r\n"...)
+	}
+	switch {
+	case x.upgrade:
+		out = x.appendUpgrade(out)
+		if r.TakesTrailers { // RFC 9110 section 10.1.4: TE never goes without
+			return append(out, "Connection: Upgrade, TE\r\n"...)
+		}
+		return append(out, "Connection: Upgrade\r\n"...)
+	case r.TakesTrailers:
+		return append(out, "Connection: TE\r\n"...)
+	}
+	return out
 }
 
-// forwarded says whether a field tells who the client is, so that it is ours to set. Underscores count as hyphens: what
-// hands headers over as environment variables (CGI, WSGI) cannot tell X_Forwarded_For from ours.
-func forwarded(name string) bool {
-	if strings.IndexByte(name, '_') >= 0 {
-		name = textproto.CanonicalMIMEHeaderKey(strings.ReplaceAll(name, "_", "-"))
-	}
-	return strings.HasPrefix(name, "X-Forwarded-") || name == "X-Real-Ip" || name == "X-Request-Id"
-}
+var h2c = []byte("h2c")
 
-// requestHeader makes the header to send to a backend, and finds out who the client is on the way. The order matters:
-// the client's hop-by-hop fields go first, so that "Connection: X-Forwarded-For" cannot remove ours.
-func (x *exchange) requestHeader() http.Header {
-	in := x.r.Header
-	h := in.Clone()
-	wantsTrailers := httpguts.HeaderValuesContainsToken(in["Te"], "trailers")
-	dropHopByHop(h)
-	x.origin = originOf(x.r, h, x.table.Trusted)
-	x.setForwarded(h)
-	h["Via"] = append(h["Via"], received(x.r)+" "+pseudonym)
-	if _, sent := h["User-Agent"]; !sent {
-		h["User-Agent"] = []string{""} // net/http's way to say: none
-	}
-	var options []string
-	if x.upgrade != "" {
-		options = append(options, "Upgrade")
-		h["Upgrade"] = []string{x.upgrade}
-	}
-	if wantsTrailers {
-		options = append(options, "TE") // RFC 9110 section 10.1.4: TE never goes without
-		h["Te"] = []string{"trailers"}
-	}
-	if options != nil {
-		h["Connection"] = []string{strings.Join(options, ", ")}
-	}
-	return h
-}
-
-// setForwarded says who the client is. What an untrusted one said about that is dropped, and so is in any case what would
-// stand beside our own word in another spelling.
-func (x *exchange) setForwarded(h http.Header) {
-	for name := range h {
-		if forwarded(name) && (!x.origin.trusted || strings.IndexByte(name, '_') >= 0) {
-			delete(h, name)
+// appendUpgrade writes the protocols that the client wants to change to, but h2c: a tunnel of HTTP/2 would carry requests
+// that no route was asked for, and a server may always decline (RFC 9110 section 7.8).
+func (x *exchange) appendUpgrade(out []byte) []byte {
+	r := &x.request
+	separator := "Upgrade: "
+	for i := r.Find(http1.Upgrade, 0); i >= 0; i = r.Find(http1.Upgrade, i+1) {
+		for element, rest := http1.NextElement(r.Value(i)); element != nil; element, rest = http1.NextElement(rest) {
+			if !bytes.EqualFold(element, h2c) {
+				out = append(out, separator...)
+				out = append(out, element...)
+				separator = ", "
+			}
 		}
 	}
-	h["X-Forwarded-For"] = []string{x.origin.chain}
-	h["X-Forwarded-Proto"] = []string{x.origin.scheme}
-	if x.origin.host != "" {
-		h["X-Forwarded-Host"] = []string{x.origin.host}
+	return append(out, "\r\n"...)
+}
+
+// takesUpgrade says whether there is a protocol besides h2c.
+func (x *exchange) takesUpgrade() bool {
+	r := &x.request
+	for i := r.Find(http1.Upgrade, 0); i >= 0; i = r.Find(http1.Upgrade, i+1) {
+		for element, rest := http1.NextElement(r.Value(i)); element != nil; element, rest = http1.NextElement(rest) {
+			if !bytes.EqualFold(element, h2c) {
+				return true
+			}
+		}
 	}
-	h["X-Real-Ip"] = []string{x.origin.real.String()}
-	h["X-Request-Id"] = []string{x.origin.id}
+	return false
 }
 
-// received is the version that a request came in, for Via (RFC 9110 section 7.6.3).
-func received(r *http.Request) string {
-	return strconv.Itoa(r.ProtoMajor) + "." + strconv.Itoa(r.ProtoMinor)
-}
-
-// laps is how often a request has come by a PyServe already.
-func laps(via []string) int {
-	n := 0
-	for _, list := range via {
-		for entry := range strings.SplitSeq(list, ",") {
-			if fields := strings.Fields(entry); len(fields) > 1 && fields[1] == pseudonym {
+// laps is how often the request has come by a PyServe already.
+func (x *exchange) laps() int {
+	r, n := &x.request, 0
+	for i := r.Find(http1.Via, 0); i >= 0; i = r.Find(http1.Via, i+1) {
+		for element, rest := http1.NextElement(r.Value(i)); element != nil; element, rest = http1.NextElement(rest) {
+			if isOurs(element) {
 				n++
 			}
 		}
@@ -113,22 +190,77 @@ func laps(via []string) int {
 	return n
 }
 
-// upgradeOf is the protocols a client wants to change to; empty: it does not. HTTP/2 knows no Upgrade, HTTP/1.0 ignores it
-// (RFC 9110 section 7.8). h2c is taken out: a tunnel of HTTP/2 would carry requests that no route was asked for, and a
-// server may always decline.
-func upgradeOf(r *http.Request) string {
-	if r.ProtoMajor != 1 || r.ProtoMinor != 1 || !httpguts.HeaderValuesContainsToken(r.Header["Connection"], "upgrade") {
-		return ""
+// isOurs reads an element of Via: protocol, name, comment.
+func isOurs(element []byte) bool {
+	_, name, ok := bytes.Cut(element, []byte(" "))
+	name = bytes.TrimLeft(name, " \t")
+	if end := bytes.IndexAny(name, " \t"); end >= 0 {
+		name = name[:end]
 	}
-	sent := strings.Join(r.Header["Upgrade"], ", ")
-	if !httpguts.HeaderValuesContainsToken(r.Header["Upgrade"], "h2c") {
-		return sent
+	return ok && string(name) == pseudonym
+}
+
+// appendResponseHead writes the head of the final answer to x.out. chunked is that our own chunks frame the body, closing that
+// the connection ends after it.
+func (x *exchange) appendResponseHead(chunked, closing bool) ([]byte, error) {
+	a := &x.response
+	out, err := http1.AppendStatusLine(x.out[:0], a.Status, a.ReasonPhrase())
+	if err != nil {
+		return nil, err
 	}
-	var kept []string
-	for protocol := range strings.SplitSeq(sent, ",") {
-		if protocol = strings.TrimSpace(protocol); !strings.EqualFold(protocol, "h2c") {
-			kept = append(kept, protocol)
+	out, dated := x.appendResponseFields(out)
+	if chunked {
+		out = append(out, "Transfer-Encoding: chunked\r\n"...)
+	}
+	switch {
+	case closing && a.Status == 426:
+		out = append(out, "Connection: close, Upgrade\r\n"...)
+	case closing:
+		out = append(out, "Connection: close\r\n"...)
+	case a.Status == 426:
+		out = append(out, "Connection: Upgrade\r\n"...)
+	case x.request.Minor == 0:
+		out = append(out, "Connection: keep-alive\r\n"...)
+	}
+	if !dated { // RFC 9110 section 6.6.1
+		out = append(out, *x.front.date.Load()...)
+	}
+	x.out = http1.AppendHeadEnd(out)
+	return x.out, nil
+}
+
+// appendResponseFields copies the fields that go on, for a final answer, a 1xx or a 101.
+func (x *exchange) appendResponseFields(out []byte) (_ []byte, dated bool) {
+	a := &x.response
+	list := a.List()
+	sized := a.Status < 200 || a.Status == 204 // these have no Content-Length (RFC 9110 section 8.6)
+	for i := range list {
+		switch id := list[i].ID; {
+		case id == http1.Upgrade && a.Status == 426:
+			// The one answer that is not complete without (RFC 9110 section 15.5.22).
+		case list[i].Hop:
+			continue
+		case id == http1.ContentLength:
+			if sized {
+				continue
+			}
+			sized = true
+		case id == http1.Location, id == http1.ContentLocation:
+			out = x.appendReference(out, i)
+			continue
+		case id == http1.Date:
+			dated = true
 		}
+		out = a.AppendLine(out, i)
 	}
-	return strings.Join(kept, ", ")
+	return out, dated
+}
+
+// appendReference writes a Location or Content-Location as the public can follow it.
+func (x *exchange) appendReference(out []byte, i int) []byte {
+	a := &x.response
+	out = append(out, a.Name(i)...)
+	out = append(out, ": "...)
+	out = x.publicURL().append(out, a.Value(i))
+	return append(out, "\r\n"...)
 }

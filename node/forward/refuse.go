@@ -6,6 +6,8 @@ import (
 	"html"
 	"net/http"
 	"strconv"
+
+	"github.com/pyserve/pyserve/node/http1"
 	"strings"
 )
 
@@ -13,30 +15,22 @@ import (
 var refusalTypes = [...]string{"text/plain", "application/json", "text/html"}
 
 // refuse answers for the proxy itself: one plain sentence and the request's id.
-func (x *exchange) refuse(status int, sentence string) {
-	kind := preferred(x.r.Header["Accept"])
-	body := refusalBody(kind, status, sentence, x.origin.id)
-	h := x.w.Header()
-	h.Set("Content-Type", kind+"; charset=utf-8")
-	if kind == "application/json" {
-		h.Set("Content-Type", kind) // RFC 8259 section 11: JSON has no charset
+func (x *exchange) refuse(status int, sentence string) error {
+	kind := preferred(x.accepted())
+	body := refusalBody(kind, status, sentence, string(x.origin.id))
+	if kind != "application/json" { // RFC 8259 section 11: JSON has no charset
+		kind += "; charset=utf-8"
 	}
-	h.Set("Content-Length", strconv.Itoa(len(body)))
-	h.Set("Cache-Control", "no-store")
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("X-Request-Id", x.origin.id)
-	switch status {
-	case http.StatusServiceUnavailable:
-		h.Set("Retry-After", "1")
-	case http.StatusBadRequest, http.StatusNotImplemented:
-		if x.r.ProtoMajor == 1 { // over HTTP/2 it would take the other streams along
-			h.Set("Connection", "close")
-		}
+	return x.peer.reply(status, kind, body)
+}
+
+// accepted is the Accept fields as one list.
+func (x *exchange) accepted() string {
+	var list []string
+	for i := x.request.Find(http1.Accept, 0); i >= 0; i = x.request.Find(http1.Accept, i+1) {
+		list = append(list, string(x.request.Value(i)))
 	}
-	x.head(status)
-	if x.r.Method != http.MethodHead {
-		x.w.Write(body) // the client may have gone; there is nobody else to tell
-	}
+	return strings.Join(list, ",")
 }
 
 func refusalBody(kind string, status int, sentence, id string) []byte {
@@ -64,8 +58,8 @@ func refusalBody(kind string, status int, sentence, id string) []byte {
 // preferred picks the form that Accept gives the highest quality (RFC 9110 section 12.5.1). Between equals, one that is
 // named wins over one that only a wildcard covers, then the one named first: many clients that want JSON write
 // "application/json, text/plain, */*".
-func preferred(accept []string) string {
-	ranges := parseAccept(strings.Join(accept, ","))
+func preferred(accept string) string {
+	ranges := parseAccept(accept)
 	best, chosen := acceptRange{}, refusalTypes[0]
 	for _, kind := range refusalTypes {
 		if match, ok := bestRange(ranges, kind); ok && match.quality > 0 && match.before(best) {

@@ -16,7 +16,7 @@ const emptyAnswer = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 func TestHeadToTheBackendIsExactlyThis(t *testing.T) {
 	b := nodetest.NewRecorder(t, emptyAnswer)
 	p := start(t, to("/api", b.Port()))
-	p.exchange(t, "GET /api/users?x=1 HTTP/1.1\r\nHost: Example.com:8080\r\nX-Custom: a\r\nX-Custom: b\r\n"+
+	p.exchange(t, "GET /api/users?x=1 HTTP/1.1\r\nHost: Example.com:8080\r\nx-cUSTOM: a\r\nX-Custom:\tb \r\n"+
 		"Accept: */*\r\nCookie: k=v\r\nConnection: close\r\n\r\n")
 	got := lines(b.Head(t))
 	id := fields(strings.Join(got, "\r\n"), "X-Request-Id")
@@ -24,9 +24,9 @@ func TestHeadToTheBackendIsExactlyThis(t *testing.T) {
 		t.Fatalf("request id: %q", id)
 	}
 	want := []string{
-		"GET /users?x=1 HTTP/1.1", "Host: 127.0.0.1:" + itoa(b.Port()), "Accept: */*", "Cookie: k=v", "Via: 1.1 pyserve",
-		"X-Custom: a", "X-Custom: b", "X-Forwarded-For: 127.0.0.1", "X-Forwarded-Host: Example.com:8080",
-		"X-Forwarded-Proto: http", "X-Real-Ip: 127.0.0.1", "X-Request-Id: " + id[0],
+		"GET /users?x=1 HTTP/1.1", "Host: 127.0.0.1:" + itoa(b.Port()), "x-cUSTOM: a", "X-Custom: b", "Accept: */*", "Cookie: k=v",
+		"X-Forwarded-For: 127.0.0.1", "X-Forwarded-Proto: http", "X-Forwarded-Host: Example.com:8080",
+		"X-Real-IP: 127.0.0.1", "X-Request-ID: " + id[0], "Via: 1.1 pyserve",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
@@ -130,15 +130,15 @@ func TestHopByHopHeadersStay(t *testing.T) {
 		"TE: gzip\r\nTrailer: X-T\r\nHTTP2-Settings: eA\r\nX-End: to-end\r\n\r\n")
 	head := b.Head(t)
 	for _, name := range []string{
-		"Connection", "X-Secret", "Keep-Alive", "Proxy-Connection", "Proxy-Authorization", "Upgrade", "TE", "Trailer", "Transfer-Encoding",
+		"Connection", "X-Secret", "Keep-Alive", "Proxy-Connection", "Proxy-Authorization", "Upgrade", "TE", "Transfer-Encoding", "HTTP2-Settings",
 	} {
 		if got := fields(head, name); got != nil {
 			t.Errorf("%s was forwarded: %q", name, got)
 		}
 	}
-	for _, name := range []string{"X-End", "X-Forwarded-For", "X-Request-Id"} {
+	for _, name := range []string{"X-End", "Trailer", "X-Forwarded-For", "X-Request-ID"} {
 		if fields(head, name) == nil {
-			t.Errorf("%s is missing: Connection must not take what the proxy adds", name)
+			t.Errorf("%s is missing: Connection must not take what the proxy adds, and trailers pass", name)
 		}
 	}
 }

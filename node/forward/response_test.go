@@ -38,10 +38,9 @@ func TestAnswerReachesTheClientAsItCame(t *testing.T) {
 		t.Errorf("body %q", got)
 	}
 	rest := lines(head)
-	slices.Sort(rest)
 	want := []string{
-		"Connection: close", "Content-Encoding: gzip", fmt.Sprintf("Content-Length: %d", len(body)),
-		"Date: Mon, 01 Jan 2001 00:00:00 GMT", "HTTP/1.1 203 Non-Authoritative Information", "Server: theirs", "Set-Cookie: a=1", "Set-Cookie: b=2",
+		"HTTP/1.1 203 Whatever", "Date: Mon, 01 Jan 2001 00:00:00 GMT", "Server: theirs", "Set-Cookie: a=1", "Set-Cookie: b=2",
+		"Content-Encoding: gzip", fmt.Sprintf("Content-Length: %d", len(body)), "Connection: close",
 	}
 	if !slices.Equal(rest, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(rest, "\n"), strings.Join(want, "\n"))
@@ -142,7 +141,7 @@ func TestEarlyHintsPass(t *testing.T) {
 	if body != "ok" || res.Header.Get("X-Final") != "1" || res.Header.Get("Link") != "" {
 		t.Errorf("%q %v", body, res.Header)
 	}
-	if answer := p.exchange(t, "GET / HTTP/1.0\r\n\r\n"); !strings.HasPrefix(answer, "HTTP/1.0 200 ") {
+	if answer := p.exchange(t, "GET / HTTP/1.0\r\n\r\n"); !strings.HasPrefix(answer, "HTTP/1.1 200 ") {
 		t.Errorf("HTTP/1.0 knows no 1xx: %q", answer)
 	}
 }
@@ -388,11 +387,9 @@ func TestAClientThatGoesCancelsTheRequest(t *testing.T) {
 	<-cancelled
 	ended.Wait()
 	nodetest.Eventually(t, "the failure is counted as the client's", func() bool {
-		return metric(t, p, "pyserve_request_failures_total", "route", "/", "class", "client") == 1
+		return metric(t, p, "pyserve_request_failures_total", "route", "/", "class", "client") == 1 &&
+			metric(t, p, "pyserve_requests_total", "route", "/", "code_class", "none") == 1
 	})
-	if n := metric(t, p, "pyserve_requests_total", "route", "/", "code_class", "none"); n != 1 {
-		t.Errorf("%v requests without an answer, want 1", n)
-	}
 }
 
 func TestStreamingStopsWhenTheClientGoes(t *testing.T) {

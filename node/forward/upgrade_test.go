@@ -18,6 +18,7 @@ import (
 	"github.com/gorilla/websocket"
 
 	"github.com/pyserve/pyserve/node/certtest"
+	"github.com/pyserve/pyserve/node/http1"
 	"github.com/pyserve/pyserve/node/nodetest"
 	"github.com/pyserve/pyserve/node/upstream"
 	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
@@ -222,13 +223,13 @@ func TestAnUpgradeThatFails(t *testing.T) {
 		"nonsense":        {once("nonsense\r\n\r\n"), "502"},
 		"half a head":     {once("HTTP/1.1 101 Sw"), "502"},
 		"odd status":      {once("HTTP/1.1 042 What\r\n\r\n"), "502"},
-		"head too long":   {once("HTTP/1.1 101 x\r\nX: " + strings.Repeat("y", maxAnswerHead) + "\r\n\r\n"), "502"},
+		"head too long":   {once("HTTP/1.1 101 x\r\nX: " + strings.Repeat("y", http1.MaxHead) + "\r\n\r\n"), "502"},
 		"endless hints":   {once(strings.Repeat("HTTP/1.1 103 x\r\n\r\n", maxInterims+1)), "103"},
 		"never an answer": {func(c net.Conn) { io.Copy(io.Discard, c) }, "504"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := nodetest.NewRawBackend(t, c.serve)
-			p := startWith(t, settings{responseTimeout: 200 * time.Millisecond}, whole(b.Port()))
+			p := start(t, answersWithin(200*time.Millisecond, whole(b.Port())))
 			conn := nodetest.Dial(t, p.address)
 			io.WriteString(conn, raw)
 			head, err := nodetest.ReadHead(bufio.NewReader(conn))

@@ -1,7 +1,8 @@
-// Package listener owns the sockets that clients connect to: binding them, TLS, the limits on a request's head, and the
-// drain. What is answered is the business of the http.Handler it is given.
+// Package listener owns the sockets that clients connect to: binding them, accepting, TLS, the limit on connections, and the
+// drain. What is spoken on a connection is the business of the Front it is given.
 //
-// For now the HTTP engine above the socket is net/http's server.
+// Each connection has one goroutine, from the accept to the end of Front's call; a TLS handshake is part of it. The Listener
+// waits for all of them. What Front has handed over to another owner, as after an upgrade, is not its concern any more.
 //
 // Order of calls: Bind, then either Close, if the socket is not wanted after all, or Start and, once, Drain. Between Bind
 // and Start the kernel takes connections and lets them wait.
@@ -14,97 +15,137 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 )
 
-const (
-	defaultReadHeaderTimeout = 10 * time.Second
-	defaultIdleTimeout       = 90 * time.Second
-	// net/http lets a head be 4 KiB longer than it is told, for what its buffer reads ahead. With this, a head of up to
-	// 60 KiB always passes and one of more than 64 KiB never does.
-	maxHeaderBytes = 60 << 10
-)
+const defaultHandshakeTimeout = 10 * time.Second
+
+// Front speaks HTTP on connections. A Front serves one Listener: Leave and Drain are about all of its connections.
+type Front interface {
+	// Serve speaks HTTP/1 on conn until it ends or is handed over, after an upgrade; it closes conn itself. tcp is the
+	// connection below TLS, or conn itself where that is plain, for Front to look at the socket. It is called in the
+	// connection's own goroutine, after Leave as well. stale is asked before each answer; true: the connection is to be
+	// closed after it, because TLS was turned on or off since it came.
+	Serve(conn net.Conn, tcp *net.TCPConn, stale func() bool)
+	// ServeHTTP2 does so with HTTP/2, chosen by ALPN. The handshake is done.
+	ServeHTTP2(conn *tls.Conn, stale func() bool)
+	// Leave makes every answer from now on say that the connection closes (HTTP/2: GOAWAY), on connections that come later
+	// too. It does not wait.
+	Leave()
+	// Drain is Leave, and then waits until all connections that Serve and ServeHTTP2 were given have ended. Idle ones are
+	// closed after the good-bye second; what is left when ctx ends is cut, as is all that comes after that. The error is
+	// ctx's if anything was cut. It is called again if connections came while it returned.
+	Drain(ctx context.Context) error
+}
 
 // Options of a Listener.
 type Options struct {
-	// Answers the requests. Required.
-	Handler http.Handler
+	// Speaks on the connections. Required.
+	Front Front
 	// Asked for each connection; nil, or a nil answer: the connection speaks plain HTTP. The config should offer "h2" and
-	// "http/1.1" in NextProtos. Connections that came before the answer changed between plain and TLS are told to close
-	// with their next response.
+	// "http/1.1" in NextProtos. Sessions may be resumed across answers that show the same certificates: see resumption. It
+	// is called from one goroutine, and as stale from those of connections.
 	TLS func() *tls.Config
 	// Nil: nothing is logged.
 	Logger *slog.Logger
-	// For the head of a request, and for the TLS handshake. 0: 10 s.
-	ReadHeaderTimeout time.Duration
-	// How long a connection is kept without a request. 0: 90 s.
-	IdleTimeout time.Duration
+	// For a TLS handshake as a whole. 0: 10 s.
+	HandshakeTimeout time.Duration
+	// How many connections Front may be speaking on at once; those that were handed over do not count. At the limit no
+	// more are accepted until one ends: they wait in the kernel's queue. It is this Listener's alone, not the process's.
+	//
+	// 0: three quarters of the process's file descriptors (RLIMIT_NOFILE as it is at Bind). The last quarter is for what a
+	// connection leads to, a backend's above all; without it each accepted client could cost another its answer. Most
+	// connections are between two requests at any moment and have no backend's then. Where the system knows no such
+	// limit, there is none here.
+	MaxConnections int
 	// A listener of this process that may hold the same port on another address ("127.0.0.1:80" and then "0.0.0.0:80",
 	// which the kernel calls a conflict) and is drained when the new one is in use. Nil: none.
 	Beside *Listener
 }
 
+func (o *Options) validate() error {
+	switch {
+	case o.Front == nil:
+		return errors.New("Options.Front is nil")
+	case o.HandshakeTimeout < 0:
+		return fmt.Errorf("Options.HandshakeTimeout is negative: %v", o.HandshakeTimeout)
+	case o.MaxConnections < 0:
+		return fmt.Errorf("Options.MaxConnections is negative: %d", o.MaxConnections)
+	}
+	return nil
+}
+
+// withDefaults puts values in the place of zeros.
+func (o Options) withDefaults() Options {
+	if o.TLS == nil {
+		o.TLS = func() *tls.Config { return nil }
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.HandshakeTimeout == 0 {
+		o.HandshakeTimeout = defaultHandshakeTimeout
+	}
+	if o.MaxConnections == 0 {
+		o.MaxConnections = max(1, descriptors()/4*3)
+	}
+	return o
+}
+
 // Listener is one bound address.
 type Listener struct {
-	socket net.Listener
-	server *http.Server
-	tls    func() *tls.Config
-	logger *slog.Logger
-	serves sync.WaitGroup // the accepting goroutine
+	socket           *net.TCPListener
+	take             func() (*net.TCPConn, error) // the next connection: socket's AcceptTCP
+	front            Front
+	tls              func() *tls.Config
+	logger           *slog.Logger
+	handshakeTimeout time.Duration
 
-	leaving atomic.Bool   // answers say that the connection closes
-	conns   atomic.Int64  // the server's connections
-	last    chan struct{} // signalled when conns has become 0; capacity 1
+	// What connections are given as stale. They stand here so that none has to make its own.
+	plainIsStale, tlsIsStale func() bool
 
-	// mu guards what follows.
-	mu     sync.Mutex
-	active int  // handlers that run
-	closed bool // no handler may begin
-	idle   chan struct{}
+	slots      chan struct{} // holds one for each connection; full at the limit
+	accepts    sync.WaitGroup
+	conns      sync.WaitGroup // the connections' goroutines
+	handshakes handshakes
+
+	leave   sync.Once
+	leaving chan struct{} // closed at the beginning of the drain
 }
 
 // Bind takes address, host:port, without accepting anything yet. The error wraps what the kernel said: see Reason.
 func Bind(ctx context.Context, address string, o Options) (*Listener, error) {
+	if err := o.validate(); err != nil {
+		return nil, fmt.Errorf("cannot listen on %s: %w", address, err)
+	}
 	socket, err := bind(ctx, address, o.Beside)
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen on %s: %w", address, err)
 	}
-	l := &Listener{socket: socket, tls: o.TLS, logger: o.Logger, last: make(chan struct{}, 1), idle: make(chan struct{})}
-	if l.logger == nil {
-		l.logger = slog.New(slog.DiscardHandler)
-	}
-	if l.tls == nil {
-		l.tls = func() *tls.Config { return nil }
-	}
-	l.server = &http.Server{
-		Handler:                      l.gate(o.Handler),
-		ReadHeaderTimeout:            withDefault(o.ReadHeaderTimeout, defaultReadHeaderTimeout),
-		IdleTimeout:                  withDefault(o.IdleTimeout, defaultIdleTimeout),
-		MaxHeaderBytes:               maxHeaderBytes,
-		DisableGeneralOptionsHandler: true,
-		ConnState:                    l.count,
-		// Mostly clients that break off or speak nonsense.
-		ErrorLog: slog.NewLogLogger(l.logger.Handler(), slog.LevelDebug),
-	}
-	return l, nil
+	return newListener(socket, o.withDefaults()), nil
 }
 
-func withDefault(d, otherwise time.Duration) time.Duration {
-	if d <= 0 {
-		return otherwise
+func newListener(socket *net.TCPListener, o Options) *Listener {
+	return &Listener{
+		socket:           socket,
+		take:             socket.AcceptTCP,
+		front:            o.Front,
+		tls:              o.TLS,
+		logger:           o.Logger,
+		handshakeTimeout: o.HandshakeTimeout,
+		plainIsStale:     func() bool { return o.TLS() != nil },
+		tlsIsStale:       func() bool { return o.TLS() == nil },
+		slots:            make(chan struct{}, o.MaxConnections),
+		leaving:          make(chan struct{}),
 	}
-	return d
 }
 
 // bind listens on address, next to a listener of ours where there is one in the way.
-func bind(ctx context.Context, address string, beside *Listener) (net.Listener, error) {
-	var plain net.ListenConfig
-	socket, err := plain.Listen(ctx, network(address), address)
+func bind(ctx context.Context, address string, beside *Listener) (*net.TCPListener, error) {
+	socket, err := listen(ctx, net.ListenConfig{}, address)
 	if beside == nil || !errors.Is(err, syscall.EADDRINUSE) || !samePort(address, beside.Address()) {
 		return socket, err
 	}
@@ -112,6 +153,21 @@ func bind(ctx context.Context, address string, beside *Listener) (net.Listener, 
 		return shared, nil
 	}
 	return nil, err
+}
+
+// listen opens one socket. What it accepts has TCP_NODELAY and the keepalive that is Go's default: after 15 s, every 15 s,
+// nine times.
+func listen(ctx context.Context, lc net.ListenConfig, address string) (*net.TCPListener, error) {
+	socket, err := lc.Listen(ctx, network(address), address)
+	if err != nil {
+		return nil, err
+	}
+	tcp, ok := socket.(*net.TCPListener)
+	if !ok {
+		socket.Close()
+		return nil, fmt.Errorf("%T is no TCP socket", socket)
+	}
+	return tcp, nil
 }
 
 // network makes 0.0.0.0 mean what it says, every IPv4 address: for Go's "tcp" it is every IPv6 address too.
@@ -152,14 +208,7 @@ func Reason(err error) string {
 func (l *Listener) Address() string { return l.socket.Addr().String() }
 
 // Start accepts connections, until Drain.
-func (l *Listener) Start() {
-	l.serves.Go(func() {
-		err := l.server.Serve(acceptor{l})
-		if !errors.Is(err, http.ErrServerClosed) && !(l.leaving.Load() && errors.Is(err, net.ErrClosed)) {
-			l.logger.Error("accepting connections ended", "listen", l.Address(), "error", err)
-		}
-	})
-}
+func (l *Listener) Start() { l.accepts.Go(l.accept) }
 
 // Close gives up a listener that was not started.
 func (l *Listener) Close() error {
@@ -168,120 +217,3 @@ func (l *Listener) Close() error {
 	}
 	return nil
 }
-
-// Drain accepts no more, gives kept connections a moment to bring a last request, lets the requests under way end and cuts
-// what is left when ctx ends. It returns once every handler has returned; a connection that was upgraded is its new owner's
-// to end. The error is that of ctx if anything had to be cut.
-func (l *Listener) Drain(ctx context.Context) error {
-	l.sayGoodBye(ctx)
-	err := l.server.Shutdown(ctx)
-	if err != nil {
-		l.server.Close()
-		err = fmt.Errorf("drain %s: %w", l.Address(), err)
-	}
-	l.serves.Wait()
-	l.mu.Lock()
-	if !l.closed {
-		l.closed = true
-		if l.active == 0 {
-			close(l.idle)
-		}
-	}
-	l.mu.Unlock()
-	<-l.idle
-	return err
-}
-
-// goodBye is how long a drain waits for kept connections to come by once more.
-const goodBye = time.Second
-
-// sayGoodBye closes the socket and lets every request that still comes be answered with "Connection: close". Shutdown alone
-// would cut kept connections that are between two requests, and with them requests that are on their way already, which
-// clients must not repeat unless they are idempotent (RFC 9112 section 9.3.1).
-func (l *Listener) sayGoodBye(ctx context.Context) {
-	if l.leaving.Swap(true) {
-		return
-	}
-	l.socket.Close() // an error would mean that it is closed
-	l.serves.Wait()  // or Shutdown would close it once more, and fail
-	timer := time.NewTimer(goodBye)
-	defer timer.Stop()
-	for l.conns.Load() > 0 {
-		select {
-		case <-l.last:
-		case <-timer.C:
-			return
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// count follows the connections that are the server's; upgraded ones are not.
-func (l *Listener) count(_ net.Conn, state http.ConnState) {
-	switch state {
-	case http.StateNew:
-		l.conns.Add(1)
-	case http.StateClosed, http.StateHijacked:
-		if l.conns.Add(-1) > 0 {
-			return
-		}
-		select {
-		case l.last <- struct{}{}:
-		default:
-		}
-	}
-}
-
-// gate counts the handlers, so that Drain can wait for them: the server's Close does not.
-func (l *Listener) gate(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !l.enter() {
-			panic(http.ErrAbortHandler)
-		}
-		defer l.leave()
-		if l.leaving.Load() || (r.TLS != nil) != (l.tls() != nil) {
-			w.Header().Set("Connection", "close")
-		}
-		next.ServeHTTP(w, r)
-	})
-}
-
-func (l *Listener) enter() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed {
-		return false
-	}
-	l.active++
-	return true
-}
-
-func (l *Listener) leave() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.active--
-	if l.closed && l.active == 0 {
-		close(l.idle)
-	}
-}
-
-// acceptor gives the server each connection as the TLS setting of its moment wants it. The handshake is left to the
-// connection's own goroutine.
-type acceptor struct{ *Listener }
-
-func (a acceptor) Accept() (net.Conn, error) {
-	conn, err := a.socket.Accept()
-	if err != nil {
-		return nil, err
-	}
-	if config := a.tls(); config != nil {
-		return tls.Server(conn, config), nil
-	}
-	return conn, nil
-}
-
-func (a acceptor) Addr() net.Addr { return a.socket.Addr() }
-
-// Close is the server's, at the beginning of a drain.
-func (a acceptor) Close() error { return a.socket.Close() }

@@ -9,6 +9,6 @@ import (
 )
 
 // bindShared has no counterpart here: the caller reports the conflict.
-func bindShared(context.Context, string, net.Listener) (net.Listener, error) {
+func bindShared(context.Context, string, *net.TCPListener) (*net.TCPListener, error) {
 	return nil, errors.New("share port: not possible on this system")
 }

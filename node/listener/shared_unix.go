@@ -14,13 +14,13 @@ import (
 // bindShared listens on address although old holds the same port. The kernel allows that between sockets that both say
 // SO_REUSEPORT; they say it only while the second is being bound, since with it another process of the same user could take
 // the port unnoticed.
-func bindShared(ctx context.Context, address string, old net.Listener) (net.Listener, error) {
+func bindShared(ctx context.Context, address string, old *net.TCPListener) (*net.TCPListener, error) {
 	if err := reusePort(old, true); err != nil {
 		return nil, err
 	}
 	defer reusePort(old, false) // it is about to be closed: nothing is lost if this fails
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error { return setReusePort(c, true) }}
-	socket, err := lc.Listen(ctx, network(address), address)
+	socket, err := listen(ctx, lc, address)
 	if err != nil {
 		return nil, err
 	}
@@ -31,12 +31,8 @@ func bindShared(ctx context.Context, address string, old net.Listener) (net.List
 	return socket, nil
 }
 
-func reusePort(l net.Listener, on bool) error {
-	sc, ok := l.(syscall.Conn)
-	if !ok {
-		return fmt.Errorf("share port: %T has no descriptor", l)
-	}
-	raw, err := sc.SyscallConn()
+func reusePort(l *net.TCPListener, on bool) error {
+	raw, err := l.SyscallConn()
 	if err != nil {
 		return fmt.Errorf("share port: %w", err)
 	}

@@ -15,6 +15,7 @@
 package tunnel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net"
@@ -55,6 +56,8 @@ type Tunnel struct {
 	FromClient, FromBackend []byte
 	// The bytes are frames of RFC 6455, from their very beginning.
 	WebSocket bool
+	// The tunnel ends when no byte went either way for so long. 0: Options.Idle; below 0: it never does for that.
+	Idle time.Duration
 	// What the tunnel lives by, as Retain's function understands it. Nil is an owner like any other.
 	Owner any
 	// Called once when the tunnel has ended, from a goroutine of the set; Close waits for it. Nil: nobody is told.
@@ -150,7 +153,9 @@ func (s *Set) Start(t Tunnel) error {
 		l.cut(err)
 		return err
 	}
-	l.watch(s.idle)
+	if idle := cmp.Or(t.Idle, s.idle); idle > 0 {
+		l.watch(idle)
+	}
 	if !welcome {
 		s.end(l)
 	}

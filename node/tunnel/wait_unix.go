@@ -18,6 +18,11 @@ func rawOf(src net.Conn) syscall.RawConn {
 		raw, err = c.SyscallConn()
 	case *net.UnixConn:
 		raw, err = c.SyscallConn()
+	case interface{ Plain() *net.TCPConn }:
+		// A connection that is counted where it was opened, but read as what it is.
+		if tcp := c.Plain(); tcp != nil {
+			raw, err = tcp.SyscallConn()
+		}
 	}
 	if err != nil {
 		return nil // closed: Read will say so

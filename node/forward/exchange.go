@@ -1,0 +1,305 @@
+package forward
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/pyserve/pyserve/node/accesslog"
+	"github.com/pyserve/pyserve/node/http1"
+	"github.com/pyserve/pyserve/node/meter"
+	"github.com/pyserve/pyserve/node/route"
+	"github.com/pyserve/pyserve/node/upstream"
+)
+
+const (
+	// inSize is for what a client sends: heads are mostly far below it, and what is left is for bodies.
+	inSize = 32 << 10
+	// outSize is for the heads that we write; they grow where they have to.
+	outSize = 4 << 10
+	// backSize is for what a backend sends, behind headroom.
+	backSize = 36 << 10
+	// headroom is by how much our head of an answer may be longer than the backend's and still go out in one write with
+	// the body's first bytes, without moving them.
+	headroom = 1 << 10
+	// keptSize is what a buffer may have grown to and be kept.
+	keptSize = http1.MaxHead + inSize
+)
+
+// peer is the client's side of an exchange.
+type peer interface {
+	// version is the protocol's, as Via has it (RFC 9110 section 7.6.3).
+	version() string
+	// rewind goes back to the beginning of the request's body. Only pending was called so far.
+	rewind()
+	// pending gives the next bytes of the request's body, framed as the backend was told, as far as they are there; nil:
+	// none are. done is with the last of them. They are valid until the next call.
+	pending() (wire []byte, done bool, err error)
+	// receive is pending, but waits.
+	receive() (wire []byte, done bool, err error)
+	// interim passes on a 1xx answer, x.response.
+	interim() error
+	// relay passes on the final answer: its head, x.response, and its body.
+	relay() *failure
+	// reply answers for the proxy itself.
+	reply(status int, kind string, body []byte) error
+	// join hands both connections to a tunnel after a 101.
+	join() *failure
+}
+
+// exchange is one request on its way and back. It belongs to the connection's goroutine, but for the request's body while
+// that is pumped.
+type exchange struct {
+	*Proxy
+	*watch
+	front *Front
+	peer  peer
+	shard uint32
+
+	in         []byte // what the client sent: the head, and what came with it
+	have       int    // how much of in is filled
+	headEnd    int
+	at         int    // of in: where what is left of the body begins
+	out        []byte // the head that is being written
+	back       []byte // what the backend sent
+	from, to   int    // the part of back that is not used yet
+	scratch    []byte // path and host, where they are not as they came
+	hostBuffer []byte
+	tail       []byte // the end of a request's chunked body, with its trailers
+
+	request  http1.Request
+	response http1.Response
+	upBody   http1.Body
+	downBody http1.Body
+
+	table   *Table
+	route   *Route
+	begun   time.Time
+	path    []byte // in normal form
+	removed int    // how much of path is stripped
+	origin  origin
+	upgrade bool
+	conn    *upstream.Conn // of the attempt under way
+	tries   int
+
+	uploading bool               // the pump runs, or its result has not been taken
+	pumped    bool               // the pump has taken some of the body
+	taken     atomic.Bool        // the pump has all of the body, and perhaps still writes the last of it
+	uploaded  chan uploadOutcome // capacity 1
+	outcome   uploadOutcome
+
+	status         int // of the final answer, once its head went out
+	headSent       bool
+	received, sent int64
+	interims       int
+	upstreamTook   time.Duration
+	class          Class
+	asked          *upstream.Backend // the last one
+	entry          accesslog.Entry
+}
+
+func newExchange() *exchange {
+	return &exchange{
+		in: make([]byte, inSize), out: make([]byte, 0, outSize), back: make([]byte, backSize),
+		uploaded: make(chan uploadOutcome, 1),
+	}
+}
+
+// take readies an exchange for a connection or stream.
+func (p *Proxy) take(f *Front, w *watch, by peer, shard uint32) *exchange {
+	x := p.exchanges.Get().(*exchange)
+	x.Proxy, x.watch, x.front, x.peer, x.shard = p, w, f, by, shard
+	x.have = 0
+	return x
+}
+
+// giveBack is the end of an exchange's use.
+func (p *Proxy) giveBack(x *exchange) {
+	if cap(x.in) > keptSize || cap(x.back) > keptSize || cap(x.out) > keptSize {
+		return
+	}
+	x.Proxy, x.watch, x.front, x.peer, x.table, x.route, x.conn, x.asked = nil, nil, nil, nil, nil, nil, nil, nil
+	x.path = nil
+	x.origin = origin{}
+	p.exchanges.Put(x)
+}
+
+// reset is between two requests.
+func (x *exchange) reset() {
+	x.table, x.route, x.path, x.removed, x.upgrade, x.conn, x.tries = nil, nil, nil, 0, false, nil, 0
+	x.uploading, x.pumped, x.outcome = false, false, uploadOutcome{}
+	x.status, x.headSent, x.received, x.sent, x.interims, x.upstreamTook, x.class, x.asked = 0, false, 0, 0, 0, 0, "", nil
+}
+
+// carry serves the request whose head is in x.request. It reports what went wrong; what of that could be answered has been.
+// When it returns, the request's body is nobody's any more.
+func (x *exchange) carry() *failure {
+	x.begun = time.Now()
+	table, unpin := x.source.Pin()
+	x.table = table
+	x.meter.InFlight(x.shard, 1)
+	f := x.guarded()
+	if f != nil {
+		x.fail(f)
+	}
+	x.endUpload()
+	x.endBackend(f == nil)
+	unpin()
+	x.meter.InFlight(x.shard, -1)
+	x.account()
+	return f
+}
+
+// guarded turns a panic into a failure: a request that trips over a defect takes no other with it.
+func (x *exchange) guarded() (f *failure) {
+	defer func() {
+		if p := recover(); p != nil {
+			f = &failure{class: ClassOurs, status: http.StatusInternalServerError, sentence: "The proxy failed.",
+				err: fmt.Errorf("panic: %v\n%s", p, debug.Stack())}
+		}
+	}()
+	return x.serve()
+}
+
+// serve is the way of a request.
+func (x *exchange) serve() *failure {
+	x.readOrigin()
+	if x.table == nil {
+		return &failure{class: ClassOurs, status: http.StatusServiceUnavailable, sentence: "This node serves nothing at the moment."}
+	}
+	if f := x.find(); f != nil || x.headSent {
+		return f
+	}
+	if d := x.route.timeouts.Request; d > 0 {
+		x.end.Store(x.front.after(d))
+	}
+	if f := x.send(); f != nil {
+		return f
+	}
+	if x.response.Status == http.StatusSwitchingProtocols {
+		return x.peer.join()
+	}
+	return x.peer.relay()
+}
+
+// find reads the target and looks up the route. A request for the server itself it answers.
+func (x *exchange) find() *failure {
+	r := &x.request
+	switch r.Form {
+	case http1.AuthorityForm:
+		return refused(http.StatusNotImplemented, "This server is not a forward proxy: CONNECT is not supported.", nil)
+	case http1.AsteriskForm:
+		return x.answerOptions()
+	}
+	raw := r.Path()
+	if len(raw) == 0 && r.Method == http1.OPTIONS {
+		if _, asked := r.Query(); !asked {
+			return x.answerOptions() // RFC 9112 section 3.2.4
+		}
+	}
+	if len(raw) == 0 {
+		raw = rootPath // RFC 3986 section 6.2.3
+	}
+	path, err := route.NormalizePath(x.scratch, raw)
+	if err != nil {
+		return refused(http.StatusBadRequest, "The path of the request is not valid.", err)
+	}
+	x.path = path
+	if r.Has(http1.Via) && x.laps() >= maxLaps {
+		return refused(http.StatusLoopDetected, "The request has come by here too often.", errors.New("loop"))
+	}
+	found, ok := x.table.Routes.Lookup(route.CanonicalHost(x.hostBuffer, r.Authority()), path)
+	if !ok {
+		return refused(http.StatusNotFound, "No route matches this request.", nil)
+	}
+	x.route = found
+	if found.stripPath {
+		x.removed = len(found.prefix)
+	}
+	x.upgrade = r.Upgrade && x.takesUpgrade()
+	return x.limitForwards()
+}
+
+var rootPath = []byte("/")
+
+// answerOptions is RFC 9110 section 9.3.7: OPTIONS * is about the server as a whole, and that is us.
+func (x *exchange) answerOptions() *failure {
+	if err := x.peer.reply(http.StatusOK, "", nil); err != nil {
+		return &failure{class: ClassClient, err: err}
+	}
+	return nil
+}
+
+// limitForwards looks at Max-Forwards, which only TRACE and OPTIONS have (RFC 9110 section 7.6.2). It is counted down where
+// the head is written.
+func (x *exchange) limitForwards() *failure {
+	if x.request.Method != http1.TRACE && x.request.Method != http1.OPTIONS || !x.request.Has(http1.MaxForwards) {
+		return nil
+	}
+	n, err := strconv.ParseUint(string(x.request.Get(http1.MaxForwards)), 10, 31)
+	switch {
+	case err != nil:
+		return refused(http.StatusBadRequest, "Max-Forwards is not a number.", err)
+	case n == 0:
+		return refused(http.StatusNotImplemented, "This proxy does not answer TRACE or OPTIONS itself.", nil)
+	}
+	return nil
+}
+
+// fail answers for a request that failed, if it still can be answered, and logs it.
+func (x *exchange) fail(f *failure) {
+	if x.headSent {
+		f.status = 0
+	}
+	if f.status != 0 {
+		if err := x.refuse(f.status, f.sentence); err != nil {
+			f.err = errors.Join(f.err, err)
+			f.status = 0
+		}
+	}
+	x.class = f.class
+	x.counts().Failed(x.shard, f.class.index())
+	level := slog.LevelWarn
+	switch f.class {
+	case ClassClient:
+		level = slog.LevelDebug
+	case ClassOurs:
+		level = slog.LevelError
+	}
+	if !x.logger.Enabled(nil, level) {
+		return
+	}
+	x.logger.Log(nil, level, "request failed", "class", string(f.class), "status", x.status, "route", x.routeName(),
+		"method", string(x.request.MethodName()), "path", string(x.path), "client", x.origin.real, "request_id", string(x.origin.id),
+		"sentence", f.sentence, "error", f.err)
+}
+
+func (x *exchange) routeName() string {
+	if x.route == nil {
+		return noRoute
+	}
+	return x.route.name
+}
+
+// counts are the series of the request's route.
+func (x *exchange) counts() *meter.Route {
+	if x.route == nil {
+		return x.unrouted
+	}
+	x.route.counted.Do(func() { x.route.counts = x.meter.Route(x.route.name) })
+	return x.route.counts
+}
+
+// account counts the request and logs it.
+func (x *exchange) account() {
+	took := time.Since(x.begun)
+	x.counts().Ended(x.shard, x.status, took, x.received, x.sent)
+	if x.accessLog != nil {
+		x.logAccess(took)
+	}
+}

@@ -1,0 +1,115 @@
+package listener
+
+import (
+	"crypto/tls"
+	"errors"
+	"net"
+	"runtime/debug"
+	"time"
+)
+
+const (
+	firstPause = 5 * time.Millisecond
+	lastPause  = time.Second
+	// noticeEvery bounds how often the log repeats what goes on.
+	noticeEvery = 10 * time.Second
+)
+
+// accept is the one goroutine that takes connections. A second one, which would need a socket of its own (SO_REUSEPORT; two
+// goroutines on one socket take turns), was measured to serve no more connections of one request each, on two cores. It
+// would also leave the port open to other processes of the same user.
+func (l *Listener) accept() {
+	var r resumption
+	full, failed := notice{every: noticeEvery}, notice{every: noticeEvery}
+	for pause := firstPause; l.room(&full); {
+		tcp, err := l.take()
+		if err == nil {
+			pause = firstPause
+			l.conns.Add(1)
+			go l.serve(tcp, r.config(l.tls()))
+			continue
+		}
+		<-l.slots
+		if !l.sitOut(err, pause, &failed) {
+			return
+		}
+		pause = min(2*pause, lastPause)
+	}
+}
+
+// room takes a slot. It waits for one at the limit, and returns false when the listener leaves.
+func (l *Listener) room(full *notice) bool {
+	select {
+	case l.slots <- struct{}{}:
+		return true
+	default:
+	}
+	if times, due := full.due(time.Now()); due {
+		l.logger.Warn("the limit of connections is reached; more wait until one ends",
+			"listen", l.Address(), "limit", cap(l.slots), "times", times)
+	}
+	select {
+	case l.slots <- struct{}{}:
+		return true
+	case <-l.leaving:
+		return false
+	}
+}
+
+// sitOut waits after a failed accept: out of file descriptors or memory, or a client that has gone. None of them is a reason
+// to accept no more, and all of them come back at once if asked again at once. It returns false when the listener leaves.
+func (l *Listener) sitOut(err error, pause time.Duration, failed *notice) bool {
+	if errors.Is(err, net.ErrClosed) {
+		return false // by Drain: nobody else has the socket
+	}
+	if times, due := failed.due(time.Now()); due {
+		l.logger.Error("accepting a connection failed", "listen", l.Address(), "error", err, "times", times)
+	}
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-l.leaving:
+		return false
+	}
+}
+
+// notice says when to log what may happen thousands of times in a second.
+type notice struct {
+	every time.Duration
+	next  time.Time
+	times int // since the last line
+}
+
+// due counts one more. When a line is due, times is how often it happened since the last one.
+func (n *notice) due(now time.Time) (times int, due bool) {
+	n.times++
+	if now.Before(n.next) {
+		return 0, false
+	}
+	times, n.times = n.times, 0
+	n.next = now.Add(n.every)
+	return times, true
+}
+
+// serve is a connection's goroutine. Its frame stays while the connection idles, so what only a handshake needs is kept out
+// of it.
+func (l *Listener) serve(tcp *net.TCPConn, config *tls.Config) {
+	defer l.end(tcp)
+	if config == nil {
+		l.front.Serve(tcp, tcp, l.plainIsStale)
+		return
+	}
+	l.serveTLS(tcp, config)
+}
+
+// end must be deferred itself, to recover: one connection's panic is not the others' end.
+func (l *Listener) end(tcp *net.TCPConn) {
+	if cause := recover(); cause != nil {
+		l.logger.Error("serving a connection panicked", "client", tcp.RemoteAddr(), "panic", cause, "stack", string(debug.Stack()))
+		tcp.Close() // mostly open still, and if not, an error is no news
+	}
+	<-l.slots
+	l.conns.Done()
+}
