@@ -1,14 +1,11 @@
 package node
 
 import (
-	"fmt"
 	"maps"
 	"slices"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/pyserve/pyserve/node/tunnel"
 	"github.com/pyserve/pyserve/node/upstream"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 )
@@ -109,72 +106,4 @@ func stateOf(s upstream.State) fleetv1.BackendState {
 		return fleetv1.BackendState_BACKEND_STATE_UNHEALTHY
 	}
 	return fleetv1.BackendState_BACKEND_STATE_UNSPECIFIED
-}
-
-// gauges report the live generation when they are asked: what is no longer served has no series left behind.
-type gauges struct {
-	node                          *Node
-	tunnels, revision, backendUp  *prometheus.Desc
-	tunnelBytes, webSocketMessage *prometheus.Desc
-}
-
-func (n *Node) register() error {
-	if n.registerer == nil {
-		return nil
-	}
-	if err := n.meter.Register(n.registerer); err != nil {
-		return err
-	}
-	g := &gauges{
-		node:    n,
-		tunnels: prometheus.NewDesc("pyserve_tunnels", "Upgraded connections, WebSockets mostly.", nil, nil),
-		tunnelBytes: prometheus.NewDesc("pyserve_tunnel_bytes_total",
-			"Bytes passed on by tunnels.", []string{"direction"}, nil),
-		webSocketMessage: prometheus.NewDesc("pyserve_websocket_messages_total",
-			"WebSocket messages passed on, control frames not counted.", []string{"direction"}, nil),
-		revision:  prometheus.NewDesc("pyserve_revision", "The revision that is served, 0 for none.", nil, nil),
-		backendUp: prometheus.NewDesc("pyserve_backend_up", "1 if the backend takes traffic.", []string{"route", "backend"}, nil),
-	}
-	if err := n.registerer.Register(g); err != nil {
-		return fmt.Errorf("register node metrics: %w", err)
-	}
-	n.gauges = g
-	return nil
-}
-
-// Describe implements prometheus.Collector.
-func (g *gauges) Describe(out chan<- *prometheus.Desc) {
-	out <- g.tunnels
-	out <- g.tunnelBytes
-	out <- g.webSocketMessage
-	out <- g.revision
-	out <- g.backendUp
-}
-
-// Collect implements prometheus.Collector.
-func (g *gauges) Collect(out chan<- prometheus.Metric) {
-	out <- prometheus.MustNewConstMetric(g.tunnels, prometheus.GaugeValue, float64(g.node.tunnels.Len()))
-	out <- prometheus.MustNewConstMetric(g.revision, prometheus.GaugeValue, float64(g.node.Applied().GetRevision()))
-	totals := g.node.tunnels.Totals()
-	for direction, traffic := range map[string]tunnel.Traffic{"to_backend": totals.ToBackend, "to_client": totals.ToClient} {
-		out <- prometheus.MustNewConstMetric(g.tunnelBytes, prometheus.CounterValue, float64(traffic.Bytes), direction)
-		out <- prometheus.MustNewConstMetric(g.webSocketMessage, prometheus.CounterValue, float64(traffic.Messages), direction)
-	}
-	type key struct{ route, address string }
-	up := make(map[key]float64)
-	for _, s := range g.node.Backends() {
-		at := key{s.GetRoute(), s.GetAddress()}
-		up[at] = max(up[at], upValue(s.GetState()))
-	}
-	for at, value := range up {
-		out <- prometheus.MustNewConstMetric(g.backendUp, prometheus.GaugeValue, value, at.route, at.address)
-	}
-}
-
-func upValue(s fleetv1.BackendState) float64 {
-	switch s {
-	case fleetv1.BackendState_BACKEND_STATE_HEALTHY, fleetv1.BackendState_BACKEND_STATE_UNKNOWN:
-		return 1
-	}
-	return 0
 }

@@ -349,7 +349,7 @@ func TestFlagsAndTheirDefaults(t *testing.T) {
 		},
 		"node": {
 			"control": "[127.0.0.1:7400]", "token-file": "", "name": hostName(), "data-dir": "", "listen": "", "admin": "127.0.0.1:7410",
-			"gossip": "127.0.0.1:7946", "join": "[]", "config": "", "log-format": "text", "log-level": "info",
+			"gossip": "127.0.0.1:7946", "join": "[]", "config": "", "access-log": "", "access-log-format": "text", "log-format": "text", "log-level": "info",
 		},
 		"up": {"nodes": "3"},
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/pyserve/pyserve/cluster"
 	"github.com/pyserve/pyserve/node"
+	"github.com/pyserve/pyserve/node/accesslog"
 	"github.com/pyserve/pyserve/node/agent"
 )
 
@@ -25,6 +26,7 @@ type nodeOptions struct {
 	controls                                                []string
 	tokenFile, name, dataDir, listen, admin, gossip, config string
 	join                                                    []string
+	accessLog, accessLogFormat                              string
 	// token is the join token itself, which only the environment and pyserve up can give.
 	token string
 }
@@ -63,6 +65,8 @@ neither the token nor control: the node serves the last configuration that it wa
 	f.StringVar(&o.admin, "admin", "127.0.0.1:7410", "HTTP: metrics, health")
 	f.StringVar(&o.gossip, "gossip", "127.0.0.1:7946", "gossip, UDP and TCP")
 	f.StringSliceVar(&o.join, "join", nil, "gossip addresses to join, comma separated (default: learnt from control)")
+	f.StringVar(&o.accessLog, "access-log", "", "write a line for every request to this file, - for standard output (default: none)")
+	f.StringVar(&o.accessLogFormat, "access-log-format", "text", "text or json")
 	f.StringVar(&o.config, "config", "", "run alone from this file, without control or gossip")
 	return cmd
 }
@@ -185,12 +189,47 @@ func (p *nodeProcess) openNode(o nodeOptions, registry *prometheus.Registry, log
 	}
 	p.undo.add(closeListener(adminListener))
 	p.adminAddress = adminListener.Addr().String()
-	p.node, err = node.New(node.Options{Name: o.name, Listen: o.listen, Logger: logger, Registerer: registry})
+	requests, err := p.openAccessLog(o, logger)
+	if err != nil {
+		return err
+	}
+	p.node, err = node.New(node.Options{Name: o.name, Listen: o.listen, Logger: logger, Registerer: registry, AccessLog: requests})
 	if err != nil {
 		return err
 	}
 	p.undo.add(startAdmin(adminListener, registry, notReady(p.node), nil, logger).stop)
 	return nil
+}
+
+// openAccessLog gives nil where none is asked for.
+func (p *nodeProcess) openAccessLog(o nodeOptions, logger *slog.Logger) (*accesslog.Log, error) {
+	options := accesslog.Options{Logger: logger}
+	switch o.accessLogFormat {
+	case "json":
+		options.Format = accesslog.JSON
+	case "", "text":
+	default:
+		return nil, fmt.Errorf("--access-log-format is text or json, not %q", o.accessLogFormat)
+	}
+	switch o.accessLog {
+	case "":
+		return nil, nil
+	case "-":
+		options.Writer = os.Stdout
+	default:
+		file, err := accesslog.OpenFile(o.accessLog)
+		if err != nil {
+			return nil, fmt.Errorf("--access-log: %w", err)
+		}
+		p.undo.add(func(context.Context) error { return file.Close() })
+		options.Writer = file
+	}
+	requests, err := accesslog.New(options)
+	if err != nil {
+		return nil, err
+	}
+	p.undo.add(requests.Close) // after the node has stopped, so that its last requests are there
+	return requests, nil
 }
 
 func notReady(n *node.Node) func() string {

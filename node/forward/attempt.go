@@ -239,7 +239,9 @@ func (x *exchange) awaitAnswer() *failure {
 	if x.response.Status == http.StatusSwitchingProtocols && !x.upgrade {
 		return x.attemptFailure(errUnaskedSwitch, true)
 	}
-	x.upstreamTook = time.Since(x.begun)
+	if x.accessLog != nil {
+		x.upstreamTook = time.Since(x.begun)
+	}
 	x.downBody.Reset(&x.response.Head)
 	return nil
 }

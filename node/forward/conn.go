@@ -141,6 +141,7 @@ func (c *conn) carry() bool {
 		if cause(c.cause.Load()) != causeNone { // the backend was interrupted, not this connection
 			c.main.due.Store(0)
 			c.upload.due.Store(0)
+			c.cause.Store(uint32(causeNone))
 		}
 		x.have = copy(x.in, x.in[x.at:x.have])
 		if x.have == 0 {

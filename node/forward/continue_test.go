@@ -75,7 +75,6 @@ func TestARefusedExpectationPasses(t *testing.T) {
 		if body := w.read(2); body != "no" {
 			t.Errorf("%q", body)
 		}
-		w.say("abc")
 		w.ended()
 		if got := <-rest; got != "" {
 			t.Errorf("the backend was sent %q", got)

@@ -27,6 +27,8 @@ const (
 	// headroom is by how much our head of an answer may be longer than the backend's and still go out in one write with
 	// the body's first bytes, without moving them.
 	headroom = 1 << 10
+	// scratchSize and hostSize are for paths and hosts that are not in normal form as they came; longer ones allocate.
+	scratchSize, hostSize = 4 << 10, 256
 	// keptSize is what a buffer may have grown to and be kept.
 	keptSize = http1.MaxHead + inSize
 )
@@ -106,7 +108,7 @@ type exchange struct {
 func newExchange() *exchange {
 	return &exchange{
 		in: make([]byte, inSize), out: make([]byte, 0, outSize), back: make([]byte, backSize),
-		uploaded: make(chan uploadOutcome, 1),
+		scratch: make([]byte, 0, scratchSize), hostBuffer: make([]byte, 0, hostSize), uploaded: make(chan uploadOutcome, 1),
 	}
 }
 

@@ -79,6 +79,7 @@ type settings struct {
 	trusted []string
 	tls     *tls.Config
 	dial    func(ctx context.Context, network, address string) (net.Conn, error)
+	stale   func() bool
 	options Options // but for what start sets itself
 }
 
@@ -112,7 +113,7 @@ func startWith(t testing.TB, s settings, sites ...site) *proxy {
 		t.Fatal(err)
 	}
 	var serving sync.WaitGroup
-	serving.Go(func() { p.accept(l, s.tls, &serving) })
+	serving.Go(func() { p.accept(l, s, &serving) })
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 		defer cancel()
@@ -126,7 +127,7 @@ func startWith(t testing.TB, s settings, sites ...site) *proxy {
 }
 
 // accept stands in for package listener.
-func (p *proxy) accept(l net.Listener, config *tls.Config, serving *sync.WaitGroup) {
+func (p *proxy) accept(l net.Listener, s settings, serving *sync.WaitGroup) {
 	for {
 		nc, err := l.Accept()
 		if err != nil {
@@ -134,11 +135,11 @@ func (p *proxy) accept(l net.Listener, config *tls.Config, serving *sync.WaitGro
 		}
 		serving.Go(func() {
 			tcp := nc.(*net.TCPConn)
-			if config == nil {
-				p.front.Serve(nc, tcp, nil)
+			if s.tls == nil {
+				p.front.Serve(nc, tcp, s.stale)
 				return
 			}
-			secured := tls.Server(nc, config)
+			secured := tls.Server(nc, s.tls)
 			if err := secured.Handshake(); err != nil {
 				nc.Close()
 				return
@@ -147,7 +148,7 @@ func (p *proxy) accept(l net.Listener, config *tls.Config, serving *sync.WaitGro
 				p.front.ServeHTTP2(secured, nil)
 				return
 			}
-			p.front.Serve(secured, tcp, nil)
+			p.front.Serve(secured, tcp, s.stale)
 		})
 	}
 }

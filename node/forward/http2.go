@@ -32,6 +32,8 @@ const (
 	maxHeaderBytes = http1.MaxHead
 	// After pingAfter without a frame a client is asked whether it is there, and has pingTimeout to answer.
 	pingAfter, pingTimeout = 30 * time.Second, 15 * time.Second
+	// stallTimeout is how long a client may leave its socket full, whatever the routes allow.
+	stallTimeout = time.Minute
 	// continueTimeout is how long a body is held back that the client sends only when it is asked to, where the backend says
 	// nothing (RFC 9110 section 10.1.1). In HTTP/1 the client decides on that.
 	continueTimeout = time.Second
@@ -58,7 +60,7 @@ func (h *http2Server) init(f *Front) {
 	}
 	h.server = http2.Server{
 		MaxConcurrentStreams: maxStreams, MaxReadFrameSize: maxFrame,
-		IdleTimeout: f.idleTimeout, ReadIdleTimeout: pingAfter, PingTimeout: pingTimeout,
+		IdleTimeout: f.idleTimeout, ReadIdleTimeout: pingAfter, PingTimeout: pingTimeout, WriteByteTimeout: stallTimeout,
 		MaxUploadBufferPerConnection: 1 << 20, MaxUploadBufferPerStream: 256 << 10,
 	}
 	if err := http2.ConfigureServer(h.base, &h.server); err != nil {
@@ -71,33 +73,29 @@ func (f *Front) ServeHTTP2(conn *tls.Conn, stale func() bool) {
 	f.enter()
 	number := f.numbers.Add(1)
 	f.meter.Connected(number, 1)
-	f.http2.serve(conn, securedIntake{newIntake(conn, conn), conn}, stale)
+	f.http2.serve(newIntake(conn, conn), stale)
 	f.meter.Connected(number, -1)
 	f.exit()
 }
 
-// serve speaks HTTP/2 on nc, which the server sees as it is in in.
-func (h *http2Server) serve(nc, in net.Conn, stale func() bool) {
+// serve speaks HTTP/2 on a connection until it ends.
+func (h *http2Server) serve(in *intake, stale func() bool) {
 	h.mu.Lock()
-	h.conns[nc] = struct{}{}
+	h.conns[in.Conn] = struct{}{}
 	h.mu.Unlock()
 	if h.front.cutAll.Load() {
-		cutConn(nc)
+		cutConn(in.Conn)
 	}
-	o := origin{peer: addressOf(nc), secure: isSecure(nc)}
-	h.server.ServeConn(in, &http2.ServeConnOpts{
+	_, secure := in.Conn.(*tls.Conn)
+	o := origin{peer: addressOf(in.Conn), secure: secure}
+	h.server.ServeConn(in.server(), &http2.ServeConnOpts{
 		BaseConfig: h.base,
-		Handler:    http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.front.serveStream(w, r, nc, &o, stale) }),
+		Handler:    http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.front.serveStream(w, r, in, &o, stale) }),
 	})
-	nc.Close() // it mostly is
+	in.Close() // it mostly is
 	h.mu.Lock()
-	delete(h.conns, nc)
+	delete(h.conns, in.Conn)
 	h.mu.Unlock()
-}
-
-func isSecure(nc net.Conn) bool {
-	_, secure := nc.(*tls.Conn)
-	return secure
 }
 
 // servePlain goes on with a connection whose client speaks HTTP/2 with prior knowledge (RFC 9113 section 3.3).
@@ -108,7 +106,7 @@ func (h *http2Server) servePlain(c *conn) {
 	}
 	c.release()
 	c.x = nil
-	h.serve(c.nc, newIntake(c.nc, io.MultiReader(bytes.NewReader(began), c.nc)), c.stale)
+	h.serve(newIntake(c.nc, io.MultiReader(bytes.NewReader(began), c.nc)), c.stale)
 }
 
 // leave sends GOAWAY on every connection.
@@ -143,22 +141,27 @@ type streamWriter interface {
 // stream is one request over HTTP/2. It is the peer of its exchange.
 type stream struct {
 	watch
-	front     *Front
-	x         *exchange
-	w         streamWriter
-	r         *http.Request
-	nc        net.Conn
-	closing   bool
-	read      int64
-	expected  *expectation // nil: the client sends its body without being asked
-	key       string      // of a WebSocket; empty: it is none
-	joined    *streamConn // the client's side of a tunnel
+	front    *Front
+	x        *exchange
+	w        streamWriter
+	r        *http.Request
+	in       *intake
+	patience atomic.Int64 // how long the socket may be full when a body stands still, nanoseconds
+	closing  bool
+	read     int64
+	expected *expectation // nil: the client sends its body without being asked
+	key      string       // of a WebSocket; empty: it is none
+	joined   *streamConn  // the client's side of a tunnel
 }
 
 // serveStream carries one request.
-func (f *Front) serveStream(w http.ResponseWriter, r *http.Request, nc net.Conn, o *origin, stale func() bool) {
-	s := &stream{front: f, w: w.(streamWriter), r: r, nc: nc}
+func (f *Front) serveStream(w http.ResponseWriter, r *http.Request, in *intake, o *origin, stale func() bool) {
+	s := &stream{front: f, w: w.(streamWriter), r: r, in: in}
+	s.patience.Store(int64(writeTimeout))
 	s.client = s
+	if r.ContentLength != 0 && r.Header[expectKey] != nil {
+		s.expected = newExpectation()
+	}
 	s.closing = f.leaving.Load() || stale != nil && stale()
 	number := f.numbers.Add(1)
 	f.watch(&s.watch, number)
@@ -224,6 +227,10 @@ func (s *stream) head() error {
 	x, r := s.x, s.r
 	method, target, protocol := r.Method, r.RequestURI, r.Header[":protocol"]
 	switch {
+	case r.Host == "":
+		return http1.MissingHost // RFC 9113 section 8.3.1: http and https have an authority
+	case len(protocol) > 0 && method != http.MethodConnect:
+		return http1.BadMethod // RFC 8441 section 4
 	case len(protocol) > 0:
 		if err := s.connect(protocol[0]); err != nil {
 			return err
@@ -326,15 +333,12 @@ func (s *stream) appendLength(out []byte, declared []string) ([]byte, error) {
 	return http1.AppendContentLength(out, s.r.ContentLength), nil
 }
 
-// appendExpectation passes Expect on, and has the body wait for what comes of it.
+// appendExpectation passes Expect on.
 func (s *stream) appendExpectation(out []byte) ([]byte, error) {
 	var err error
 	for _, value := range s.r.Header[expectKey] {
 		if out, err = http1.AppendField(out, "Expect", value); err != nil {
 			return nil, err
-		}
-		if s.r.ContentLength != 0 {
-			s.expected = newExpectation()
 		}
 	}
 	return out, nil
@@ -457,7 +461,12 @@ func (s *stream) SetReadDeadline(t time.Time) error {
 	return s.w.SetReadDeadline(t)
 }
 
-func (s *stream) SetWriteDeadline(t time.Time) error { return s.w.SetWriteDeadline(t) }
+func (s *stream) SetWriteDeadline(t time.Time) error {
+	if t.Equal(longAgo) && s.in.stalled(time.Duration(s.patience.Load())) {
+		cutConn(s.in.Conn)
+	}
+	return s.w.SetWriteDeadline(t)
+}
 
 // interim passes on a 1xx. A 100 the server sends itself.
 func (s *stream) interim() error {
@@ -522,6 +531,9 @@ func (s *stream) relay() *failure {
 	s.sayClosing(h)
 	if s.expected != nil {
 		s.expected.final.Store(true)
+	}
+	if idle := x.route.timeouts.Idle; idle > 0 {
+		s.patience.Store(int64(idle / 2)) // what is written at a time is little
 	}
 	if !s.arm(&s.main, phaseBody, s.front.after(x.route.timeouts.Idle)) {
 		return x.relayFailure(context.Canceled)

@@ -9,6 +9,8 @@ import (
 	"io"
 	"net"
 	"slices"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -23,13 +25,17 @@ const (
 	maxFrame = 16 << 10
 	// maxSettings is for the frames of settings that are looked at: a hundred of six bytes, beyond which the server hangs up.
 	maxSettings, settingSize = 600, 6
-	// maxEmpty is how many frames in a row may carry nothing and end nothing (CVE-2019-9518).
-	maxEmpty = 100
+	// maxFutile is how many frames in a row may bring no request any further: data and fields that are empty and end nothing
+	// (CVE-2019-9518), and settings (CVE-2019-9515). Of frames that must be answered the server lets ten thousand wait.
+	maxFutile = 100
 	// headerTable is the size of the HPACK table that we announce, by not announcing any other.
 	headerTable = 4096
 
 	// serverSlack is what the server adds to the size of a head that it is given.
 	serverSlack = 10 * 32
+
+	// keptFrame is what the buffer for frames may have grown to and be kept.
+	keptFrame = 4 << 10
 
 	prioritySize = 5
 )
@@ -40,7 +46,7 @@ const (
 	noteTrailer, trailerKey = "pyserve-trailer", "Pyserve-Trailer"
 )
 
-var errEmptyFrames = errors.New("too many frames in a row that carry nothing")
+var errFutile = errors.New("too many frames in a row that bring no request any further")
 
 // intake is a client's connection as the HTTP/2 server reads it. It stands where the server leaves RFC 9113 or keeps from us
 // what we need:
@@ -54,11 +60,13 @@ var errEmptyFrames = errors.New("too many frames in a row that carry nothing")
 // server finds the same.
 type intake struct {
 	net.Conn
-	in    *bufio.Reader
-	frame []byte // the last frame that was looked at as a whole, or the head of one that was not
-	ready []byte // of frame: what the server has not read
-	pass  int    // bytes that go by unseen
-	empty int    // frames in a row
+	in     *bufio.Reader
+	frame  []byte // the last frame that was looked at as a whole, or the head of one that was not
+	ready  []byte // of frame: what the server has not read
+	pass   int    // bytes that go by unseen
+	futile int    // frames in a row
+
+	writing atomic.Int64 // since when a Write has been under way, Unix nanoseconds; 0: none is
 
 	decoder   *hpack.Decoder
 	failed    error  // of the decoder: the server fails at the same place, and tells the client
@@ -77,6 +85,14 @@ func newIntake(nc net.Conn, r io.Reader) *intake {
 	i.decoder = hpack.NewDecoder(headerTable, i.see)
 	i.decoder.SetMaxStringLength(maxHeaderBytes + serverSlack)
 	i.encoder = hpack.NewEncoder(&i.notes)
+	return i
+}
+
+// server is the connection as the server is to have it.
+func (i *intake) server() net.Conn {
+	if secured, ok := i.Conn.(*tls.Conn); ok {
+		return securedIntake{i, secured}
+	}
 	return i
 }
 
@@ -105,10 +121,26 @@ func (i *intake) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Write is for one goroutine.
+func (i *intake) Write(p []byte) (int, error) {
+	i.writing.Store(time.Now().UnixNano())
+	defer i.writing.Store(0)
+	return i.Conn.Write(p)
+}
+
+// stalled says that the client has not read the socket for so long: not even a reset would reach it.
+func (i *intake) stalled(d time.Duration) bool {
+	since := i.writing.Load()
+	return since != 0 && time.Since(time.Unix(0, since)) > d
+}
+
 // next begins the next frame.
 func (i *intake) next() error {
 	if i.failed != nil {
 		return i.failed
+	}
+	if cap(i.frame) > keptFrame {
+		i.frame = nil
 	}
 	i.frame = slices.Grow(i.frame[:0], frameHead)[:frameHead]
 	if _, err := io.ReadFull(i.in, i.frame); err != nil {
@@ -117,17 +149,18 @@ func (i *intake) next() error {
 	i.ready = i.frame
 	size := int(i.frame[0])<<16 | int(i.frame[1])<<8 | int(i.frame[2])
 	switch kind := i.kind(); {
-	case i.carriesNothing(size):
-		if i.empty++; i.empty > maxEmpty {
-			return errEmptyFrames
+	case i.isFutile(size):
+		if i.futile++; i.futile > maxFutile {
+			return errFutile
+		}
+		if kind == http2.FrameSettings && size <= maxSettings {
+			return i.look(size, i.unrepeat)
 		}
 	case kind == http2.FrameData:
-		i.empty = 0
+		i.futile = 0
 	case (kind == http2.FrameHeaders || kind == http2.FrameContinuation) && size <= maxFrame:
-		i.empty = 0
+		i.futile = 0
 		return i.look(size, i.readFields)
-	case kind == http2.FrameSettings && size <= maxSettings:
-		return i.look(size, i.unrepeat)
 	}
 	i.pass = size
 	return nil
@@ -139,15 +172,14 @@ func (i *intake) has(f http2.Flags) bool { return http2.Flags(i.frame[4]).Has(f)
 
 func (i *intake) clear(f http2.Flags) { i.frame[4] &^= byte(f) }
 
-// carriesNothing says that a frame with data or fields is empty and ends nothing.
-func (i *intake) carriesNothing(size int) bool {
+func (i *intake) isFutile(size int) bool {
 	switch i.kind() {
 	case http2.FrameData:
 		return size == 0 && !i.has(http2.FlagDataEndStream)
 	case http2.FrameContinuation:
 		return size == 0 && !i.has(http2.FlagContinuationEndHeaders)
 	}
-	return false
+	return i.kind() == http2.FrameSettings && !i.has(http2.FlagSettingsAck)
 }
 
 // look reads the rest of the frame and has it changed.

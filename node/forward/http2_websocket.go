@@ -85,7 +85,7 @@ func (s *stream) join() *failure {
 	backend := x.conn
 	x.backend.Store(nil)
 	x.conn = nil
-	s.joined = newStreamConn(s.w, s.nc)
+	s.joined = newStreamConn(s.w, s.in)
 	t := x.tunnel(s.joined, backend)
 	t.Ended = s.joined.ended(t.Ended)
 	if err := x.tunnels.Start(t); err != nil {

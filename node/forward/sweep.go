@@ -236,12 +236,13 @@ func (w *watch) unpark() {
 	}
 }
 
-// after is a limit d from now; never for 0.
+// after is a limit d from now; never for 0. The clock is as old as the last sweep, so the limit comes up to two sweeps late
+// rather than one early.
 func (s *sweeper) after(d time.Duration) int64 {
 	if d <= 0 {
 		return never
 	}
-	return s.now.Load() + int64(d)
+	return s.now.Load() + int64(d+sweepInterval)
 }
 
 // run sweeps until done is closed.

@@ -2,6 +2,7 @@ package forward
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -190,3 +192,20 @@ func serve(answer string) step {
 		}
 	}
 }
+
+// dialing connects as net does, and gives what wrap makes of it.
+func dialing(wrap func(net.Conn) net.Conn) func(context.Context, string, string) (net.Conn, error) {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		c, err := new(net.Dialer).DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return wrap(c), nil
+	}
+}
+
+// deaf is a connection that the other side has reset.
+type deaf struct{ net.Conn }
+
+func (deaf) Write([]byte) (int, error) { return 0, syscall.ECONNRESET }
+func (deaf) Read([]byte) (int, error)  { return 0, syscall.ECONNRESET }

@@ -158,6 +158,9 @@ func bind(ctx context.Context, address string, beside *Listener) (*net.TCPListen
 // listen opens one socket. What it accepts has TCP_NODELAY and the keepalive that is Go's default: after 15 s, every 15 s,
 // nine times.
 func listen(ctx context.Context, lc net.ListenConfig, address string) (*net.TCPListener, error) {
+	if inheritsKeepAlive {
+		lc.KeepAlive = -1
+	}
 	socket, err := lc.Listen(ctx, network(address), address)
 	if err != nil {
 		return nil, err
@@ -166,6 +169,10 @@ func listen(ctx context.Context, lc net.ListenConfig, address string) (*net.TCPL
 	if !ok {
 		socket.Close()
 		return nil, fmt.Errorf("%T is no TCP socket", socket)
+	}
+	if err := setKeepAlive(tcp); err != nil {
+		tcp.Close()
+		return nil, err
 	}
 	return tcp, nil
 }

@@ -1,0 +1,142 @@
+package node
+
+import (
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/pyserve/pyserve/node/tunnel"
+	"github.com/pyserve/pyserve/node/upstream"
+	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
+)
+
+// gauges report the live generation when they are asked: what is no longer served has no series left behind. Requests are
+// counted by package meter.
+type gauges struct {
+	node                                  *Node
+	tunnels, revision, backendUp          *prometheus.Desc
+	tunnelBytes, webSocketMessage         *prometheus.Desc
+	connections, opened, reused, unopened *prometheus.Desc
+	accessLogged, accessDropped           *prometheus.Desc
+}
+
+func newGauges(n *Node) *gauges {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc("pyserve_"+name, help, labels, nil)
+	}
+	return &gauges{
+		node:             n,
+		tunnels:          desc("tunnels", "Upgraded connections, WebSockets mostly."),
+		tunnelBytes:      desc("tunnel_bytes_total", "Bytes passed on by tunnels.", "direction"),
+		webSocketMessage: desc("websocket_messages_total", "WebSocket messages passed on, control frames not counted.", "direction"),
+		revision:         desc("revision", "The revision that is served, 0 for none."),
+		backendUp:        desc("backend_up", "1 if the backend takes traffic.", "route", "backend"),
+		connections:      desc("backend_connections", "Connections to the backend, tunnels included.", "backend", "state"),
+		opened:           desc("backend_connections_opened_total", "Connections that were opened to the backend.", "backend"),
+		reused:           desc("backend_connections_reused_total", "Requests that were sent over a connection that was kept.", "backend"),
+		unopened:         desc("backend_connect_failures_total", "Connections to the backend that could not be opened.", "backend"),
+		accessLogged:     desc("access_log_written_total", "Requests that were written to the access log."),
+		accessDropped:    desc("access_log_dropped_total", "Requests that the access log had no room for, or could not be written."),
+	}
+}
+
+// register makes the metrics known; a node without a registerer has none.
+func (n *Node) register() error {
+	if n.registerer == nil {
+		return nil
+	}
+	if err := n.meter.Register(n.registerer); err != nil {
+		return err
+	}
+	g := newGauges(n)
+	if err := n.registerer.Register(g); err != nil {
+		return fmt.Errorf("register node metrics: %w", err)
+	}
+	n.gauges = g
+	return nil
+}
+
+// Describe implements prometheus.Collector.
+func (g *gauges) Describe(out chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		g.tunnels, g.tunnelBytes, g.webSocketMessage, g.revision, g.backendUp,
+		g.connections, g.opened, g.reused, g.unopened, g.accessLogged, g.accessDropped,
+	} {
+		out <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (g *gauges) Collect(out chan<- prometheus.Metric) {
+	out <- level(g.tunnels, float64(g.node.tunnels.Len()))
+	out <- level(g.revision, float64(g.node.Applied().GetRevision()))
+	totals := g.node.tunnels.Totals()
+	for direction, traffic := range map[string]tunnel.Traffic{"to_backend": totals.ToBackend, "to_client": totals.ToClient} {
+		out <- total(g.tunnelBytes, traffic.Bytes, direction)
+		out <- total(g.webSocketMessage, traffic.Messages, direction)
+	}
+	if l := g.node.accessLog; l != nil {
+		out <- total(g.accessLogged, l.Written())
+		out <- total(g.accessDropped, l.Dropped())
+	}
+	g.collectVerdicts(out)
+	g.collectConnections(out)
+}
+
+func level(d *prometheus.Desc, value float64, labels ...string) prometheus.Metric {
+	return prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+}
+
+func total(d *prometheus.Desc, n uint64, labels ...string) prometheus.Metric {
+	return prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), labels...)
+}
+
+func (g *gauges) collectVerdicts(out chan<- prometheus.Metric) {
+	type key struct{ route, address string }
+	up := make(map[key]float64)
+	for _, s := range g.node.Backends() {
+		at := key{s.GetRoute(), s.GetAddress()}
+		up[at] = max(up[at], upValue(s.GetState()))
+	}
+	for at, value := range up {
+		out <- level(g.backendUp, value, at.route, at.address)
+	}
+}
+
+// collectConnections adds up the backends that have an address in common: they differ in their checks, or in how TLS is spoken.
+func (g *gauges) collectConnections(out chan<- prometheus.Metric) {
+	live := g.node.live.Load()
+	if live == nil {
+		return
+	}
+	seen := make(map[*upstream.Backend]bool, len(live.acquired))
+	sums := make(map[string]upstream.Counters)
+	for _, b := range live.acquired {
+		if seen[b] {
+			continue
+		}
+		seen[b] = true
+		sum, now := sums[b.Address()], b.Counters()
+		sum.Open += now.Open
+		sum.Idle += now.Idle
+		sum.Opened += now.Opened
+		sum.Reused += now.Reused
+		sum.ConnectFailures += now.ConnectFailures
+		sums[b.Address()] = sum
+	}
+	for address, c := range sums {
+		out <- level(g.connections, float64(c.Idle), address, "idle")
+		out <- level(g.connections, float64(c.Open-c.Idle), address, "active")
+		out <- total(g.opened, c.Opened, address)
+		out <- total(g.reused, c.Reused, address)
+		out <- total(g.unopened, c.ConnectFailures, address)
+	}
+}
+
+func upValue(s fleetv1.BackendState) float64 {
+	switch s {
+	case fleetv1.BackendState_BACKEND_STATE_HEALTHY, fleetv1.BackendState_BACKEND_STATE_UNKNOWN:
+		return 1
+	}
+	return 0
+}
