@@ -33,6 +33,10 @@ test: ## everything that a clone must pass: unit tests, with the race detector w
 e2e: ## the built binaries, driven from outside
 	go test -count=1 -timeout 10m ./e2e/...
 
+.PHONY: h2spec
+h2spec: ## HTTP/2 by the book, over TLS and with prior knowledge; `make test` does it too
+	go test -count=1 -v -run TestSpecification ./node/forward
+
 .PHONY: lint
 lint: ## gofmt, vet and staticcheck
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "not gofmt-ed:"; echo "$$unformatted"; exit 1; fi

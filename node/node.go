@@ -22,6 +22,7 @@ import (
 	"github.com/pyserve/pyserve/node/health"
 	"github.com/pyserve/pyserve/node/listener"
 	"github.com/pyserve/pyserve/node/meter"
+	"github.com/pyserve/pyserve/node/splice"
 	"github.com/pyserve/pyserve/node/tunnel"
 	"github.com/pyserve/pyserve/node/upstream"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
@@ -118,6 +119,7 @@ func (n *Node) close() {
 	n.cut()
 	n.prober.Close()
 	n.registry.Close()
+	splice.CloseIdle() // they are the process's: another node in it opens new ones
 	n.meter.Unregister()
 	if n.gauges != nil {
 		n.registerer.Unregister(n.gauges)

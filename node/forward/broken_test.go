@@ -112,6 +112,7 @@ func TestAnAnswerThatIsNoneIs502(t *testing.T) {
 		"status of four digits":         "HTTP/1.1 2000 OK\r\nContent-Length: 0\r\n\r\n",
 		"hint with a body":              "HTTP/1.1 103 Early Hints\r\nContent-Length: 3\r\n\r\nabcHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
 		"upgrade that nobody asked for": "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+		"bad chunk at once":             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
 		"upgrade to nothing":            "HTTP/1.1 101 Switching Protocols\r\n\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {

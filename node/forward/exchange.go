@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -273,10 +274,10 @@ func (x *exchange) fail(f *failure) {
 	case ClassOurs:
 		level = slog.LevelError
 	}
-	if !x.logger.Enabled(nil, level) {
+	if !x.logger.Enabled(context.Background(), level) {
 		return
 	}
-	x.logger.Log(nil, level, "request failed", "class", string(f.class), "status", x.status, "route", x.routeName(),
+	x.logger.Log(context.Background(), level, "request failed", "class", string(f.class), "status", x.status, "route", x.routeName(),
 		"method", string(x.request.MethodName()), "path", string(x.path), "client", x.origin.real, "request_id", string(x.origin.id),
 		"sentence", f.sentence, "error", f.err)
 }

@@ -117,6 +117,7 @@ func (f *Front) Drain(ctx context.Context) error {
 		case <-f.last:
 		case <-timer.C:
 			f.closeIdle.Store(true)
+			f.http2.leave() // those that were about to begin at the first time
 		case <-over:
 			over, cut = nil, true
 			f.cutAll.Store(true)

@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 http.Server, which is to take http2.Server's place, serves listeners, and sees TLS in a *tls.Conn alone.
+
 package forward
 
 import (
@@ -68,7 +70,8 @@ func (h *http2Server) init(f *Front) {
 	}
 }
 
-// ServeHTTP2 speaks HTTP/2 on conn until it ends, and closes it.
+// ServeHTTP2 speaks HTTP/2 on conn, in the caller's goroutine and several more, until it ends, and closes it. stale is asked
+// before each answer, by any of them: true ends the connection once the streams under way have ended. Nil: never.
 func (f *Front) ServeHTTP2(conn *tls.Conn, stale func() bool) {
 	f.enter()
 	number := f.numbers.Add(1)
@@ -147,7 +150,7 @@ type stream struct {
 	r        *http.Request
 	in       *intake
 	patience atomic.Int64 // how long the socket may be full when a body stands still, nanoseconds
-	closing  bool
+	stale    func() bool
 	read     int64
 	expected *expectation // nil: the client sends its body without being asked
 	key      string       // of a WebSocket; empty: it is none
@@ -156,38 +159,36 @@ type stream struct {
 
 // serveStream carries one request.
 func (f *Front) serveStream(w http.ResponseWriter, r *http.Request, in *intake, o *origin, stale func() bool) {
-	s := &stream{front: f, w: w.(streamWriter), r: r, in: in}
+	s := &stream{front: f, w: w.(streamWriter), r: r, in: in, stale: stale}
 	s.patience.Store(int64(writeTimeout))
 	s.client = s
 	if r.ContentLength != 0 && r.Header[expectKey] != nil {
 		s.expected = newExpectation()
 	}
-	s.closing = f.leaving.Load() || stale != nil && stale()
 	number := f.numbers.Add(1)
 	f.watch(&s.watch, number)
+	defer f.forget(&s.watch)
 	s.begin() // before the client's going away can be noticed
-	stop := context.AfterFunc(r.Context(), s.abandon)
+	defer context.AfterFunc(r.Context(), s.abandon)()
 	s.x = f.take(f, &s.watch, s, number)
 	s.x.reset()
 	s.x.origin.peer, s.x.origin.secure = o.peer, o.secure
 	answered := s.carry()
 	f.giveBack(s.x)
-	stop()
 	if s.joined != nil {
 		answered = s.joined.serve(r.Body)
-	} else {
-		f.forget(&s.watch)
 	}
 	if !answered {
 		panic(http.ErrAbortHandler) // resets the stream
 	}
 }
 
-// abandon is the client's going away. It may come when the stream has ended.
+// abandon is the client's going away, of which there is one notice. It may come when the stream has ended, and it must not be
+// lost where a phase begins at the same moment.
 func (w *watch) abandon() {
 	w.shard.mu.Lock()
 	defer w.shard.mu.Unlock()
-	if due := w.main.due.Load(); w.list != none && due >= 0 {
+	for due := w.main.due.Load(); w.list != none && due >= 0; due = w.main.due.Load() {
 		w.expire(&w.main, due, causeClientGone)
 	}
 }
@@ -224,24 +225,13 @@ func (s *stream) reject(err error) bool {
 // head writes the request's head as HTTP/1 has it and reads it back with the parser of HTTP/1: what would be two lines, or two
 // requests, behind us is refused by the same rules (RFC 9113 section 10.3).
 func (s *stream) head() error {
-	x, r := s.x, s.r
-	method, target, protocol := r.Method, r.RequestURI, r.Header[":protocol"]
-	switch {
-	case r.Host == "":
-		return http1.MissingHost // RFC 9113 section 8.3.1: http and https have an authority
-	case len(protocol) > 0 && method != http.MethodConnect:
-		return http1.BadMethod // RFC 8441 section 4
-	case len(protocol) > 0:
-		if err := s.connect(protocol[0]); err != nil {
-			return err
-		}
-		method = http.MethodGet
-	case method == http.MethodConnect:
-		target = r.Host
+	method, target, err := s.target()
+	if err != nil {
+		return err
 	}
-	out, err := http1.AppendRequestLine(x.in[:0], method, target, "", false)
+	out, err := http1.AppendRequestLine(s.x.in[:0], method, target, "", false)
 	if err == nil {
-		out, err = http1.AppendField(out, "Host", r.Host)
+		out, err = http1.AppendField(out, "Host", s.r.Host)
 	}
 	if err == nil {
 		out, err = s.appendFields(out)
@@ -253,6 +243,23 @@ func (s *stream) head() error {
 		return err
 	}
 	return s.parse(http1.AppendHeadEnd(out))
+}
+
+// target is what goes into the request line. That of a WebSocket is a GET.
+func (s *stream) target() (method, target string, err error) {
+	r := s.r
+	protocol := r.Header[":protocol"]
+	switch {
+	case r.Host == "":
+		return "", "", http1.MissingHost // RFC 9113 section 8.3.1: http and https have an authority
+	case len(protocol) > 0 && r.Method != http.MethodConnect:
+		return "", "", http1.BadMethod // RFC 8441 section 4
+	case len(protocol) > 0:
+		return http.MethodGet, r.RequestURI, s.connect(protocol[0])
+	case r.Method == http.MethodConnect:
+		return r.Method, r.Host, nil
+	}
+	return r.Method, r.RequestURI, nil
 }
 
 // parse reads the head that is in the exchange's buffer, or in what that has grown to.
@@ -548,13 +555,17 @@ func (s *stream) relay() *failure {
 			return f
 		}
 	}
-	t := x.downBody.Trailer()
+	addTrailers(h, x.downBody.Trailer())
+	return nil
+}
+
+// addTrailers adds the trailers as the server knows them behind a head that was sent.
+func addTrailers(h http.Header, t *http1.Fields) {
 	for i, field := range t.List() {
 		if !field.Hop {
 			h.Add(http.TrailerPrefix+string(t.Name(i)), string(t.Value(i)))
 		}
 	}
-	return nil
 }
 
 // relayMore sends a piece of the body, or reads more.
@@ -589,7 +600,7 @@ func (s *stream) relayMore() *failure {
 
 // sayClosing makes the server send GOAWAY with this answer.
 func (s *stream) sayClosing(h http.Header) {
-	if s.closing || s.front.leaving.Load() {
+	if s.front.leaving.Load() || s.stale != nil && s.stale() {
 		h.Set("Connection", "close")
 	}
 }

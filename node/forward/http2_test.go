@@ -25,13 +25,19 @@ import (
 	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
 )
 
-// startHTTP2 is a front over TLS and a client that speaks HTTP/2 to it.
-func startHTTP2(t testing.TB, sites ...site) (*proxy, *http.Client, string) {
+// startSecure is a front over TLS that speaks HTTP/2, and what a client needs to believe it.
+func startSecure(t testing.TB, sites ...site) (*proxy, *tls.Config) {
 	t.Helper()
 	front, config := secure(t)
 	front.NextProtos = []string{"h2"}
-	p := startWith(t, settings{tls: front}, sites...)
-	transport := &http2.Transport{TLSClientConfig: config, DisableCompression: true}
+	return startWith(t, settings{tls: front}, sites...), config
+}
+
+// startHTTP2 is a front over TLS and a client that speaks HTTP/2 to it.
+func startHTTP2(t testing.TB, sites ...site) (*proxy, *http.Client, string) {
+	t.Helper()
+	p, config := startSecure(t, sites...)
+	transport := &http.Transport{TLSClientConfig: config, DisableCompression: true, ForceAttemptHTTP2: true}
 	t.Cleanup(transport.CloseIdleConnections)
 	return p, &http.Client{Transport: transport, Timeout: time.Minute}, "https://" + p.address
 }

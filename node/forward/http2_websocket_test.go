@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 http.Transport does not let :protocol pass, which CONNECT needs.
+
 package forward
 
 import (
@@ -63,7 +65,7 @@ func TestHTTP2ExtendedConnectIsAnnounced(t *testing.T) {
 }
 
 // overHTTP2 lets a client of WebSocket over HTTP/1.1 speak over a stream: it takes the handshake apart.
-func overHTTP2(t *testing.T, client *http.Client, address string) func(context.Context, string, string) (net.Conn, error) {
+func overHTTP2(t *testing.T, transport *http2.Transport, address string) func(context.Context, string, string) (net.Conn, error) {
 	return func(ctx context.Context, _, _ string) (net.Conn, error) {
 		near, far := net.Pipe()
 		t.Cleanup(func() { near.Close() })
@@ -81,7 +83,7 @@ func overHTTP2(t *testing.T, client *http.Client, address string) func(context.C
 				out.Header.Del(name)
 			}
 			out.Header[":protocol"] = []string{"websocket"}
-			res, err := client.Transport.RoundTrip(out)
+			res, err := transport.RoundTrip(out)
 			if err != nil {
 				return
 			}
@@ -102,8 +104,10 @@ func overHTTP2(t *testing.T, client *http.Client, address string) func(context.C
 
 func TestHTTP2WebSocket(t *testing.T) {
 	b := backend(t, echo)
-	p, client, _ := startHTTP2(t, to("/ws", portOf(b)))
-	d := &websocket.Dialer{NetDialContext: overHTTP2(t, client, p.address), Subprotocols: []string{"chat.v1", "chat.v2"}, EnableCompression: true}
+	p, config := startSecure(t, to("/ws", portOf(b)))
+	transport := &http2.Transport{TLSClientConfig: config, DisableCompression: true}
+	t.Cleanup(transport.CloseIdleConnections)
+	d := &websocket.Dialer{NetDialContext: overHTTP2(t, transport, p.address), Subprotocols: []string{"chat.v1", "chat.v2"}, EnableCompression: true}
 	c, res := dial(t, d, "ws://"+p.address+"/ws/room?x=1", http.Header{"Origin": {"http://elsewhere"}})
 	if c.Subprotocol() != "chat.v2" || res.Header.Get("X-Path") != "/room" || res.Header.Get("X-From") != "127.0.0.1" {
 		t.Errorf("subprotocol %q, header %v", c.Subprotocol(), res.Header)

@@ -58,7 +58,7 @@ func (c *conn) relay() *failure {
 	if f == nil {
 		f = c.relayEnd(how)
 	}
-	if f != nil && endless {
+	if f != nil && endless && x.headSent {
 		c.reset() // or what there is would look complete
 	}
 	return f
@@ -91,15 +91,21 @@ func (x *exchange) relayFailure(err error) *failure {
 // write sends to the client.
 func (c *conn) write(b []byte) *failure {
 	if _, err := c.nc.Write(b); err != nil {
-		if f := c.x.interruption(err); f != nil {
-			if f.class == ClassUpstreamBefore {
-				f.class = ClassClient // it did not read in time
-			}
-			return f
-		}
-		return &failure{class: ClassClient, err: fmt.Errorf("write to client: %w", err)}
+		return c.writeFailure(err)
 	}
 	return nil
+}
+
+// writeFailure classes an error of sending to the client.
+func (c *conn) writeFailure(err error) *failure {
+	f := c.x.interruption(err)
+	if f == nil {
+		return &failure{class: ClassClient, err: fmt.Errorf("write to client: %w", err)}
+	}
+	if f.class == ClassUpstreamBefore {
+		f.class = ClassClient // it did not read in time
+	}
+	return f
 }
 
 // relayFirst sends the head, with what of the body came along: one write.
@@ -111,8 +117,9 @@ func (c *conn) relayFirst(how delivery) *failure {
 	start := x.from
 	wire, n, err := x.next(how)
 	x.from += n
-	if err != nil {
-		return x.nonsense(err)
+	if err != nil { // nothing has gone out yet
+		x.status, x.headSent = 0, false
+		return x.attemptFailure(err, true)
 	}
 	x.sent += int64(len(wire))
 	switch {

@@ -90,18 +90,6 @@ func (c *conn) spliceMore(m *splice.Mover) (more bool, f *failure) {
 	return true, nil
 }
 
-// writeFailure classes an error of sending to the client.
-func (c *conn) writeFailure(err error) *failure {
-	f := c.x.interruption(err)
-	if f == nil {
-		return &failure{class: ClassClient, err: fmt.Errorf("write to client: %w", err)}
-	}
-	if f.class == ClassUpstreamBefore {
-		f.class = ClassClient // it did not read in time
-	}
-	return f
-}
-
 // spliceUpload is splice for the request's body. It reports an outcome where that is not to be gone on with.
 func (x *exchange) spliceUpload(to *upstream.Conn) (out uploadOutcome, ended bool) {
 	c, ok := x.peer.(*conn)

@@ -91,7 +91,7 @@ func (w *watch) arm(l *limit, p phase, due int64) bool {
 // settle waits until the sweeper has done what it began.
 func (w *watch) settle() {
 	w.shard.mu.Lock()
-	w.shard.mu.Unlock() //nolint:staticcheck // the wait is all there is to it
+	defer w.shard.mu.Unlock() // the wait is all there is to it
 }
 
 // interrupted is why an operation failed that the sweeper may have ended; causeNone if it was not the sweeper.

@@ -275,6 +275,20 @@ func TestAHeadThatTakesTooLongIs408(t *testing.T) {
 	}
 }
 
+func TestAnAnswerThatWasLateSaysNothingAboutTheNextHead(t *testing.T) {
+	ended := make(chan struct{})
+	b, _ := scripted(t, silence(ended))
+	p := start(t, answersWithin(short, whole(b.Port())))
+	w := connect(t, p)
+	w.say(ask("/"))
+	if res, _, err := w.answer("GET"); err != nil || res.StatusCode != 504 {
+		t.Fatal(res, err)
+	}
+	w.say("GET / HT")
+	w.Conn.(*net.TCPConn).CloseWrite()
+	w.ended() // without a 408: it was not too slow, it has gone
+}
+
 func TestAnIdleConnectionIsClosedWithoutAWord(t *testing.T) {
 	front, client := secure(t)
 	for name, s := range map[string]settings{"plain": {}, "TLS": {tls: front}} {
