@@ -70,5 +70,6 @@ bench: ## the benchmarks, COUNT (6) times each, summed up by benchstat
 	$(TOOL) benchstat "$$out"
 
 .PHONY: bench-peers
-bench-peers: ## nginx, HAProxy and Go's ReverseProxy beside a node: CPU, speed, memory; PEERS="-rounds 5" are flags
-	go run ./e2e/peers $(PEERS)
+bench-peers: ## nginx, HAProxy, Caddy, Go's ReverseProxy beside a node, tables to bin/peers.md; PEERS="-rounds 5" are flags
+	@mkdir -p bin
+	go run ./e2e/peers -markdown bin/peers.md $(PEERS)

@@ -1,4 +1,4 @@
-// Command peers measures proxies side by side: nginx, HAProxy, Go's httputil.ReverseProxy and a PyServe node, in front of
+// Command peers measures proxies side by side: nginx, HAProxy, Caddy, Go's httputil.ReverseProxy and a PyServe node, in front of
 // the same backend and under the same load. `make bench-peers` runs it; docs/speed.md tells how to read what it prints.
 //
 // It owns the backend, the load, the proxies' configurations and the sums. It does not own a proxy's speed: it knows

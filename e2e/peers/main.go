@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -60,8 +61,8 @@ type options struct {
 	seconds time.Duration
 	// Whose names match.
 	scenario, proxy *regexp.Regexp
-	// Where every measurement is written; empty: nowhere.
-	json string
+	// Where every measurement is written, and where the tables are written too; empty: nowhere.
+	json, markdown string
 }
 
 func parseFlags(args []string) (options, error) {
@@ -71,10 +72,11 @@ func parseFlags(args []string) (options, error) {
 	scenario := f.String("scenario", "", "measure only the scenarios that match this regular `expression`")
 	proxy := f.String("proxy", "", "measure only the proxies that match this regular `expression`")
 	file := f.String("json", "", "write every measurement to this `file`")
+	markdown := f.String("markdown", "", "write the tables to this `file` as well")
 	if err := f.Parse(args); err != nil {
 		return options{}, err
 	}
-	o := options{rounds: *rounds, seconds: time.Duration(*seconds * float64(time.Second)), json: *file}
+	o := options{rounds: *rounds, seconds: time.Duration(*seconds * float64(time.Second)), json: *file, markdown: *markdown}
 	var errScenario, errProxy error
 	o.scenario, errScenario = regexp.Compile(*scenario)
 	o.proxy, errProxy = regexp.Compile(*proxy)
@@ -110,6 +112,9 @@ func compare(ctx context.Context, o options) error {
 	for _, line := range missing {
 		fmt.Fprintln(os.Stderr, line)
 	}
+	if err := enoughDescriptors(o); err != nil {
+		return err
+	}
 	b, err := newBench(ctx, dir)
 	if err != nil {
 		return err
@@ -123,13 +128,32 @@ func compare(ctx context.Context, o options) error {
 	if err := r.writeTables(os.Stdout); err != nil {
 		return err
 	}
-	return cmp.Or(r.writeJSON(o.json), r.complaint())
+	return cmp.Or(r.writeMarkdown(o.markdown), r.writeJSON(o.json), r.complaint())
+}
+
+// enoughDescriptors is an error where a proxy could not hold the idle connections that are to be measured.
+func enoughDescriptors(o options) error {
+	if !slices.ContainsFunc(o.chosen(), func(s scenario) bool { return s.open != nil }) {
+		return nil
+	}
+	const wanted = 2*idleConnections + 1000 // a proxy has two for each; some more are its own
+	most, err := descriptorLimit()
+	if err == nil && most < wanted {
+		err = fmt.Errorf("a process may have %d descriptors, and %d idle connections take %d: raise the hard limit (ulimit -Hn), or choose by -scenario",
+			most, idleConnections, wanted)
+	}
+	return err
+}
+
+// chosen are the scenarios whose names match.
+func (o options) chosen() []scenario {
+	return slices.DeleteFunc(scenarios(), func(s scenario) bool { return !o.scenario.MatchString(s.name) })
 }
 
 // rounds measures every peer in every scenario, as often as there are rounds. Who comes first changes from round to round.
 func (b *bench) rounds(ctx context.Context, o options, peers []peer) (*report, error) {
-	chosen := slices.DeleteFunc(scenarios(), func(s scenario) bool { return !o.scenario.MatchString(s.name) })
-	if len(chosen) == 0 || len(peers) == 0 {
+	chosen := slices.DeleteFunc(o.chosen(), func(s scenario) bool { return !slices.ContainsFunc(peers, s.measures) })
+	if len(chosen) == 0 {
 		return nil, errors.New("no scenario or no proxy is left to measure")
 	}
 	const around = 900 * time.Millisecond // start, check, warm-up, end
@@ -139,7 +163,11 @@ func (b *bench) rounds(ctx context.Context, o options, peers []peer) (*report, e
 	for round := range o.rounds {
 		for _, s := range chosen {
 			for i := range peers {
-				m := b.measure(ctx, peers[(i+round)%len(peers)], s, o.seconds)
+				p := peers[(i+round)%len(peers)]
+				if !s.measures(p) {
+					continue
+				}
+				m := b.measure(ctx, p, s, o.seconds)
 				if ctx.Err() != nil {
 					return nil, errors.New("interrupted")
 				}
@@ -154,16 +182,28 @@ func (b *bench) rounds(ctx context.Context, o options, peers []peer) (*report, e
 
 func (b *bench) newReport(o options, chosen []scenario, peers []peer) *report {
 	r := &report{
-		Began: time.Now().UTC(), Cores: runtime.NumCPU(), Go: runtime.Version(),
+		Began: time.Now().UTC(), Cores: runtime.NumCPU(), Processor: processorName(), Go: runtime.Version(),
 		Rounds: o.rounds, Seconds: o.seconds.Seconds(), Idle: b.idle,
 	}
 	for _, p := range peers {
 		r.Peers = append(r.Peers, peerNote{p.name, p.version})
 	}
 	for _, s := range chosen {
-		r.Scenarios = append(r.Scenarios, scenarioNote{s.name, s.about, s.open != nil})
+		r.Scenarios = append(r.Scenarios, scenarioNote{s.name, s.about, s.open != nil, s.only, s.like})
 	}
 	return r
+}
+
+// writeMarkdown writes the tables to a file, for the docs to quote.
+func (r *report) writeMarkdown(file string) error {
+	if file == "" {
+		return nil
+	}
+	var text bytes.Buffer
+	if err := r.writeTables(&text); err != nil {
+		return err
+	}
+	return os.WriteFile(file, text.Bytes(), 0o644)
 }
 
 func (r *report) writeJSON(file string) error {

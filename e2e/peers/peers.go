@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"debug/buildinfo"
 	"embed"
 	"fmt"
 	"net"
@@ -21,6 +22,9 @@ const (
 	haproxyPeer = "haproxy"
 )
 
+// caddyIsMissing says how to get what no distribution has in this version.
+const caddyIsMissing = "Caddy is left out: it is not on PATH (go install github.com/caddyserver/caddy/v2/cmd/caddy@latest)"
+
 // peer is a proxy that takes part.
 type peer struct {
 	name, version string
@@ -37,9 +41,14 @@ type setup struct {
 	Workers         int
 	Root            bool // this is run by root
 	TLS             bool
+	// How many routes PyServe has beside the one for everything. The first is the small GET's; the others lead to the same
+	// backend and are never asked for.
+	Routes int
 	certificate
 }
 
+func (s setup) ListenHost() string  { host, _, _ := net.SplitHostPort(s.Listen); return host }
+func (s setup) ListenPort() string  { _, port, _ := net.SplitHostPort(s.Listen); return port }
 func (s setup) BackendHost() string { host, _, _ := net.SplitHostPort(s.Backend); return host }
 func (s setup) BackendPort() string { _, port, _ := net.SplitHostPort(s.Backend); return port }
 
@@ -75,6 +84,13 @@ func findPeers(ctx context.Context, dir string, names *regexp.Regexp) (found []p
 			missing = append(missing, "HAProxy is left out: it is not on PATH (apt-get install haproxy)")
 		} else {
 			found = append(found, haproxy(path, firstLine(ctx, path, "-v")))
+		}
+	}
+	if name := "caddy"; names.MatchString(name) {
+		if path, err := lookPath(name); err != nil {
+			missing = append(missing, caddyIsMissing)
+		} else {
+			found = append(found, caddy(path, name, caddyVersion(ctx, path)))
 		}
 	}
 	if name := "reverseproxy"; names.MatchString(name) {
@@ -139,6 +155,22 @@ func haproxy(path, version string) peer {
 	return peer{haproxyPeer, version, func(s setup) ([]string, error) {
 		file, err := s.configure("haproxy.cfg")
 		return []string{path, "-db", "-f", file}, err
+	}}
+}
+
+// caddyVersion is what Caddy says, or, since one that was installed by go install does not know, what Go knows of it.
+func caddyVersion(ctx context.Context, path string) string {
+	version := firstLine(ctx, path, "version")
+	if info, err := buildinfo.ReadFile(path); err == nil && version == "unknown" {
+		version = info.Main.Version
+	}
+	return "Caddy " + version
+}
+
+func caddy(path, name, version string) peer {
+	return peer{name, version, func(s setup) ([]string, error) {
+		file, err := s.configure("Caddyfile")
+		return []string{path, "run", "--adapter", "caddyfile", "--config", file}, err
 	}}
 }
 

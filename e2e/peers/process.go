@@ -50,6 +50,16 @@ func bareEnvironment(home string) []string {
 	return []string{"HOME=" + home, "PATH=" + os.Getenv("PATH")}
 }
 
+// descriptorLimit is how many descriptors a process may have: the hard limit, which Go programs, nginx and HAProxy raise
+// theirs to.
+func descriptorLimit() (uint64, error) {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return 0, fmt.Errorf("read the limit of descriptors: %w", err)
+	}
+	return uint64(limit.Max), nil
+}
+
 // kill ends the process and its children at once, and returns when the process itself has ended.
 func (p *process) kill() {
 	syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // fails only where all have ended already

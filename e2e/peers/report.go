@@ -12,6 +12,7 @@ import (
 type report struct {
 	Began        time.Time      `json:"began"`
 	Cores        int            `json:"cores"`
+	Processor    string         `json:"processor,omitempty"`
 	Go           string         `json:"go"`
 	Rounds       int            `json:"rounds"`
 	Seconds      float64        `json:"seconds"`
@@ -32,6 +33,10 @@ type scenarioNote struct {
 	About string `json:"about"`
 	// Memory is measured, not work.
 	Idle bool `json:"idle,omitempty"`
+	// The one proxy that is measured; empty: all.
+	Only string `json:"only,omitempty"`
+	// The scenario that has to cost the same.
+	Like string `json:"like,omitempty"`
 }
 
 // measurement is one proxy in one scenario, once.
@@ -139,6 +144,18 @@ func (r *report) ratio(scenario, peer string, others ...string) float64 {
 		}
 		if cost > 0 && best > 0 {
 			ratios = append(ratios, cost/best)
+		}
+	}
+	return median(ratios)
+}
+
+// beside is what a scenario costs a peer beside another scenario: the median of the rounds. 0: there is nothing to compare.
+func (r *report) beside(peer, scenario, other string) float64 {
+	var ratios []float64
+	for round := range r.Rounds {
+		cost, like := r.costIn(round+1, scenario, peer), r.costIn(round+1, other, peer)
+		if cost > 0 && like > 0 {
+			ratios = append(ratios, cost/like)
 		}
 	}
 	return median(ratios)

@@ -27,16 +27,21 @@ func worked(round int, peer string, costMicroseconds float64) measurement {
 func TestTables(t *testing.T) {
 	broken := worked(2, haproxyPeer, 28)
 	broken.Errors = map[string]int{"read the echo: EOF": 3}
+	manyRouted := worked(1, pyservePeer, 40)
+	manyRouted.Scenario = "routes"
 	r := &report{
-		Began: time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC), Cores: 2, Rounds: 3, Seconds: 2, Idle: 2000,
-		Peers:     []peerNote{{nginxPeer, "nginx/1"}, {haproxyPeer, "HAProxy 2"}, {pyservePeer, "pyserve 3"}},
-		Missing:   []string{"caddy is left out"},
-		Scenarios: []scenarioNote{{"small", "GET", false}, {"idle", "an idle WebSocket", true}},
+		Began: time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC), Cores: 2, Processor: "Abacus 9", Rounds: 3, Seconds: 2, Idle: 2000,
+		Peers:   []peerNote{{nginxPeer, "nginx/1"}, {haproxyPeer, "HAProxy 2"}, {pyservePeer, "pyserve 3"}},
+		Missing: []string{"caddy is left out"},
+		Scenarios: []scenarioNote{
+			{Name: "small", About: "GET"}, {Name: "routes", About: "many", Only: pyservePeer, Like: "small"},
+			{Name: "idle", About: "an idle WebSocket", Idle: true},
+		},
 		Measurements: []measurement{
 			worked(1, nginxPeer, 30), worked(2, nginxPeer, 90), worked(3, nginxPeer, 32),
 			worked(1, haproxyPeer, 25), broken, worked(3, haproxyPeer, 26),
 			worked(1, pyservePeer, 39), worked(2, pyservePeer, 39), {Round: 3, Scenario: "small", Peer: pyservePeer, Failure: "wrong answers: 502"},
-			{Scenario: "idle", Peer: pyservePeer, result: result{PerIdle: 5500, Memory: 1}},
+			manyRouted, {Scenario: "idle", Peer: pyservePeer, result: result{PerIdle: 5500, Memory: 1}},
 		},
 	}
 	var out strings.Builder
@@ -44,10 +49,13 @@ func TestTables(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"4 March 2026, 2 cores, rounds: 3, 2 s each, medians. Other programs used 10 % of the cores meanwhile.\n",
+		"4 March 2026, 2 cores (Abacus 9), rounds: 3, 2 s each, medians. Other programs used 10 % of the cores meanwhile.\n",
 		"- haproxy: HAProxy 2\n- pyserve: pyserve 3\n- caddy is left out\n",
 		"| scenario | nginx | haproxy | pyserve | pyserve to the better of nginx and HAProxy |\n|---|---:|---:|---:|---:|\n",
 		"| small: GET | 32.0 (1.00) | 26.0 (0.81) ⚠ | 39.0 (0.87) ⚠ | 1.48 |\n",
+		"| routes: many | | | 40.0 (–) | – |\n",
+		"\nBeside small in the same round, routes costs pyserve 1.03 times as much (median).\n",
+		"| routes | pyserve | 40.0 |",
 		"| small | nginx | 32.0 | 30.0–90.0 | 1.00 | 2000 | 0.50 | 2.00 | 10.0 | 0 |\n",
 		"| small | haproxy ⚠ | 26.0 | 25.0–28.0 | 0.81 | 2000 | 0.50 | 2.00 | 10.0 | 3 |\n",
 		"| small | pyserve ⚠ | 39.0 | 39.0–39.0 | 0.87 | 2000 | 0.50 | 2.00 | 10.0 | 0, failed in 1 rounds |\n",
@@ -56,6 +64,9 @@ func TestTables(t *testing.T) {
 		"- ⚠ small, haproxy: read the echo: EOF\n- ⚠ small, pyserve: wrong answers: 502\n",
 	} {
 		wantsText(t, out.String(), want)
+	}
+	if strings.Contains(out.String(), "| routes | nginx") {
+		t.Errorf("nginx was not measured with many routes:\n%s", out.String())
 	}
 	if r.complaint() == nil {
 		t.Error("errors and a failure are no complaint")
@@ -69,7 +80,7 @@ func TestTables(t *testing.T) {
 // TestWithoutNginx there is nothing to be compared with it, and HAProxy is the better one.
 func TestWithoutNginx(t *testing.T) {
 	r := &report{
-		Rounds: 1, Peers: []peerNote{{haproxyPeer, ""}, {pyservePeer, ""}}, Scenarios: []scenarioNote{{"small", "GET", false}},
+		Rounds: 1, Peers: []peerNote{{haproxyPeer, ""}, {pyservePeer, ""}}, Scenarios: []scenarioNote{{Name: "small", About: "GET"}},
 		Measurements: []measurement{worked(1, haproxyPeer, 20), worked(1, pyservePeer, 30)},
 	}
 	var out strings.Builder

@@ -18,7 +18,9 @@ const (
 	http2Connections = 8
 	http2Streams     = connections / http2Connections
 	// idleConnections are opened, used once, and then left alone.
-	idleConnections = 2000
+	idleConnections = 5000
+	// manyRoutes is how many routes PyServe's configuration has in the scenario about them, in place of one.
+	manyRoutes = 10_000
 
 	// hostName is what clients ask for. The certificate is for it and for 127.0.0.1.
 	hostName = "shop.example.com"
@@ -32,6 +34,12 @@ type scenario struct {
 	// Clients speak TLS to the proxy.
 	tls   bool
 	http2 bool
+	// How many routes PyServe's configuration has beside the one for everything; 0: that one alone.
+	routes int
+	// The one proxy that is measured; empty: all.
+	only string
+	// The scenario that has to cost the same; empty: there is none.
+	like string
 	exchange
 	workers int
 	// work makes the load of one worker; nil where open is set.
@@ -66,7 +74,9 @@ func scenarios() []scenario {
 	message := exchange{path: echoPath, body: pattern(messageSize)}
 	return []scenario{
 		{name: "small", about: "GET, 13 bytes back, keep-alive", exchange: small, workers: connections, work: keepAlive},
-		{name: "browser", about: "the same with a browser's head, 20 fields", exchange: browser, workers: connections, work: keepAlive},
+		{name: "routes", about: fmt.Sprintf("the same, one of %d routes", manyRoutes), exchange: small, workers: connections, work: keepAlive,
+			routes: manyRoutes - 1, only: pyservePeer, like: "small"},
+		{name: "browser", about: "the small GET with a browser's head, 20 fields", exchange: browser, workers: connections, work: keepAlive},
 		{name: "16k", about: "GET, 16 KiB back", exchange: medium, workers: connections, work: keepAlive},
 		{name: "1m", about: "GET, 1 MiB back", exchange: large, workers: connections, work: keepAlive},
 		{name: "upload", about: "POST, 64 KiB", exchange: upload, workers: connections, work: keepAlive},
@@ -79,6 +89,9 @@ func scenarios() []scenario {
 		{name: "idle-keepalive", about: "an idle keep-alive connection", exchange: small, workers: connections, open: openKeepAlive},
 	}
 }
+
+// measures says whether a proxy takes part.
+func (s scenario) measures(p peer) bool { return s.only == "" || s.only == p.name }
 
 // browserHeader is about what a browser sends when it is sent on within a site: 20 fields with the Host, 1.2 KiB.
 func browserHeader() []field {

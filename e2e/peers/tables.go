@@ -39,8 +39,8 @@ func figure(v float64) string {
 // writeTables writes what docs/speed.md quotes.
 func (r *report) writeTables(w io.Writer) error {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "%s, %d cores, rounds: %d, %g s each, medians. Other programs used %.0f %% of the cores meanwhile.\n\n",
-		r.Began.Format("2 January 2006"), r.Cores, r.Rounds, r.Seconds, 100*r.others())
+	fmt.Fprintf(&b, "%s, %s, rounds: %d, %g s each, medians. Other programs used %.0f %% of the cores meanwhile.\n\n",
+		r.Began.Format("2 January 2006"), r.machine(), r.Rounds, r.Seconds, 100*r.others())
 	for _, p := range r.Peers {
 		fmt.Fprintf(&b, "- %s: %s\n", p.Name, p.Version)
 	}
@@ -67,6 +67,14 @@ func (r *report) writeTables(w io.Writer) error {
 	return err
 }
 
+// machine is what the figures were measured on.
+func (r *report) machine() string {
+	if r.Processor == "" {
+		return fmt.Sprintf("%d cores", r.Cores)
+	}
+	return fmt.Sprintf("%d cores (%s)", r.Cores, r.Processor)
+}
+
 // costTable has a row for each scenario and a column for each proxy, and what PyServe costs beside the better of nginx
 // and HAProxy.
 func (r *report) costTable(b *bytes.Buffer, scenarios []scenarioNote) {
@@ -78,12 +86,24 @@ func (r *report) costTable(b *bytes.Buffer, scenarios []scenarioNote) {
 	for _, sc := range scenarios {
 		fmt.Fprintf(b, "| %s: %s |", sc.Name, sc.About)
 		for _, p := range r.Peers {
+			if !sc.measures(p) {
+				b.WriteString(" |")
+				continue
+			}
 			s := r.summarize(sc.Name, p.Name)
 			fmt.Fprintf(b, " %s (%s)%s |", figure(s.cost), times(r.ratio(sc.Name, p.Name, nginxPeer)), s.mark())
 		}
 		fmt.Fprintf(b, " %s |\n", times(r.ratio(sc.Name, pyservePeer, nginxPeer, haproxyPeer)))
 	}
+	for _, sc := range scenarios {
+		if ratio := r.beside(sc.Only, sc.Name, sc.Like); ratio > 0 {
+			fmt.Fprintf(b, "\nBeside %s in the same round, %s costs %s %.2f times as much (median).\n", sc.Like, sc.Name, sc.Only, ratio)
+		}
+	}
 }
+
+// measures says whether a proxy takes part.
+func (s scenarioNote) measures(p peerNote) bool { return s.Only == "" || s.Only == p.Name }
 
 // workTable has a row for each scenario and proxy, with every figure.
 func (r *report) workTable(b *bytes.Buffer, scenarios []scenarioNote) {
@@ -92,6 +112,9 @@ func (r *report) workTable(b *bytes.Buffer, scenarios []scenarioNote) {
 		"|---|---|---:|---:|---:|---:|---:|---:|---:|---:|\n")
 	for _, sc := range scenarios {
 		for _, p := range r.Peers {
+			if !sc.measures(p) {
+				continue
+			}
 			s := r.summarize(sc.Name, p.Name)
 			fmt.Fprintf(b, "| %s | %s%s | %s | %s–%s | %s | %.0f | %.2f | %.2f | %.1f | %s |\n",
 				sc.Name, p.Name, s.mark(), figure(s.cost), figure(s.lowest), figure(s.highest), times(r.ratio(sc.Name, p.Name, nginxPeer)),

@@ -139,6 +139,24 @@ func parseMachineCPU(text string) (sum time.Duration, err error) {
 	return sum, nil
 }
 
+// processorName is what /proc/cpuinfo calls the first core; empty where it has no name, as on most ARM machines.
+func processorName() string {
+	text, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return ""
+	}
+	return parseProcessorName(string(text))
+}
+
+func parseProcessorName(text string) string {
+	for line := range strings.Lines(text) {
+		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+			return strings.Join(strings.Fields(value), " ")
+		}
+	}
+	return ""
+}
+
 // memoryOf gives the proportional set size of a process tree in bytes: what it shares is counted once.
 func memoryOf(root int) (int64, error) {
 	found, err := treeOf(root)

@@ -64,6 +64,18 @@ func TestPSS(t *testing.T) {
 	}
 }
 
+func TestProcessorName(t *testing.T) {
+	for text, want := range map[string]string{
+		"processor\t: 0\nmodel name\t: Abacus(R)  9 @ 2 Hz \nmodel name\t: other\n": "Abacus(R) 9 @ 2 Hz",
+		"processor\t: 0\nCPU implementer\t: 0x41\n":                                 "",
+		"": "",
+	} {
+		if got := parseProcessorName(text); got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}
+
 // TestOwnUsage reads what this process really used.
 func TestOwnUsage(t *testing.T) {
 	if _, err := os.Stat(fmt.Sprintf("/proc/%d/smaps_rollup", os.Getpid())); err != nil {
