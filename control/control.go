@@ -108,8 +108,11 @@ func (c *Control) Start(ctx context.Context) (err error) {
 	if err := os.MkdirAll(o.DataDir, 0o700); err != nil {
 		return fmt.Errorf("--data-dir: %w", err)
 	}
-	// The store first: its lock keeps a second process away from everything else in the directory.
-	c.store, err = store.Open(ctx, store.Options{Dir: filepath.Join(o.DataDir, "store"), Name: o.Name, Logger: o.Logger, Now: o.Now})
+	// The store locks its directory first, which keeps a second process away from everything else, and then asks for
+	// the key that it is sealed with.
+	c.store, err = store.Open(ctx, store.Options{
+		Dir: filepath.Join(o.DataDir, "store"), Name: o.Name, Key: c.openIdentity, Logger: o.Logger, Now: o.Now,
+	})
 	if err != nil {
 		return err
 	}
@@ -118,11 +121,6 @@ func (c *Control) Start(ctx context.Context) (err error) {
 			err = errors.Join(err, c.store.Close())
 		}
 	}()
-	used := c.store.Active() != nil || len(c.store.Tokens()) > 0
-	c.authority, err = identity.Open(identity.Options{Dir: o.DataDir, MustExist: used, Now: o.Now, Logger: o.Logger})
-	if err != nil {
-		return err
-	}
 	if err := c.makeTokens(ctx); err != nil {
 		return err
 	}
@@ -136,6 +134,17 @@ func (c *Control) Start(ctx context.Context) (err error) {
 	c.unfollow = stop
 	c.following.Go(func() { c.follow(following, changed) })
 	return nil
+}
+
+// openIdentity opens the cluster's authority, or makes one where there is neither one nor a store, and gives the key that
+// the store is sealed with.
+func (c *Control) openIdentity(used bool) (seal []byte, err error) {
+	o := c.options
+	c.authority, err = identity.Open(identity.Options{Dir: o.DataDir, MustExist: used, Now: o.Now, Logger: o.Logger})
+	if err != nil {
+		return nil, err
+	}
+	return c.authority.SealKey(), nil
 }
 
 // follow brings the fleet to whatever the store holds as active: after a write whose outcome was not known, the store

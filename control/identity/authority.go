@@ -53,6 +53,7 @@ type Authority struct {
 	caKey     *ecdsa.PrivateKey
 	release   ed25519.PrivateKey
 	gossip    [][]byte
+	seal      []byte
 }
 
 // Open loads the authority that lies in the directory, or makes one where there is none. A set that is damaged or
@@ -111,6 +112,8 @@ func (a *Authority) create() error {
 	key := make([]byte, 32)
 	rand.Read(key)
 	a.gossip = [][]byte{key}
+	a.seal = make([]byte, sealKeyBytes)
+	rand.Read(a.seal)
 	template := a.template(pkix.Name{CommonName: authorityName(a.clusterID)}, authorityLifetime)
 	template.IsCA = true
 	template.MaxPathLenZero = true
@@ -148,6 +151,9 @@ func (a *Authority) ClusterID() string { return a.clusterID }
 
 // ReleaseKey signs releases. It is not to be changed.
 func (a *Authority) ReleaseKey() ed25519.PrivateKey { return a.release }
+
+// SealKey is what the store is sealed with on disk, 32 bytes. Every control of a cluster has the same one.
+func (a *Authority) SealKey() []byte { return slices.Clone(a.seal) }
 
 // GossipKeys are the AES-256 keys of the gossip layer, the one to encrypt with first.
 func (a *Authority) GossipKeys() [][]byte {

@@ -48,6 +48,9 @@ func TestSecondOpenFindsTheSameIdentity(t *testing.T) {
 	if !slices.EqualFunc(first.GossipKeys(), second.GossipKeys(), bytes.Equal) || len(first.GossipKeys()[0]) != 32 {
 		t.Error("another gossip key")
 	}
+	if !bytes.Equal(first.SealKey(), second.SealKey()) || len(first.SealKey()) != 32 {
+		t.Error("another seal key")
+	}
 	if !first.ca.Equal(second.ca) || !first.caKey.Equal(second.caKey) {
 		t.Error("another authority")
 	}
@@ -75,7 +78,7 @@ func TestSecretsAreReadableByTheOwnerAlone(t *testing.T) {
 		}
 		return nil
 	})
-	if err != nil || files != 5 {
+	if err != nil || files != 6 {
 		t.Fatalf("%d files, %v", files, err)
 	}
 }
@@ -96,7 +99,7 @@ func TestLooseModeIsPutRight(t *testing.T) {
 func TestMissingOrDamagedFileIsNamedAndNothingIsMadeAnew(t *testing.T) {
 	other := t.TempDir()
 	open(t, other)
-	files := []string{caFile, caKeyFile, releaseFile, gossipFile, clusterFile}
+	files := []string{caFile, caKeyFile, releaseFile, gossipFile, clusterFile, sealFile}
 	for _, file := range files {
 		foreign, err := os.ReadFile(filepath.Join(other, "identity", file))
 		if err != nil {
@@ -109,7 +112,7 @@ func TestMissingOrDamagedFileIsNamedAndNothingIsMadeAnew(t *testing.T) {
 			"huge":      func(path string) error { return os.WriteFile(path, bytes.Repeat([]byte("a"), maxKeyFile+1), 0o600) },
 			"directory": func(path string) error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o700)) },
 			"foreign": func(path string) error {
-				if file == releaseFile || file == gossipFile {
+				if file == releaseFile || file == gossipFile || file == sealFile {
 					return os.WriteFile(path, append(foreign, foreign[:10]...), 0o600) // any key would do, but only one
 				}
 				return os.WriteFile(path, foreign, 0o600)

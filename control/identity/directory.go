@@ -28,12 +28,14 @@ const (
 	releaseFile = "release.key"
 	gossipFile  = "gossip.key"
 	clusterFile = "cluster-id"
+	sealFile    = "seal.key"
 )
 
 // Limits of what is read.
 const (
 	maxKeyFile    = 64 << 10
 	maxGossipKeys = 16
+	sealKeyBytes  = 32
 )
 
 // keyDirectory is the directory "identity" in control's data directory. It comes into being by one rename, complete,
@@ -124,6 +126,7 @@ func (a *Authority) files() (map[string][]byte, error) {
 		releaseFile: encodePEM(privateKeyPEM, release),
 		gossipFile:  gossip.Bytes(),
 		clusterFile: []byte(a.clusterID + "\n"),
+		sealFile:    []byte(base64.StdEncoding.EncodeToString(a.seal) + "\n"),
 	}, nil
 }
 
@@ -138,6 +141,7 @@ func (d keyDirectory) load(a *Authority) error {
 		{caKeyFile, (*Authority).takeCAKey},
 		{releaseFile, (*Authority).takeRelease},
 		{gossipFile, (*Authority).takeGossip},
+		{sealFile, (*Authority).takeSeal},
 	} {
 		path := filepath.Join(d.path(), file.name)
 		data, err := d.read(path)
@@ -233,6 +237,15 @@ func (a *Authority) takeGossip(data []byte) error {
 	if n := len(a.gossip); n == 0 || n > maxGossipKeys {
 		return fmt.Errorf("it holds %d keys, want 1 to %d", n, maxGossipKeys)
 	}
+	return nil
+}
+
+func (a *Authority) takeSeal(data []byte) error {
+	key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(string(data)))
+	if err != nil || len(key) != sealKeyBytes {
+		return fmt.Errorf("it is not a key of %d bytes in base64", sealKeyBytes)
+	}
+	a.seal = key
 	return nil
 }
 

@@ -4,10 +4,8 @@ import (
 	"bytes"
 	"compress/flate"
 	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 
 	"google.golang.org/protobuf/proto"
@@ -27,34 +25,36 @@ const maxCommandBytes = 2 * bundle.MaxBytes
 // than its peers.
 var errTooNew = errors.New("it was written by a newer version of this program")
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-// encodeCommand writes a command behind its CRC-32C. Neither raft nor its log on disk has a checksum of entries, and a
-// flipped bit must stop a control rather than be taken for a refused command.
-func encodeCommand(c *storev1.Command) ([]byte, error) {
+// encodeCommand writes a command, sealed: a command may hold private keys. Neither raft nor its log on disk has a
+// checksum of entries, and a flipped bit must stop a control rather than be taken for a refused command; the seal tells.
+func (k *sealer) encodeCommand(c *storev1.Command) ([]byte, error) {
 	c.Version = commandVersion
-	out := make([]byte, 4, 4+proto.Size(c))
-	out, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend(out, c)
+	room := make([]byte, commandHead, commandHead+proto.Size(c)+tagBytes)
+	room, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend(room, c)
 	if err != nil {
 		return nil, fmt.Errorf("encode the command: %w", err)
 	}
-	if len(out) > maxCommandBytes {
-		return nil, fmt.Errorf("the command has %d MiB, at most %d are taken", len(out)>>20, maxCommandBytes>>20)
+	if len(room) > maxCommandBytes {
+		return nil, fmt.Errorf("the command has %d MiB, at most %d are taken", len(room)>>20, maxCommandBytes>>20)
 	}
-	binary.BigEndian.PutUint32(out, crc32.Checksum(out[4:], castagnoli))
-	return out, nil
+	return k.seal(room), nil
 }
 
 // decodeCommand reads what encodeCommand wrote. Every error means that the log cannot be followed any further.
-func decodeCommand(data []byte) (*storev1.Command, error) {
-	if len(data) < 4 || len(data) > maxCommandBytes {
+func (k *sealer) decodeCommand(data []byte) (*storev1.Command, error) {
+	if len(data) > maxCommandBytes+tagBytes {
 		return nil, fmt.Errorf("it is damaged: %d bytes are not a command", len(data))
 	}
-	if crc32.Checksum(data[4:], castagnoli) != binary.BigEndian.Uint32(data) {
-		return nil, errors.New("it is damaged: its checksum does not fit")
+	plain, err := k.open(data)
+	if err != nil {
+		return nil, err
 	}
+	return parseCommand(plain)
+}
+
+func parseCommand(plain []byte) (*storev1.Command, error) {
 	c := &storev1.Command{}
-	if err := proto.Unmarshal(data[4:], c); err != nil {
+	if err := proto.Unmarshal(plain, c); err != nil {
 		return nil, fmt.Errorf("it is damaged: %w", err)
 	}
 	if c.GetVersion() > commandVersion {

@@ -16,7 +16,7 @@ import (
 // lifted. It prints what it sees.
 func fullDisk(dir string) {
 	signal.Ignore(syscall.SIGXFSZ)
-	s, err := Open(context.Background(), Options{Dir: dir, Name: "c1"})
+	s, err := Open(context.Background(), Options{Dir: dir, Name: "c1", Key: testKey})
 	if err != nil {
 		fmt.Println("error:", err)
 		return

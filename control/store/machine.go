@@ -12,6 +12,8 @@ import (
 // machine puts the state behind the log: raft calls Apply, Snapshot and Restore from one goroutine, readers come from
 // anywhere.
 type machine struct {
+	seal *sealer
+
 	mu      sync.RWMutex // guards what follows
 	state   *state
 	broken  error         // why the log cannot be followed any further; nil: it can
@@ -21,13 +23,13 @@ type machine struct {
 	active atomic.Pointer[Snapshot]
 }
 
-func newMachine() *machine {
-	return &machine{state: newState(), changed: make(chan struct{})}
+func newMachine(seal *sealer) *machine {
+	return &machine{seal: seal, state: newState(), changed: make(chan struct{})}
 }
 
 // Apply implements raft.FSM. It returns an error where the command was refused, otherwise nil.
 func (m *machine) Apply(entry *raft.Log) any {
-	c, err := decodeCommand(entry.Data)
+	c, err := m.seal.decodeCommand(entry.Data)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.broken != nil {
@@ -63,12 +65,18 @@ func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
 	if m.broken != nil {
 		return nil, m.broken
 	}
-	return m.state.capture(), nil
+	c := m.state.capture()
+	c.seal = m.seal
+	return c, nil
 }
 
 // Restore implements raft.FSM. After an error the state is what it was.
 func (m *machine) Restore(from io.ReadCloser) error {
-	s, err := readSnapshot(from)
+	plain, err := m.seal.newReader(from)
+	if err != nil {
+		return err
+	}
+	s, err := readSnapshot(plain)
 	if err != nil {
 		return err
 	}

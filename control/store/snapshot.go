@@ -29,6 +29,7 @@ const maxSnapshotBodies = bundle.MaxBytes + maxHistoryBytes
 
 // capture is a state at one moment, to be written while the state goes on.
 type capture struct {
+	seal   *sealer // set by whoever calls Persist
 	epoch  uint64
 	active *version
 	past   []*version
@@ -39,15 +40,26 @@ type capture struct {
 
 // capture shares what is never changed: versions, and slices that are only appended to or replaced.
 func (s *state) capture() *capture {
-	return &capture{s.epoch, s.active, s.past, s.lines, sorted(s.nodes), sorted(s.tokens)}
+	return &capture{
+		epoch: s.epoch, active: s.active, past: s.past, lines: s.lines, nodes: sorted(s.nodes), tokens: sorted(s.tokens),
+	}
 }
 
 // Persist implements raft.FSMSnapshot.
 func (c *capture) Persist(sink raft.SnapshotSink) error {
-	if err := c.writeTo(sink); err != nil {
+	if err := c.writeSealed(sink); err != nil {
 		return errors.Join(err, sink.Cancel())
 	}
 	return sink.Close()
+}
+
+// writeSealed writes the snapshot as it lies on disk, since it holds private keys.
+func (c *capture) writeSealed(to io.Writer) error {
+	sealed, err := c.seal.newWriter(to)
+	if err != nil {
+		return fmt.Errorf("write the snapshot: %w", err)
+	}
+	return errors.Join(c.writeTo(sealed), sealed.Close())
 }
 
 // Release implements raft.FSMSnapshot.
@@ -329,8 +341,11 @@ func (r *snapshotReader) finish(end *storev1.SnapshotEnd) error {
 	if !r.begun || !bytes.Equal(end.GetSha256(), r.sum.Sum(nil)) {
 		return errors.New("it is damaged: its checksum does not fit")
 	}
-	if _, err := r.from.ReadByte(); !errors.Is(err, io.EOF) {
+	switch _, err := r.from.ReadByte(); {
+	case err == nil:
 		return errors.New("it is damaged: it goes on after its end")
+	case !errors.Is(err, io.EOF):
+		return err
 	}
 	if len(r.resources) > 0 {
 		return errors.New("it is damaged: it holds resources of no revision")

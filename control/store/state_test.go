@@ -49,11 +49,11 @@ func commitOf(t interface{ Fatal(...any) }, s *state, b *bundle.Bundle, document
 	if err != nil {
 		t.Fatal(err)
 	}
-	data, err := encodeCommand(&storev1.Command{Action: &storev1.Command_CommitRevision{CommitRevision: c}})
+	data, err := testSeal.encodeCommand(&storev1.Command{Action: &storev1.Command_CommitRevision{CommitRevision: c}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	command, err := decodeCommand(data)
+	command, err := testSeal.decodeCommand(data)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -275,32 +275,32 @@ func TestDocumentThatUnpacksToTooMuchIsRefused(t *testing.T) {
 }
 
 func TestCommandIsReadAsItWasWrittenOrNotAtAll(t *testing.T) {
-	data, err := encodeCommand(&storev1.Command{Action: &storev1.Command_RemoveNode{RemoveNode: &storev1.RemoveNode{Name: "n1"}}})
+	data, err := testSeal.encodeCommand(&storev1.Command{Action: &storev1.Command_RemoveNode{RemoveNode: &storev1.RemoveNode{Name: "n1"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c, err := decodeCommand(data); err != nil || c.GetRemoveNode().GetName() != "n1" {
+	if c, err := testSeal.decodeCommand(data); err != nil || c.GetRemoveNode().GetName() != "n1" {
 		t.Fatalf("got %v, %v", c, err)
 	}
 	for i := range data {
 		for bit := range 8 {
 			damaged := bytes.Clone(data)
 			damaged[i] ^= 1 << bit
-			if _, err := decodeCommand(damaged); err == nil {
+			if _, err := testSeal.decodeCommand(damaged); err == nil {
 				t.Fatalf("bit %d of byte %d flipped and nobody noticed", bit, i)
 			}
 		}
-		if _, err := decodeCommand(data[:i]); err == nil {
+		if _, err := testSeal.decodeCommand(data[:i]); err == nil {
 			t.Fatalf("cut to %d bytes and nobody noticed", i)
 		}
 	}
-	if _, err := decodeCommand(withChecksum(t, &storev1.Command{Version: 1})); err == nil {
+	if _, err := testSeal.decodeCommand(sealed(t, &storev1.Command{Version: 1})); err == nil {
 		t.Error("a command without an action was read")
 	}
-	if _, err := decodeCommand(withChecksum(t, &storev1.Command{Action: &storev1.Command_RemoveNode{}})); err == nil {
+	if _, err := testSeal.decodeCommand(sealed(t, &storev1.Command{Action: &storev1.Command_RemoveNode{}})); err == nil {
 		t.Error("a command without a version was read")
 	}
-	if _, err := decodeCommand(withChecksum(t, &storev1.Command{Version: commandVersion + 1})); !errors.Is(err, errTooNew) {
+	if _, err := testSeal.decodeCommand(sealed(t, &storev1.Command{Version: commandVersion + 1})); !errors.Is(err, errTooNew) {
 		t.Errorf("got %v", err)
 	}
 }

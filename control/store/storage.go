@@ -226,7 +226,7 @@ func recoverDamage(path string, err *error) func() {
 }
 
 // checkLog reads every entry after the snapshot once, since raft panics at a missing or damaged one.
-func checkLog(log *raftboltdb.BoltStore, path string, snapshot uint64) (err error) {
+func checkLog(log *raftboltdb.BoltStore, seal *sealer, path string, snapshot uint64) (err error) {
 	defer recoverDamage(path, &err)()
 	first, err := log.FirstIndex()
 	if err != nil {
@@ -246,7 +246,7 @@ func checkLog(log *raftboltdb.BoltStore, path string, snapshot uint64) (err erro
 		var entry raft.Log
 		err := log.GetLog(i, &entry)
 		if err == nil && entry.Type == raft.LogCommand {
-			_, err = decodeCommand(entry.Data)
+			_, err = seal.decodeCommand(entry.Data)
 		}
 		if err != nil {
 			return fmt.Errorf("entry %d of the log %s cannot be read: %w", i, path, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -50,6 +51,10 @@ type Options struct {
 	// Name is this control's, and names its server in the log that a first start makes. Later starts keep the id that
 	// the log has. Required.
 	Name string
+	// Key gives the key, of [SealKeyBytes], that everything in the directory is sealed with. It is called once, when
+	// no other process can have the directory any more; used says that something lies there already, which another key
+	// does not open. Required.
+	Key func(used bool) ([]byte, error)
 	// Logger is told what goes wrong, and at debug what raft does; nil: silence.
 	Logger *slog.Logger
 	// Now is the clock of what is written; nil: time.Now.
@@ -77,8 +82,8 @@ type Store struct {
 // process uses or that cannot be written to, a damaged log or snapshot, and one that a newer version wrote are errors
 // that say so.
 func Open(ctx context.Context, o Options) (*Store, error) {
-	if o.Dir == "" || o.Name == "" {
-		return nil, errors.New("store: Options.Dir and Options.Name are required")
+	if o.Dir == "" || o.Name == "" || o.Key == nil {
+		return nil, errors.New("store: Options.Dir, Options.Name and Options.Key are required")
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -86,7 +91,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	s := &Store{now: o.Now, logger: o.Logger, machine: newMachine()}
+	s := &Store{now: o.Now, logger: o.Logger}
 	if err := s.open(ctx, o); err != nil {
 		return nil, errors.Join(fmt.Errorf("open the store: %w", err), s.Close())
 	}
@@ -101,6 +106,11 @@ func (s *Store) open(ctx context.Context, o Options) (err error) {
 	if err := prepareDirectory(o.Dir); err != nil {
 		return err
 	}
+	seal, err := openSealer(o)
+	if err != nil {
+		return err
+	}
+	s.machine = newMachine(seal)
 	conf := raft.DefaultConfig()
 	conf.Logger = &raftLogger{to: o.Logger}
 	snapshots, err := raft.NewFileSnapshotStoreWithLogger(o.Dir, keptSnapshots, conf.Logger)
@@ -119,10 +129,26 @@ func (s *Store) open(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := checkLog(bolt, filepath.Join(o.Dir, logFile), index); err != nil {
+	if err := checkLog(bolt, seal, filepath.Join(o.Dir, logFile), index); err != nil {
 		return err
 	}
 	return s.lead(ctx, conf, server, snapshots)
+}
+
+// openSealer asks for the key.
+func openSealer(o Options) (*sealer, error) {
+	key, err := o.Key(isUsed(o.Dir))
+	if err != nil {
+		return nil, err
+	}
+	return newSealer(key)
+}
+
+// isUsed says whether a store lies in the directory, or what is left of one.
+func isUsed(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, logFile))
+	snapshots, _ := os.ReadDir(filepath.Join(dir, snapshotsDir))
+	return !errors.Is(err, fs.ErrNotExist) || len(snapshots) > 0
 }
 
 // lead starts raft and waits until it leads and has applied its log.
@@ -211,7 +237,7 @@ func (s *Store) settle() {
 
 // write puts a command into the log and returns when it is on disk and applied, or was refused.
 func (s *Store) write(ctx context.Context, c *storev1.Command) error {
-	data, err := encodeCommand(c)
+	data, err := s.machine.seal.encodeCommand(c)
 	if err != nil {
 		return err
 	}

@@ -59,7 +59,7 @@ func child(t *testing.T, name, dir string) (*exec.Cmd, *bufio.Scanner) {
 
 func openIn(t testing.TB, dir string) *Store {
 	t.Helper()
-	s, err := Open(t.Context(), Options{Dir: dir, Name: "c1", Now: func() time.Time { return someTime }})
+	s, err := Open(t.Context(), Options{Dir: dir, Name: "c1", Key: testKey, Now: func() time.Time { return someTime }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -296,7 +296,7 @@ func TestCopyOfAnOpenStoreHasWhatWasCommitted(t *testing.T) {
 
 // commitsForever commits and tells each revision when Commit has returned.
 func commitsForever(dir string) {
-	s, err := Open(context.Background(), Options{Dir: dir, Name: "c1"})
+	s, err := Open(context.Background(), Options{Dir: dir, Name: "c1", Key: testKey})
 	if err != nil {
 		fmt.Println("error:", err)
 		return
@@ -359,7 +359,7 @@ func TestSecondOpenOfADirectoryFailsClearly(t *testing.T) {
 	dir := t.TempDir()
 	s := openIn(t, dir)
 	for range 2 {
-		_, err := Open(t.Context(), Options{Dir: dir, Name: "c1"})
+		_, err := Open(t.Context(), Options{Dir: dir, Name: "c1", Key: testKey})
 		want := fmt.Sprintf("the data directory %s is in use by another process (pid %d)", dir, os.Getpid())
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Fatalf("got %v, want %q", err, want)
@@ -374,7 +374,7 @@ func TestServerKeepsItsIDWhenTheControlIsRenamed(t *testing.T) {
 	s := openIn(t, dir)
 	mustCommit(t, s, map[string]string{"a": "one"}, "")
 	closeStore(t, s)
-	s, err := Open(t.Context(), Options{Dir: dir, Name: "another"})
+	s, err := Open(t.Context(), Options{Dir: dir, Name: "another", Key: testKey})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -386,7 +386,7 @@ func TestServerKeepsItsIDWhenTheControlIsRenamed(t *testing.T) {
 }
 
 func TestOpenWithoutDirectoryOrNameIsRefused(t *testing.T) {
-	for _, o := range []Options{{Name: "c1"}, {Dir: t.TempDir()}} {
+	for _, o := range []Options{{Name: "c1", Key: testKey}, {Dir: t.TempDir(), Key: testKey}, {Dir: t.TempDir(), Name: "c1"}} {
 		if _, err := Open(t.Context(), o); err == nil {
 			t.Errorf("%+v was opened", o)
 		}
@@ -399,7 +399,7 @@ func TestDirectoryThatCannotBeIsNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, dir := range []string{file, filepath.Join(file, "below")} {
-		if _, err := Open(t.Context(), Options{Dir: dir, Name: "c1"}); err == nil || !strings.Contains(err.Error(), dir) {
+		if _, err := Open(t.Context(), Options{Dir: dir, Name: "c1", Key: testKey}); err == nil || !strings.Contains(err.Error(), dir) {
 			t.Errorf("got %v", err)
 		}
 	}
@@ -449,7 +449,7 @@ func damaged(t *testing.T, harm func(dir string) error) error {
 	if err := harm(dir); err != nil {
 		t.Fatal(err)
 	}
-	s, err := Open(t.Context(), Options{Dir: dir, Name: "c1"})
+	s, err := Open(t.Context(), Options{Dir: dir, Name: "c1", Key: testKey})
 	if err == nil {
 		closeStore(t, s)
 	}
@@ -504,9 +504,9 @@ func TestDamageIsAClearErrorAndNotAPanic(t *testing.T) {
 			return errors.Join(log.DeleteRange(18, 18), log.Close())
 		}, "entry 18"},
 		"entry of a newer version": {func(dir string) error {
-			return appendEntry(dir, withChecksum(t, &storev1.Command{Version: commandVersion + 1}))
+			return appendEntry(dir, sealed(t, &storev1.Command{Version: commandVersion + 1}))
 		}, "newer version"},
-		"entry of garbage": {func(dir string) error { return appendEntry(dir, []byte("garbage")) }, "checksum"},
+		"entry of garbage": {func(dir string) error { return appendEntry(dir, []byte("garbage")) }, "damaged"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := damaged(t, c.harm)
@@ -539,7 +539,7 @@ func appendEntry(dir string, data []byte) error {
 func TestUnknownCommandStopsTheMachine(t *testing.T) {
 	s := openIn(t, t.TempDir())
 	mustCommit(t, s, map[string]string{"a": "one"}, "")
-	f := s.raft.Apply(withChecksum(t, &storev1.Command{Version: commandVersion + 1}), time.Second)
+	f := s.raft.Apply(sealed(t, &storev1.Command{Version: commandVersion + 1}), time.Second)
 	if err := outcome(f); !errors.Is(err, errTooNew) {
 		t.Fatalf("got %v", err)
 	}
@@ -590,7 +590,7 @@ func TestWriteEndsWithItsContext(t *testing.T) {
 }
 
 func mustEncode(t *testing.T, s *Store, p Proposal) []byte {
-	data, err := encodeCommand(commitOf(t, newState(), p.Bundle, string(p.Document)))
+	data, err := testSeal.encodeCommand(commitOf(t, newState(), p.Bundle, string(p.Document)))
 	if err != nil {
 		t.Error(err)
 	}
@@ -601,7 +601,7 @@ func TestOpenEndsWithItsContext(t *testing.T) {
 	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
 	dir := t.TempDir()
-	if _, err := Open(cancelled, Options{Dir: dir, Name: "c1"}); !errors.Is(err, context.Canceled) {
+	if _, err := Open(cancelled, Options{Dir: dir, Name: "c1", Key: testKey}); !errors.Is(err, context.Canceled) {
 		t.Fatalf("got %v", err)
 	}
 	openIn(t, dir) // and leaves nothing locked
@@ -653,7 +653,7 @@ func TestRaftsLifeIsLoggedAtDebug(t *testing.T) {
 	run := func(level slog.Level) string {
 		out.Reset()
 		logger := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: level}))
-		s, err := Open(t.Context(), Options{Dir: dir, Name: "c1", Logger: logger})
+		s, err := Open(t.Context(), Options{Dir: dir, Name: "c1", Key: testKey, Logger: logger})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -703,7 +703,7 @@ func BenchmarkOpen(b *testing.B) {
 	mustCommit(b, s, map[string]string{"a": "one"}, "")
 	closeStore(b, s)
 	for b.Loop() {
-		s, err := Open(b.Context(), Options{Dir: dir, Name: "c1"})
+		s, err := Open(b.Context(), Options{Dir: dir, Name: "c1", Key: testKey})
 		if err != nil {
 			b.Fatal(err)
 		}
