@@ -46,29 +46,59 @@ func (c *Control) Apply(ctx context.Context, author string, document Document, o
 	if err != nil {
 		return nil, fmt.Errorf("make a bundle of the document: %w", err)
 	}
+	done, err := c.awaitTurn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if reason := c.unexpected(o); reason != "" {
+		return c.refused(reason), nil
+	}
+	if active := c.store.Active(); active != nil && active.Bundle.Digest() == next.Digest() {
+		return c.unchanged(ctx, o, emit)
+	}
+	return c.advance(ctx, candidate{resources, next, document.Data, author, o.GetMessage()}, o, emit)
+}
+
+// awaitTurn waits until no other apply is under way. Until done is called, what is active does not change under the
+// caller.
+func (c *Control) awaitTurn(ctx context.Context) (done func(), err error) {
 	select {
 	case c.applying <- struct{}{}:
-		defer func() { <-c.applying }()
+		return func() { <-c.applying }, nil
 	case <-ctx.Done():
 		return nil, fmt.Errorf("wait for another apply to end: %w", context.Cause(ctx))
 	}
-	return c.apply(ctx, author, document.Data, resources, next, o, emit)
 }
 
-// apply runs with the one place for it held, so that what is active does not change under it.
-func (c *Control) apply(ctx context.Context, author string, document []byte, resources *config.Resources, next *bundle.Bundle, o *operatorv1.ApplyOptions, emit func(*operatorv1.ApplyEvent)) (*operatorv1.ApplyResult, error) {
-	active := c.store.Active()
-	var parent uint64
-	if active != nil {
-		parent = active.Number
+// unexpected says why the active revision is not the one that the caller expects, or nothing.
+func (c *Control) unexpected(o *operatorv1.ApplyOptions) string {
+	expected, active := o.GetExpectRevision(), c.activeNumber()
+	if expected == 0 || expected == active {
+		return ""
 	}
-	if expected := o.GetExpectRevision(); expected != 0 && expected != parent {
-		return c.refused(fmt.Sprintf("revision %d is active, not %d as expected", parent, expected)), nil
+	return fmt.Sprintf("revision %d is active, not %d as expected", active, expected)
+}
+
+func (c *Control) activeNumber() uint64 {
+	if active := c.store.Active(); active != nil {
+		return active.Number
 	}
-	if active != nil && active.Bundle.Digest() == next.Digest() {
-		return c.unchanged(ctx, o, emit)
-	}
-	changes, err := c.changes(active, resources)
+	return 0
+}
+
+// candidate is what shall become the next revision.
+type candidate struct {
+	resources       *config.Resources
+	bundle          *bundle.Bundle
+	document        []byte
+	author, message string
+}
+
+// advance brings a candidate to the fleet and makes it the next revision, whatever the active one is. The caller has its
+// turn.
+func (c *Control) advance(ctx context.Context, next candidate, o *operatorv1.ApplyOptions, emit func(*operatorv1.ApplyEvent)) (*operatorv1.ApplyResult, error) {
+	changes, err := c.changes(c.store.Active(), next.resources)
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +106,8 @@ func (c *Control) apply(ctx context.Context, author string, document []byte, res
 		emit(&operatorv1.ApplyEvent{Event: &operatorv1.ApplyEvent_Change{Change: change}})
 	}
 	epoch, revision := c.store.Next()
-	target := &fleet.Target{Release: bundle.Sign(c.authority.ReleaseKey(), epoch, revision, next.Digest()), Bundle: next}
+	digest := next.bundle.Digest()
+	target := &fleet.Target{Release: bundle.Sign(c.authority.ReleaseKey(), epoch, revision, digest), Bundle: next.bundle}
 
 	plan, err := c.prepare(ctx, target, o, emit)
 	if err != nil {
@@ -92,7 +123,8 @@ func (c *Control) apply(ctx context.Context, author string, document []byte, res
 	}
 	// A client that goes away now must not leave it open whether the revision was stored.
 	_, err = c.store.Commit(context.WithoutCancel(ctx), store.Proposal{
-		Release: target.Release, Parent: parent, Bundle: next, Document: document, Author: author, Message: o.GetMessage(),
+		Release: target.Release, Parent: c.activeNumber(), Bundle: next.bundle, Document: next.document,
+		Author: next.author, Message: next.message,
 	})
 	if err != nil {
 		c.fleet.Withdraw(target)
@@ -102,7 +134,7 @@ func (c *Control) apply(ctx context.Context, author string, document []byte, res
 		return nil, fmt.Errorf("store revision %d (pyservectl status tells whether it was kept): %w", revision, err)
 	}
 	c.fleet.SetTarget(target)
-	c.options.Logger.Info("new revision", "revision", revision, "digest", next.Digest().Short(), "author", author, "changes", len(changes))
+	c.options.Logger.Info("new revision", "revision", revision, "digest", digest.Short(), "author", next.author, "changes", len(changes))
 	if o.GetDetach() {
 		return c.result(operatorv1.ApplyOutcome_APPLY_OUTCOME_DETACHED, ""), nil
 	}

@@ -217,7 +217,7 @@ func TestEverythingIsThereAfterARestart(t *testing.T) {
 	if row := status.GetNodes(); len(row) != 1 || row[0].GetState() != "disconnected" {
 		t.Errorf("the nodes are %v", row)
 	}
-	if doc, revision, digest := c.Document(); string(doc) != string(document(1, 2).Data) || revision != 2 || digest != was.GetDigest() {
+	if doc, revision, digest, err := c.Document(0); err != nil || string(doc) != string(document(1, 2).Data) || revision != 2 || digest != was.GetDigest() {
 		t.Errorf("the document is %q of revision %d", doc, revision)
 	}
 	before := len(n.Log())

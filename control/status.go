@@ -124,15 +124,6 @@ func stateOf(n fleet.Node, active *store.Snapshot) (state, note string) {
 	return "ready", ""
 }
 
-// Document gives the active document; nil: none.
-func (c *Control) Document() (document []byte, revision uint64, digest string) {
-	active := c.store.Active()
-	if active == nil {
-		return nil, 0, ""
-	}
-	return active.Document, active.Number, active.Bundle.Digest().String()
-}
-
 // decoded is what a revision means.
 type decoded struct {
 	of        *store.Snapshot

@@ -13,38 +13,7 @@ import (
 	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
 )
 
-// change is one object that an apply creates, changes or removes.
-type change struct {
-	Action  string   `json:"action"`
-	Kind    string   `json:"kind"`
-	Name    string   `json:"name"`
-	Details []string `json:"details"`
-}
-
-var changeActions = map[operatorv1.ChangeAction]string{
-	operatorv1.ChangeAction_CHANGE_ACTION_CREATED: "created",
-	operatorv1.ChangeAction_CHANGE_ACTION_CHANGED: "changed",
-	operatorv1.ChangeAction_CHANGE_ACTION_REMOVED: "removed",
-}
-
-func changeOf(m *operatorv1.Change) change {
-	details := m.GetDetails()
-	if details == nil {
-		details = []string{}
-	}
-	return change{changeActions[m.GetAction()], m.GetKind(), m.GetName(), details}
-}
-
-func (c change) print(to io.Writer, p painter) {
-	sign, colour := map[string]string{"created": "+", "changed": "~", "removed": "-"}[c.Action],
-		map[string]string{"created": green, "changed": yellow, "removed": red}[c.Action]
-	fmt.Fprintf(to, "%s %s %s %s\n", p.paint(colour, sign), c.Kind, c.Name, c.Action)
-	for _, detail := range c.Details {
-		fmt.Fprintf(to, "    %s\n", detail)
-	}
-}
-
-// applyFlags are what apply alone knows.
+// applyFlags are what apply and rollback know.
 type applyFlags struct {
 	dryRun, detach bool
 	message        string
@@ -67,8 +36,8 @@ returns. What already runs is "unchanged" and makes no new revision.`,
   pyservectl apply --message "shop to v2" --expect-revision 7 config.yaml`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if flags.strategy != "" {
-				return errors.New("--strategy is not supported yet: an apply goes to all nodes at once")
+			if err := flags.check(); err != nil {
+				return err
 			}
 			d, err := checked(cmd, args[0])
 			if err != nil {
@@ -77,13 +46,38 @@ returns. What already runs is "unchanged" and makes no new revision.`,
 			return s.apply(cmd, d, flags)
 		},
 	}
+	flags.register(cmd)
+	cmd.Flags().StringVar(&flags.strategy, "strategy", "", "how it is rolled out (not supported yet)")
+	return cmd
+}
+
+// register adds the flags that a rollback has too.
+func (flags *applyFlags) register(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.BoolVar(&flags.dryRun, "dry-run", false, "check and prepare on every node, and change nothing")
 	f.BoolVar(&flags.detach, "detach", false, "return when it is stored; nodes follow")
 	f.StringVar(&flags.message, "message", "", "what history says of it")
 	f.Uint64Var(&flags.expect, "expect-revision", 0, "refuse unless this revision is active")
-	f.StringVar(&flags.strategy, "strategy", "", "how it is rolled out (not supported yet)")
-	return cmd
+}
+
+func (flags *applyFlags) check() error {
+	if flags.strategy == "" {
+		return nil
+	}
+	return fmt.Errorf("--strategy %s is not supported yet: leave it out, and the apply goes to all nodes at once", flags.strategy)
+}
+
+func (s *settings) applyOptions(flags applyFlags) *operatorv1.ApplyOptions {
+	return &operatorv1.ApplyOptions{
+		Message: flags.message, DryRun: flags.dryRun, ExpectRevision: flags.expect, Detach: flags.detach,
+		Timeout: durationpb.New(s.timeout),
+	}
+}
+
+// twoPhases bounds a call. Control waits for nodes as long as --timeout in each of its two phases; its answer, which
+// names who was late, is worth waiting for.
+func (s *settings) twoPhases(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, 2*s.timeout+5*time.Second)
 }
 
 // applied is what an apply did, for programs.
@@ -104,9 +98,7 @@ type nodeProgress struct {
 }
 
 func (s *settings) apply(cmd *cobra.Command, d *document, flags applyFlags) error {
-	// Control waits for nodes as long as --timeout in each of its two phases; its answer, which names who was late, is
-	// worth waiting for.
-	ctx, cancel := context.WithTimeout(cmd.Context(), 2*s.timeout+5*time.Second)
+	ctx, cancel := s.twoPhases(cmd.Context())
 	defer cancel()
 	c, err := s.connect(ctx, cmd.ErrOrStderr())
 	if err != nil {
@@ -117,10 +109,7 @@ func (s *settings) apply(cmd *cobra.Command, d *document, flags applyFlags) erro
 	if err != nil {
 		return plain(err)
 	}
-	requests := []*operatorv1.ApplyRequest{{Message: &operatorv1.ApplyRequest_Options{Options: &operatorv1.ApplyOptions{
-		Message: flags.message, DryRun: flags.dryRun, ExpectRevision: flags.expect, Detach: flags.detach,
-		Timeout: durationpb.New(s.timeout),
-	}}}}
+	requests := []*operatorv1.ApplyRequest{{Message: &operatorv1.ApplyRequest_Options{Options: s.applyOptions(flags)}}}
 	for _, part := range d.parts() {
 		requests = append(requests, &operatorv1.ApplyRequest{Message: &operatorv1.ApplyRequest_Part{Part: part}})
 	}
@@ -133,7 +122,16 @@ func (s *settings) apply(cmd *cobra.Command, d *document, flags applyFlags) erro
 	if err := stream.CloseSend(); err != nil {
 		return plain(err)
 	}
-	v := newApplyView(cmd.OutOrStdout(), cmd.ErrOrStderr(), d.name, s.structured())
+	return s.follow(cmd, stream, s.newApplyView(cmd, d.name))
+}
+
+// telling is a call that tells what it does and ends with a result.
+type telling interface {
+	Recv() (*operatorv1.ApplyEvent, error)
+}
+
+// follow shows what a call tells until its result, which decides the exit code.
+func (s *settings) follow(cmd *cobra.Command, stream telling, v *applyView) error {
 	for {
 		event, err := stream.Recv()
 		if errors.Is(err, io.EOF) {

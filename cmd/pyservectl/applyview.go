@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/spf13/cobra"
+
 	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
 )
 
@@ -15,6 +17,7 @@ type applyView struct {
 	out, errors io.Writer
 	file        string
 	quiet       bool // for programs: collect only
+	changes     changeList
 	live        bool
 	paint       painter
 	result      applied
@@ -27,8 +30,16 @@ const liveNodes = 30
 func newApplyView(out, errors io.Writer, file string, quiet bool) *applyView {
 	return &applyView{
 		out: out, errors: errors, file: file, quiet: quiet, live: isTerminal(out), paint: newPainter(out),
-		result: applied{Problems: []problem{}, Changes: []change{}, Nodes: []nodeProgress{}},
+		changes: changeList{out: out, paint: newPainter(out)},
+		result:  applied{Problems: []problem{}, Changes: []change{}, Nodes: []nodeProgress{}},
 	}
+}
+
+// newApplyView makes the view of a command.
+func (s *settings) newApplyView(cmd *cobra.Command, file string) *applyView {
+	v := newApplyView(cmd.OutOrStdout(), cmd.ErrOrStderr(), file, s.structured())
+	v.changes.all = s.output == "wide"
+	return v
 }
 
 var phases = map[operatorv1.NodePhase]string{
@@ -52,9 +63,10 @@ func (v *applyView) take(event *operatorv1.ApplyEvent) {
 		c := changeOf(e.Change)
 		v.result.Changes = append(v.result.Changes, c)
 		if !v.quiet {
-			c.print(v.out, v.paint)
+			v.changes.add(c)
 		}
 	case *operatorv1.ApplyEvent_Node:
+		v.changes.end()
 		v.node(nodeProgress{e.Node.GetName(), phases[e.Node.GetPhase()], e.Node.GetNote()})
 	}
 }
@@ -103,6 +115,7 @@ func (v *applyView) line(n nodeProgress) string {
 
 // finish prints the sentence that it all comes down to.
 func (v *applyView) finish(r *operatorv1.ApplyResult) {
+	v.changes.end()
 	revision := fmt.Sprintf("revision %d (%s)", r.GetRevision(), short(r.GetDigest()))
 	if r.GetRevision() == 0 {
 		revision = "no configuration"
@@ -111,6 +124,9 @@ func (v *applyView) finish(r *operatorv1.ApplyResult) {
 	case operatorv1.ApplyOutcome_APPLY_OUTCOME_APPLIED:
 		fmt.Fprintf(v.out, "applied: %s, %s\n", revision, v.served())
 	case operatorv1.ApplyOutcome_APPLY_OUTCOME_UNCHANGED:
+		if reason := r.GetReason(); reason != "" {
+			revision = printable(reason)
+		}
 		fmt.Fprintf(v.out, "unchanged: %s, %s\n", revision, v.served())
 	case operatorv1.ApplyOutcome_APPLY_OUTCOME_DRY_RUN:
 		fmt.Fprintf(v.out, "dry run: %s could serve it; nothing was changed, %s is active\n", count(v.in("prepared"), "node"), revision)

@@ -229,10 +229,11 @@ func (s *settings) diff(cmd *cobra.Command, d *document) error {
 		err = s.print(out, map[string]any{"revision": response.GetRevision(), "problems": problems, "changes": changes})
 	} else {
 		printProblems(cmd.ErrOrStderr(), d.name, problems)
-		p := newPainter(out)
+		list := changeList{out: out, paint: newPainter(out), all: s.output == "wide"}
 		for _, change := range changes {
-			change.print(out, p)
+			list.add(change)
 		}
+		list.end()
 		if len(changes) == 0 {
 			fmt.Fprintf(out, "no difference from revision %d\n", response.GetRevision())
 		}

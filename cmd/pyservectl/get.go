@@ -28,11 +28,11 @@ func newGetCommand(s *settings) *cobra.Command {
 			return errors.New("get what? config, routes, backends, nodes or controls")
 		},
 	}
+	cmd.AddCommand(newGetConfigCommand(s))
 	for _, sub := range []struct {
 		name, short string
 		run         func(*settings, context.Context, *client, io.Writer) error
 	}{
-		{"config", "The active configuration, as it was applied", (*settings).getConfig},
 		{"routes", "The active routes", (*settings).getRoutes},
 		{"backends", "The backends and what the nodes say of their health", (*settings).getBackends},
 		{"nodes", "The nodes", (*settings).getNodes},
@@ -41,18 +41,41 @@ func newGetCommand(s *settings) *cobra.Command {
 		cmd.AddCommand(&cobra.Command{
 			Use: sub.name, Short: sub.short, Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
-				ctx, cancel := s.deadline(cmd.Context())
-				defer cancel()
-				c, err := s.connect(ctx, cmd.ErrOrStderr())
-				if err != nil {
-					return err
-				}
-				defer c.close()
-				return sub.run(s, ctx, c, cmd.OutOrStdout())
+				return s.connected(cmd, func(ctx context.Context, c *client) error { return sub.run(s, ctx, c, cmd.OutOrStdout()) })
 			},
 		})
 	}
 	return cmd
+}
+
+func newGetConfigCommand(s *settings) *cobra.Command {
+	revision := uint64(0)
+	cmd := &cobra.Command{
+		Use:   "config",
+		Short: "The active configuration, or that of another revision, as it was applied",
+		Example: `  pyservectl get config > running.yaml
+  pyservectl get config --revision 7`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return s.connected(cmd, func(ctx context.Context, c *client) error {
+				return s.getConfig(ctx, c, revision, cmd.OutOrStdout())
+			})
+		},
+	}
+	cmd.Flags().Uint64Var(&revision, "revision", 0, "which revision's; 0: the active one's")
+	return cmd
+}
+
+// connected runs what asks a control, within --timeout.
+func (s *settings) connected(cmd *cobra.Command, run func(context.Context, *client) error) error {
+	ctx, cancel := s.deadline(cmd.Context())
+	defer cancel()
+	c, err := s.connect(ctx, cmd.ErrOrStderr())
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	return run(ctx, c)
 }
 
 // each receives until the stream ends.
@@ -72,11 +95,11 @@ func each[M any](stream grpc.ServerStreamingClient[M], err error, take func(*M))
 	}
 }
 
-func (s *settings) getConfig(ctx context.Context, c *client, out io.Writer) error {
+func (s *settings) getConfig(ctx context.Context, c *client, wanted uint64, out io.Writer) error {
 	var document bytes.Buffer
 	var revision uint64
 	var digest string
-	stream, err := c.GetConfig(ctx, &operatorv1.GetConfigRequest{})
+	stream, err := c.GetConfig(ctx, &operatorv1.GetConfigRequest{Revision: wanted})
 	err = each(stream, err, func(m *operatorv1.GetConfigResponse) {
 		if m.GetRevision() > 0 {
 			revision, digest = m.GetRevision(), m.GetDigest()

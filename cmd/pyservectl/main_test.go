@@ -267,6 +267,32 @@ func TestApplyIsTold(t *testing.T) {
 	}
 }
 
+// A document of 50,000 routes must not scroll what matters away.
+func TestManyChangesAreSummedUp(t *testing.T) {
+	show := func(all bool) string {
+		var out bytes.Buffer
+		v := newApplyView(&out, io.Discard, "f", false)
+		v.changes.all = all
+		for i := range shownChanges + 7 {
+			action := operatorv1.ChangeAction_CHANGE_ACTION_CREATED
+			if i%2 == 1 {
+				action = operatorv1.ChangeAction_CHANGE_ACTION_REMOVED
+			}
+			v.take(&operatorv1.ApplyEvent{Event: &operatorv1.ApplyEvent_Change{Change: &operatorv1.Change{Action: action, Kind: "route", Name: "/x"}}})
+		}
+		v.take(node("n1", committed, ""))
+		v.finish(&operatorv1.ApplyResult{Outcome: 1, Revision: 1, Digest: "d"})
+		return out.String()
+	}
+	out := show(false)
+	if strings.Count(out, "route /x") != shownChanges || !strings.Contains(out, "\nand more: 4 routes created, 3 routes removed; -o wide shows all\nnode n1: serving\n") {
+		t.Errorf("printed\n%s", out)
+	}
+	if out := show(true); strings.Count(out, "route /x") != shownChanges+7 || strings.Contains(out, "and more") {
+		t.Errorf("printed\n%s", out)
+	}
+}
+
 func TestApplyBeforeTheFirstRevision(t *testing.T) {
 	var out, errs bytes.Buffer
 	newApplyView(&out, &errs, "f", false).finish(&operatorv1.ApplyResult{Outcome: 3, Reason: "no"})

@@ -40,14 +40,16 @@ var permissions = map[string]identity.Role{
 	fleetv1.Fleet_Connect_FullMethodName: identity.RoleNode,
 	fleetv1.Fleet_Renew_FullMethodName:   identity.RoleNode,
 
-	operatorv1.Operator_Apply_FullMethodName:        identity.RoleOperator,
-	operatorv1.Operator_Diff_FullMethodName:         identity.RoleOperator,
-	operatorv1.Operator_GetStatus_FullMethodName:    identity.RoleOperator,
-	operatorv1.Operator_WatchStatus_FullMethodName:  identity.RoleOperator,
-	operatorv1.Operator_GetConfig_FullMethodName:    identity.RoleOperator,
-	operatorv1.Operator_ListRoutes_FullMethodName:   identity.RoleOperator,
-	operatorv1.Operator_ListBackends_FullMethodName: identity.RoleOperator,
-	operatorv1.Operator_ListControls_FullMethodName: identity.RoleOperator,
+	operatorv1.Operator_Apply_FullMethodName:         identity.RoleOperator,
+	operatorv1.Operator_Diff_FullMethodName:          identity.RoleOperator,
+	operatorv1.Operator_GetStatus_FullMethodName:     identity.RoleOperator,
+	operatorv1.Operator_WatchStatus_FullMethodName:   identity.RoleOperator,
+	operatorv1.Operator_GetConfig_FullMethodName:     identity.RoleOperator,
+	operatorv1.Operator_ListRoutes_FullMethodName:    identity.RoleOperator,
+	operatorv1.Operator_ListBackends_FullMethodName:  identity.RoleOperator,
+	operatorv1.Operator_ListControls_FullMethodName:  identity.RoleOperator,
+	operatorv1.Operator_ListRevisions_FullMethodName: identity.RoleOperator,
+	operatorv1.Operator_Rollback_FullMethodName:      identity.RoleOperator,
 }
 
 // NewServer makes the gRPC server of a control that was started. tlsConfig is the control's own.
@@ -177,6 +179,7 @@ func coded(err error) error {
 		{identity.ErrTokenKind, codes.PermissionDenied},
 		{identity.ErrTokenUnknown, codes.Unauthenticated},
 		{control.ErrInvalid, codes.InvalidArgument},
+		{control.ErrNoRevision, codes.NotFound},
 		{errTooLarge, codes.ResourceExhausted},
 		{errMalformed, codes.InvalidArgument},
 	} {

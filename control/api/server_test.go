@@ -153,9 +153,9 @@ func TestNobodyOfAnotherClusterIsLetIn(t *testing.T) {
 
 func TestUnknownMethodIsToldSo(t *testing.T) {
 	s := newSite(t)
-	err := s.operator(t).Invoke(deadline(t), "/pyserve.operator.v1.Operator/Rollback", &emptypb.Empty{}, &emptypb.Empty{})
+	err := s.operator(t).Invoke(deadline(t), "/pyserve.operator.v1.Operator/Imagine", &emptypb.Empty{}, &emptypb.Empty{})
 	checkCode(t, err, codes.Unimplemented, "")
-	_, err = gate{}.admit(t.Context(), "/pyserve.operator.v1.Operator/Rollback")
+	_, err = gate{}.admit(t.Context(), "/pyserve.operator.v1.Operator/Imagine")
 	checkCode(t, err, codes.Unimplemented, "is pyservectl newer than control?")
 }
 

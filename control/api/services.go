@@ -59,8 +59,8 @@ func (o *operator) Apply(stream grpc.BidiStreamingServer[operatorv1.ApplyRequest
 	if options == nil {
 		return fmt.Errorf("the first message of Apply carries its options: %w", errMalformed)
 	}
-	if len(options.GetMessage()) > maxMessage {
-		return fmt.Errorf("--message is at most %d bytes: %w", maxMessage, errTooLarge)
+	if err := checkOptions(options); err != nil {
+		return err
 	}
 	document, err := collect(func() (*operatorv1.FilePart, error) {
 		m, err := stream.Recv()
@@ -69,19 +69,32 @@ func (o *operator) Apply(stream grpc.BidiStreamingServer[operatorv1.ApplyRequest
 	if err != nil {
 		return err
 	}
+	return telling(stream, func(emit func(*operatorv1.ApplyEvent)) (*operatorv1.ApplyResult, error) {
+		return o.control.Apply(stream.Context(), caller(stream.Context()).Name, document, options, emit)
+	})
+}
+
+// telling runs what makes a new revision and sends what it tells on the way, and at last its result.
+func telling(stream grpc.ServerStreamingServer[operatorv1.ApplyEvent], run func(emit func(*operatorv1.ApplyEvent)) (*operatorv1.ApplyResult, error)) error {
 	var sending error
 	emit := func(event *operatorv1.ApplyEvent) {
 		if sending == nil {
 			sending = stream.Send(event)
 		}
 	}
-	who := caller(stream.Context())
-	result, err := o.control.Apply(stream.Context(), who.Name, document, options, emit)
+	result, err := run(emit)
 	if err != nil {
 		return err
 	}
 	emit(&operatorv1.ApplyEvent{Event: &operatorv1.ApplyEvent_Result{Result: result}})
 	return sending
+}
+
+func checkOptions(o *operatorv1.ApplyOptions) error {
+	if len(o.GetMessage()) > maxMessage {
+		return fmt.Errorf("--message is at most %d bytes: %w", maxMessage, errTooLarge)
+	}
+	return nil
 }
 
 // maxMessage bounds what history keeps of a revision's message, in bytes.
@@ -156,8 +169,11 @@ func sendRows[M proto.Message](rows []M, send func([]M) error) error {
 	return send(rows[first:])
 }
 
-func (o *operator) GetConfig(_ *operatorv1.GetConfigRequest, stream grpc.ServerStreamingServer[operatorv1.GetConfigResponse]) error {
-	document, revision, digest := o.control.Document()
+func (o *operator) GetConfig(request *operatorv1.GetConfigRequest, stream grpc.ServerStreamingServer[operatorv1.GetConfigResponse]) error {
+	document, revision, digest, err := o.control.Document(request.GetRevision())
+	if err != nil {
+		return err
+	}
 	m := &operatorv1.GetConfigResponse{Revision: revision, Digest: digest}
 	for part := range slices.Chunk(document, partBytes) {
 		m.Data = part

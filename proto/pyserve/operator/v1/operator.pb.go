@@ -748,7 +748,7 @@ type ApplyResult struct {
 	// The active revision after the call.
 	Revision uint64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	Digest   string `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
-	// One sentence where outcome is REFUSED or INCOMPLETE.
+	// One sentence where outcome is REFUSED or INCOMPLETE, or where there is more to say of UNCHANGED.
 	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1134,7 +1134,9 @@ func (x *NodeStatus) GetVersion() string {
 }
 
 type GetConfigRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which revision's document; 0: the active one's.
+	Revision      uint64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1167,6 +1169,13 @@ func (x *GetConfigRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use GetConfigRequest.ProtoReflect.Descriptor instead.
 func (*GetConfigRequest) Descriptor() ([]byte, []int) {
 	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *GetConfigRequest) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
 }
 
 type GetConfigResponse struct {
@@ -1725,6 +1734,251 @@ func (x *ControlSummary) GetVersion() string {
 	return ""
 }
 
+type ListRevisionsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many of the newest; 0: all.
+	Limit         uint32 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRevisionsRequest) Reset() {
+	*x = ListRevisionsRequest{}
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRevisionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRevisionsRequest) ProtoMessage() {}
+
+func (x *ListRevisionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRevisionsRequest.ProtoReflect.Descriptor instead.
+func (*ListRevisionsRequest) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ListRevisionsRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type ListRevisionsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revisions     []*RevisionSummary     `protobuf:"bytes,1,rep,name=revisions,proto3" json:"revisions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRevisionsResponse) Reset() {
+	*x = ListRevisionsResponse{}
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRevisionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRevisionsResponse) ProtoMessage() {}
+
+func (x *ListRevisionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRevisionsResponse.ProtoReflect.Descriptor instead.
+func (*ListRevisionsResponse) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ListRevisionsResponse) GetRevisions() []*RevisionSummary {
+	if x != nil {
+		return x.Revisions
+	}
+	return nil
+}
+
+type RevisionSummary struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Revision uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Hexadecimal SHA-256.
+	Digest string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	// The revision that was active before; 0: none.
+	Parent  uint64                 `protobuf:"varint,3,opt,name=parent,proto3" json:"parent,omitempty"`
+	Author  string                 `protobuf:"bytes,4,opt,name=author,proto3" json:"author,omitempty"`
+	Message string                 `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	Created *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=created,proto3" json:"created,omitempty"`
+	Active  bool                   `protobuf:"varint,7,opt,name=active,proto3" json:"active,omitempty"`
+	// Bundle and document are kept, so that it can be gone back to; otherwise only this line is.
+	Whole         bool `protobuf:"varint,8,opt,name=whole,proto3" json:"whole,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevisionSummary) Reset() {
+	*x = RevisionSummary{}
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevisionSummary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevisionSummary) ProtoMessage() {}
+
+func (x *RevisionSummary) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevisionSummary.ProtoReflect.Descriptor instead.
+func (*RevisionSummary) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *RevisionSummary) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *RevisionSummary) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *RevisionSummary) GetParent() uint64 {
+	if x != nil {
+		return x.Parent
+	}
+	return 0
+}
+
+func (x *RevisionSummary) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
+}
+
+func (x *RevisionSummary) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *RevisionSummary) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *RevisionSummary) GetActive() bool {
+	if x != nil {
+		return x.Active
+	}
+	return false
+}
+
+func (x *RevisionSummary) GetWhole() bool {
+	if x != nil {
+		return x.Whole
+	}
+	return false
+}
+
+type RollbackRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What to go back to; 0: the revision before the active one.
+	Revision      uint64        `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	Options       *ApplyOptions `protobuf:"bytes,2,opt,name=options,proto3" json:"options,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackRequest) Reset() {
+	*x = RollbackRequest{}
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackRequest) ProtoMessage() {}
+
+func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
+func (*RollbackRequest) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *RollbackRequest) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *RollbackRequest) GetOptions() *ApplyOptions {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
 var File_pyserve_operator_v1_operator_proto protoreflect.FileDescriptor
 
 const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
@@ -1791,8 +2045,9 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\x06gossip\x18\x06 \x01(\tR\x06gossip\x12\x12\n" +
 	"\x04note\x18\a \x01(\tR\x04note\x120\n" +
 	"\x05since\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x18\n" +
-	"\aversion\x18\t \x01(\tR\aversion\"\x12\n" +
-	"\x10GetConfigRequest\"[\n" +
+	"\aversion\x18\t \x01(\tR\aversion\".\n" +
+	"\x10GetConfigRequest\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\"[\n" +
 	"\x11GetConfigResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x12\n" +
@@ -1831,7 +2086,23 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +
 	"\x04role\x18\x03 \x01(\tR\x04role\x12\x18\n" +
-	"\aversion\x18\x04 \x01(\tR\aversion*~\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\",\n" +
+	"\x14ListRevisionsRequest\x12\x14\n" +
+	"\x05limit\x18\x01 \x01(\rR\x05limit\"[\n" +
+	"\x15ListRevisionsResponse\x12B\n" +
+	"\trevisions\x18\x01 \x03(\v2$.pyserve.operator.v1.RevisionSummaryR\trevisions\"\xf3\x01\n" +
+	"\x0fRevisionSummary\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x16\n" +
+	"\x06parent\x18\x03 \x01(\x04R\x06parent\x12\x16\n" +
+	"\x06author\x18\x04 \x01(\tR\x06author\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\x124\n" +
+	"\acreated\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x16\n" +
+	"\x06active\x18\a \x01(\bR\x06active\x12\x14\n" +
+	"\x05whole\x18\b \x01(\bR\x05whole\"j\n" +
+	"\x0fRollbackRequest\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x12;\n" +
+	"\aoptions\x18\x02 \x01(\v2!.pyserve.operator.v1.ApplyOptionsR\aoptions*~\n" +
 	"\fChangeAction\x12\x1d\n" +
 	"\x19CHANGE_ACTION_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15CHANGE_ACTION_CREATED\x10\x01\x12\x19\n" +
@@ -1852,7 +2123,7 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\x15APPLY_OUTCOME_REFUSED\x10\x03\x12\x1c\n" +
 	"\x18APPLY_OUTCOME_INCOMPLETE\x10\x04\x12\x19\n" +
 	"\x15APPLY_OUTCOME_DRY_RUN\x10\x05\x12\x1a\n" +
-	"\x16APPLY_OUTCOME_DETACHED\x10\x062\xf1\x05\n" +
+	"\x16APPLY_OUTCOME_DETACHED\x10\x062\xb0\a\n" +
 	"\bOperator\x12O\n" +
 	"\x05Apply\x12!.pyserve.operator.v1.ApplyRequest\x1a\x1f.pyserve.operator.v1.ApplyEvent(\x010\x01\x12M\n" +
 	"\x04Diff\x12 .pyserve.operator.v1.DiffRequest\x1a!.pyserve.operator.v1.DiffResponse(\x01\x12Z\n" +
@@ -1862,7 +2133,9 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\n" +
 	"ListRoutes\x12&.pyserve.operator.v1.ListRoutesRequest\x1a'.pyserve.operator.v1.ListRoutesResponse0\x01\x12e\n" +
 	"\fListBackends\x12(.pyserve.operator.v1.ListBackendsRequest\x1a).pyserve.operator.v1.ListBackendsResponse0\x01\x12c\n" +
-	"\fListControls\x12(.pyserve.operator.v1.ListControlsRequest\x1a).pyserve.operator.v1.ListControlsResponseBAZ?github.com/pyserve/pyserve/proto/pyserve/operator/v1;operatorv1b\x06proto3"
+	"\fListControls\x12(.pyserve.operator.v1.ListControlsRequest\x1a).pyserve.operator.v1.ListControlsResponse\x12h\n" +
+	"\rListRevisions\x12).pyserve.operator.v1.ListRevisionsRequest\x1a*.pyserve.operator.v1.ListRevisionsResponse0\x01\x12S\n" +
+	"\bRollback\x12$.pyserve.operator.v1.RollbackRequest\x1a\x1f.pyserve.operator.v1.ApplyEvent0\x01BAZ?github.com/pyserve/pyserve/proto/pyserve/operator/v1;operatorv1b\x06proto3"
 
 var (
 	file_pyserve_operator_v1_operator_proto_rawDescOnce sync.Once
@@ -1877,7 +2150,7 @@ func file_pyserve_operator_v1_operator_proto_rawDescGZIP() []byte {
 }
 
 var file_pyserve_operator_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_pyserve_operator_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_pyserve_operator_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_pyserve_operator_v1_operator_proto_goTypes = []any{
 	(ChangeAction)(0),             // 0: pyserve.operator.v1.ChangeAction
 	(NodePhase)(0),                // 1: pyserve.operator.v1.NodePhase
@@ -1906,12 +2179,16 @@ var file_pyserve_operator_v1_operator_proto_goTypes = []any{
 	(*ListControlsRequest)(nil),   // 24: pyserve.operator.v1.ListControlsRequest
 	(*ListControlsResponse)(nil),  // 25: pyserve.operator.v1.ListControlsResponse
 	(*ControlSummary)(nil),        // 26: pyserve.operator.v1.ControlSummary
-	nil,                           // 27: pyserve.operator.v1.BackendSummary.NodesEntry
-	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
+	(*ListRevisionsRequest)(nil),  // 27: pyserve.operator.v1.ListRevisionsRequest
+	(*ListRevisionsResponse)(nil), // 28: pyserve.operator.v1.ListRevisionsResponse
+	(*RevisionSummary)(nil),       // 29: pyserve.operator.v1.RevisionSummary
+	(*RollbackRequest)(nil),       // 30: pyserve.operator.v1.RollbackRequest
+	nil,                           // 31: pyserve.operator.v1.BackendSummary.NodesEntry
+	(*durationpb.Duration)(nil),   // 32: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 33: google.protobuf.Timestamp
 }
 var file_pyserve_operator_v1_operator_proto_depIdxs = []int32{
-	28, // 0: pyserve.operator.v1.ApplyOptions.timeout:type_name -> google.protobuf.Duration
+	32, // 0: pyserve.operator.v1.ApplyOptions.timeout:type_name -> google.protobuf.Duration
 	4,  // 1: pyserve.operator.v1.ApplyRequest.options:type_name -> pyserve.operator.v1.ApplyOptions
 	3,  // 2: pyserve.operator.v1.ApplyRequest.part:type_name -> pyserve.operator.v1.FilePart
 	7,  // 3: pyserve.operator.v1.ApplyEvent.problem:type_name -> pyserve.operator.v1.Problem
@@ -1925,33 +2202,40 @@ var file_pyserve_operator_v1_operator_proto_depIdxs = []int32{
 	7,  // 11: pyserve.operator.v1.DiffResponse.problems:type_name -> pyserve.operator.v1.Problem
 	8,  // 12: pyserve.operator.v1.DiffResponse.changes:type_name -> pyserve.operator.v1.Change
 	15, // 13: pyserve.operator.v1.GetStatusResponse.nodes:type_name -> pyserve.operator.v1.NodeStatus
-	29, // 14: pyserve.operator.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
+	33, // 14: pyserve.operator.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
 	20, // 15: pyserve.operator.v1.ListRoutesResponse.routes:type_name -> pyserve.operator.v1.RouteSummary
 	23, // 16: pyserve.operator.v1.ListBackendsResponse.backends:type_name -> pyserve.operator.v1.BackendSummary
-	29, // 17: pyserve.operator.v1.BackendSummary.since:type_name -> google.protobuf.Timestamp
-	27, // 18: pyserve.operator.v1.BackendSummary.nodes:type_name -> pyserve.operator.v1.BackendSummary.NodesEntry
+	33, // 17: pyserve.operator.v1.BackendSummary.since:type_name -> google.protobuf.Timestamp
+	31, // 18: pyserve.operator.v1.BackendSummary.nodes:type_name -> pyserve.operator.v1.BackendSummary.NodesEntry
 	26, // 19: pyserve.operator.v1.ListControlsResponse.controls:type_name -> pyserve.operator.v1.ControlSummary
-	5,  // 20: pyserve.operator.v1.Operator.Apply:input_type -> pyserve.operator.v1.ApplyRequest
-	11, // 21: pyserve.operator.v1.Operator.Diff:input_type -> pyserve.operator.v1.DiffRequest
-	13, // 22: pyserve.operator.v1.Operator.GetStatus:input_type -> pyserve.operator.v1.GetStatusRequest
-	13, // 23: pyserve.operator.v1.Operator.WatchStatus:input_type -> pyserve.operator.v1.GetStatusRequest
-	16, // 24: pyserve.operator.v1.Operator.GetConfig:input_type -> pyserve.operator.v1.GetConfigRequest
-	18, // 25: pyserve.operator.v1.Operator.ListRoutes:input_type -> pyserve.operator.v1.ListRoutesRequest
-	21, // 26: pyserve.operator.v1.Operator.ListBackends:input_type -> pyserve.operator.v1.ListBackendsRequest
-	24, // 27: pyserve.operator.v1.Operator.ListControls:input_type -> pyserve.operator.v1.ListControlsRequest
-	6,  // 28: pyserve.operator.v1.Operator.Apply:output_type -> pyserve.operator.v1.ApplyEvent
-	12, // 29: pyserve.operator.v1.Operator.Diff:output_type -> pyserve.operator.v1.DiffResponse
-	14, // 30: pyserve.operator.v1.Operator.GetStatus:output_type -> pyserve.operator.v1.GetStatusResponse
-	14, // 31: pyserve.operator.v1.Operator.WatchStatus:output_type -> pyserve.operator.v1.GetStatusResponse
-	17, // 32: pyserve.operator.v1.Operator.GetConfig:output_type -> pyserve.operator.v1.GetConfigResponse
-	19, // 33: pyserve.operator.v1.Operator.ListRoutes:output_type -> pyserve.operator.v1.ListRoutesResponse
-	22, // 34: pyserve.operator.v1.Operator.ListBackends:output_type -> pyserve.operator.v1.ListBackendsResponse
-	25, // 35: pyserve.operator.v1.Operator.ListControls:output_type -> pyserve.operator.v1.ListControlsResponse
-	28, // [28:36] is the sub-list for method output_type
-	20, // [20:28] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	29, // 20: pyserve.operator.v1.ListRevisionsResponse.revisions:type_name -> pyserve.operator.v1.RevisionSummary
+	33, // 21: pyserve.operator.v1.RevisionSummary.created:type_name -> google.protobuf.Timestamp
+	4,  // 22: pyserve.operator.v1.RollbackRequest.options:type_name -> pyserve.operator.v1.ApplyOptions
+	5,  // 23: pyserve.operator.v1.Operator.Apply:input_type -> pyserve.operator.v1.ApplyRequest
+	11, // 24: pyserve.operator.v1.Operator.Diff:input_type -> pyserve.operator.v1.DiffRequest
+	13, // 25: pyserve.operator.v1.Operator.GetStatus:input_type -> pyserve.operator.v1.GetStatusRequest
+	13, // 26: pyserve.operator.v1.Operator.WatchStatus:input_type -> pyserve.operator.v1.GetStatusRequest
+	16, // 27: pyserve.operator.v1.Operator.GetConfig:input_type -> pyserve.operator.v1.GetConfigRequest
+	18, // 28: pyserve.operator.v1.Operator.ListRoutes:input_type -> pyserve.operator.v1.ListRoutesRequest
+	21, // 29: pyserve.operator.v1.Operator.ListBackends:input_type -> pyserve.operator.v1.ListBackendsRequest
+	24, // 30: pyserve.operator.v1.Operator.ListControls:input_type -> pyserve.operator.v1.ListControlsRequest
+	27, // 31: pyserve.operator.v1.Operator.ListRevisions:input_type -> pyserve.operator.v1.ListRevisionsRequest
+	30, // 32: pyserve.operator.v1.Operator.Rollback:input_type -> pyserve.operator.v1.RollbackRequest
+	6,  // 33: pyserve.operator.v1.Operator.Apply:output_type -> pyserve.operator.v1.ApplyEvent
+	12, // 34: pyserve.operator.v1.Operator.Diff:output_type -> pyserve.operator.v1.DiffResponse
+	14, // 35: pyserve.operator.v1.Operator.GetStatus:output_type -> pyserve.operator.v1.GetStatusResponse
+	14, // 36: pyserve.operator.v1.Operator.WatchStatus:output_type -> pyserve.operator.v1.GetStatusResponse
+	17, // 37: pyserve.operator.v1.Operator.GetConfig:output_type -> pyserve.operator.v1.GetConfigResponse
+	19, // 38: pyserve.operator.v1.Operator.ListRoutes:output_type -> pyserve.operator.v1.ListRoutesResponse
+	22, // 39: pyserve.operator.v1.Operator.ListBackends:output_type -> pyserve.operator.v1.ListBackendsResponse
+	25, // 40: pyserve.operator.v1.Operator.ListControls:output_type -> pyserve.operator.v1.ListControlsResponse
+	28, // 41: pyserve.operator.v1.Operator.ListRevisions:output_type -> pyserve.operator.v1.ListRevisionsResponse
+	6,  // 42: pyserve.operator.v1.Operator.Rollback:output_type -> pyserve.operator.v1.ApplyEvent
+	33, // [33:43] is the sub-list for method output_type
+	23, // [23:33] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_operator_v1_operator_proto_init() }
@@ -1975,7 +2259,7 @@ func file_pyserve_operator_v1_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_operator_v1_operator_proto_rawDesc), len(file_pyserve_operator_v1_operator_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   25,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,14 +21,16 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Operator_Apply_FullMethodName        = "/pyserve.operator.v1.Operator/Apply"
-	Operator_Diff_FullMethodName         = "/pyserve.operator.v1.Operator/Diff"
-	Operator_GetStatus_FullMethodName    = "/pyserve.operator.v1.Operator/GetStatus"
-	Operator_WatchStatus_FullMethodName  = "/pyserve.operator.v1.Operator/WatchStatus"
-	Operator_GetConfig_FullMethodName    = "/pyserve.operator.v1.Operator/GetConfig"
-	Operator_ListRoutes_FullMethodName   = "/pyserve.operator.v1.Operator/ListRoutes"
-	Operator_ListBackends_FullMethodName = "/pyserve.operator.v1.Operator/ListBackends"
-	Operator_ListControls_FullMethodName = "/pyserve.operator.v1.Operator/ListControls"
+	Operator_Apply_FullMethodName         = "/pyserve.operator.v1.Operator/Apply"
+	Operator_Diff_FullMethodName          = "/pyserve.operator.v1.Operator/Diff"
+	Operator_GetStatus_FullMethodName     = "/pyserve.operator.v1.Operator/GetStatus"
+	Operator_WatchStatus_FullMethodName   = "/pyserve.operator.v1.Operator/WatchStatus"
+	Operator_GetConfig_FullMethodName     = "/pyserve.operator.v1.Operator/GetConfig"
+	Operator_ListRoutes_FullMethodName    = "/pyserve.operator.v1.Operator/ListRoutes"
+	Operator_ListBackends_FullMethodName  = "/pyserve.operator.v1.Operator/ListBackends"
+	Operator_ListControls_FullMethodName  = "/pyserve.operator.v1.Operator/ListControls"
+	Operator_ListRevisions_FullMethodName = "/pyserve.operator.v1.Operator/ListRevisions"
+	Operator_Rollback_FullMethodName      = "/pyserve.operator.v1.Operator/Rollback"
 )
 
 // OperatorClient is the client API for Operator service.
@@ -52,6 +54,10 @@ type OperatorClient interface {
 	// ListBackends gives the backends of the active bundle and what the nodes say of them, in parts.
 	ListBackends(ctx context.Context, in *ListBackendsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListBackendsResponse], error)
 	ListControls(ctx context.Context, in *ListControlsRequest, opts ...grpc.CallOption) (*ListControlsResponse, error)
+	// ListRevisions gives the history, newest first, in parts.
+	ListRevisions(ctx context.Context, in *ListRevisionsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListRevisionsResponse], error)
+	// Rollback makes what an earlier revision held a new revision, as Apply does with a document.
+	Rollback(ctx context.Context, in *RollbackRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ApplyEvent], error)
 }
 
 type operatorClient struct {
@@ -184,6 +190,44 @@ func (c *operatorClient) ListControls(ctx context.Context, in *ListControlsReque
 	return out, nil
 }
 
+func (c *operatorClient) ListRevisions(ctx context.Context, in *ListRevisionsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListRevisionsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Operator_ServiceDesc.Streams[6], Operator_ListRevisions_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ListRevisionsRequest, ListRevisionsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Operator_ListRevisionsClient = grpc.ServerStreamingClient[ListRevisionsResponse]
+
+func (c *operatorClient) Rollback(ctx context.Context, in *RollbackRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ApplyEvent], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Operator_ServiceDesc.Streams[7], Operator_Rollback_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[RollbackRequest, ApplyEvent]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Operator_RollbackClient = grpc.ServerStreamingClient[ApplyEvent]
+
 // OperatorServer is the server API for Operator service.
 // All implementations must embed UnimplementedOperatorServer
 // for forward compatibility.
@@ -205,6 +249,10 @@ type OperatorServer interface {
 	// ListBackends gives the backends of the active bundle and what the nodes say of them, in parts.
 	ListBackends(*ListBackendsRequest, grpc.ServerStreamingServer[ListBackendsResponse]) error
 	ListControls(context.Context, *ListControlsRequest) (*ListControlsResponse, error)
+	// ListRevisions gives the history, newest first, in parts.
+	ListRevisions(*ListRevisionsRequest, grpc.ServerStreamingServer[ListRevisionsResponse]) error
+	// Rollback makes what an earlier revision held a new revision, as Apply does with a document.
+	Rollback(*RollbackRequest, grpc.ServerStreamingServer[ApplyEvent]) error
 	mustEmbedUnimplementedOperatorServer()
 }
 
@@ -238,6 +286,12 @@ func (UnimplementedOperatorServer) ListBackends(*ListBackendsRequest, grpc.Serve
 }
 func (UnimplementedOperatorServer) ListControls(context.Context, *ListControlsRequest) (*ListControlsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListControls not implemented")
+}
+func (UnimplementedOperatorServer) ListRevisions(*ListRevisionsRequest, grpc.ServerStreamingServer[ListRevisionsResponse]) error {
+	return status.Error(codes.Unimplemented, "method ListRevisions not implemented")
+}
+func (UnimplementedOperatorServer) Rollback(*RollbackRequest, grpc.ServerStreamingServer[ApplyEvent]) error {
+	return status.Error(codes.Unimplemented, "method Rollback not implemented")
 }
 func (UnimplementedOperatorServer) mustEmbedUnimplementedOperatorServer() {}
 func (UnimplementedOperatorServer) testEmbeddedByValue()                  {}
@@ -354,6 +408,28 @@ func _Operator_ListControls_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Operator_ListRevisions_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ListRevisionsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(OperatorServer).ListRevisions(m, &grpc.GenericServerStream[ListRevisionsRequest, ListRevisionsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Operator_ListRevisionsServer = grpc.ServerStreamingServer[ListRevisionsResponse]
+
+func _Operator_Rollback_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(RollbackRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(OperatorServer).Rollback(m, &grpc.GenericServerStream[RollbackRequest, ApplyEvent]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Operator_RollbackServer = grpc.ServerStreamingServer[ApplyEvent]
+
 // Operator_ServiceDesc is the grpc.ServiceDesc for Operator service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -400,6 +476,16 @@ var Operator_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "ListBackends",
 			Handler:       _Operator_ListBackends_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "ListRevisions",
+			Handler:       _Operator_ListRevisions_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Rollback",
+			Handler:       _Operator_Rollback_Handler,
 			ServerStreams: true,
 		},
 	},

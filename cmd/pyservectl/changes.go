@@ -1,0 +1,80 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
+)
+
+// change is one object that an apply creates, changes or removes.
+type change struct {
+	Action  string   `json:"action"`
+	Kind    string   `json:"kind"`
+	Name    string   `json:"name"`
+	Details []string `json:"details"`
+}
+
+var changeActions = map[operatorv1.ChangeAction]string{
+	operatorv1.ChangeAction_CHANGE_ACTION_CREATED: "created",
+	operatorv1.ChangeAction_CHANGE_ACTION_CHANGED: "changed",
+	operatorv1.ChangeAction_CHANGE_ACTION_REMOVED: "removed",
+}
+
+func changeOf(m *operatorv1.Change) change {
+	details := m.GetDetails()
+	if details == nil {
+		details = []string{}
+	}
+	return change{changeActions[m.GetAction()], m.GetKind(), m.GetName(), details}
+}
+
+func (c change) print(to io.Writer, p painter) {
+	sign, colour := map[string]string{"created": "+", "changed": "~", "removed": "-"}[c.Action],
+		map[string]string{"created": green, "changed": yellow, "removed": red}[c.Action]
+	fmt.Fprintf(to, "%s %s %s %s\n", p.paint(colour, sign), c.Kind, c.Name, c.Action)
+	for _, detail := range c.Details {
+		fmt.Fprintf(to, "    %s\n", detail)
+	}
+}
+
+// shownChanges is how many objects are told one by one where people read; of more there is a summary.
+const shownChanges = 50
+
+// changeList prints changes as they come.
+type changeList struct {
+	out   io.Writer
+	paint painter
+	all   bool // no summary
+	shown int
+	rest  map[[2]string]int // by kind and action: those that are not shown
+}
+
+func (l *changeList) add(c change) {
+	if l.all || l.shown < shownChanges {
+		l.shown++
+		c.print(l.out, l.paint)
+		return
+	}
+	if l.rest == nil {
+		l.rest = map[[2]string]int{}
+	}
+	l.rest[[2]string{c.Kind, c.Action}]++
+}
+
+// end prints what is left to say, once.
+func (l *changeList) end() {
+	var parts []string
+	for _, kind := range []string{"listener", "certificate", "route"} {
+		for _, action := range []string{"created", "changed", "removed"} {
+			if n := l.rest[[2]string{kind, action}]; n > 0 {
+				parts = append(parts, count(n, kind)+" "+action)
+			}
+		}
+	}
+	if len(parts) > 0 {
+		fmt.Fprintf(l.out, "and more: %s; -o wide shows all\n", strings.Join(parts, ", "))
+	}
+	l.rest = nil
+}
