@@ -27,6 +27,8 @@ var routine = []string{
 	"failed to persist vote",
 	"heartbeat timeout reached, starting election",
 	"Election timeout reached, restarting election",
+	"no known peers, aborting election",
+	"not part of stable configuration, aborting election",
 }
 
 func slogLevel(level hclog.Level) slog.Level {

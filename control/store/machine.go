@@ -1,8 +1,10 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"sync"
 	"sync/atomic"
 
@@ -16,6 +18,11 @@ type machine struct {
 
 	mu      sync.RWMutex // guards what follows
 	state   *state
+	applied uint64 // the last entry that state holds
+	seen    uint64 // the last entry that raft brought since it was started; below applied while it repeats itself
+	// sighted are the controls that the log speaks of after the snapshot that state was made of. Without them the
+	// controls could not find each other to agree on what the log says.
+	sighted []sighting
 	broken  error         // why the log cannot be followed any further; nil: it can
 	changed chan struct{} // closed at the next change
 
@@ -35,6 +42,11 @@ func (m *machine) Apply(entry *raft.Log) any {
 	if m.broken != nil {
 		return m.broken
 	}
+	m.seen = entry.Index
+	if entry.Index <= m.applied {
+		return nil // raft was started anew over this state and brings what it brought before
+	}
+	m.applied = entry.Index
 	if err != nil {
 		m.broken = fmt.Errorf("entry %d of the log cannot be read: %w", entry.Index, err)
 		return m.broken
@@ -49,7 +61,7 @@ func (m *machine) Apply(entry *raft.Log) any {
 // publish tells readers. The caller holds mu.
 func (m *machine) publish() {
 	v := m.state.active
-	if current := m.active.Load(); v != nil && (current == nil || current.Bundle != v.bundle) {
+	if current := m.active.Load(); v != nil && (current == nil || current.Bundle != v.bundle || current.Release != v.Release) {
 		next := &Snapshot{Revision: v.Revision, Bundle: v.bundle, Document: v.document}
 		next.Active = true
 		m.active.Store(next)
@@ -64,6 +76,9 @@ func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
 	defer m.mu.RUnlock()
 	if m.broken != nil {
 		return nil, m.broken
+	}
+	if m.seen != 0 && m.seen < m.applied {
+		return nil, errors.New("raft is still repeating what this state holds") // its snapshot would bear the wrong index
 	}
 	c := m.state.capture()
 	c.seal = m.seal
@@ -88,6 +103,48 @@ func (m *machine) Restore(from io.ReadCloser) error {
 	}
 	m.publish()
 	return nil
+}
+
+// sighting is a control as an entry of the log tells of it, which may not be committed.
+type sighting struct {
+	index  uint64
+	server Server
+}
+
+// servers gives what is known of the controls, by id. The caller holds mu.
+func (m *machine) servers() map[string]Server {
+	if len(m.sighted) == 0 || m.applied >= m.sighted[len(m.sighted)-1].index {
+		return m.state.servers
+	}
+	known := maps.Clone(m.state.servers)
+	for _, seen := range m.sighted {
+		if seen.index > m.applied {
+			known[seen.server.ID] = seen.server
+		}
+	}
+	return known
+}
+
+func (m *machine) server(id string) (Server, bool) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	server, ok := m.servers()[id]
+	return server, ok
+}
+
+// restarted says that raft begins anew over the state that there is.
+func (m *machine) restarted() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.seen = 0
+}
+
+// touch lets readers look again where nothing of the state has changed.
+func (m *machine) touch() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	close(m.changed)
+	m.changed = make(chan struct{})
 }
 
 // holds says whether the state holds a body. What it says is good as long as no other revision becomes active.

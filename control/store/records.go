@@ -69,6 +69,8 @@ type Proposal struct {
 	Author   string
 	// Message says why, for people; may be empty.
 	Message string
+	// Request names the wish: what was committed for it before is not committed again. Zero: one at random.
+	Request RequestID
 }
 
 // Node is an enrolled node.

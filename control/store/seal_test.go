@@ -152,7 +152,7 @@ func TestNothingOnDiskCanBeReadWithoutTheKey(t *testing.T) {
 	const secret = "MC4CAQAwBQYDK2VwBCIEIExampleOfAKeyThatNobodyMayRead"
 	for i := range 3 {
 		mustCommit(t, s, map[string]string{"a": fmt.Sprint(secret, i)}, "document of "+secret)
-		if err := s.raft.Snapshot().Error(); err != nil {
+		if err := s.engine.raft.Snapshot().Error(); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -19,7 +19,7 @@ import (
 )
 
 // snapshotVersion is what this program writes and the highest that it reads.
-const snapshotVersion = 1
+const snapshotVersion = 2
 
 // maxRecordBytes is above the longest record, which is a past revision that replaced a whole bundle.
 const maxRecordBytes = 2 * bundle.MaxBytes
@@ -29,19 +29,22 @@ const maxSnapshotBodies = bundle.MaxBytes + maxHistoryBytes
 
 // capture is a state at one moment, to be written while the state goes on.
 type capture struct {
-	seal   *sealer // set by whoever calls Persist
-	epoch  uint64
-	active *version
-	past   []*version
-	lines  []Revision
-	nodes  []Node
-	tokens []Token
+	seal    *sealer // set by whoever calls Persist
+	epoch   uint64
+	active  *version
+	past    []*version
+	lines   []Revision
+	nodes   []Node
+	tokens  []Token
+	servers []Server
+	results []result
 }
 
 // capture shares what is never changed: versions, and slices that are only appended to or replaced.
 func (s *state) capture() *capture {
 	return &capture{
 		epoch: s.epoch, active: s.active, past: s.past, lines: s.lines, nodes: sorted(s.nodes), tokens: sorted(s.tokens),
+		servers: sorted(s.servers), results: s.results.order,
 	}
 }
 
@@ -80,6 +83,12 @@ func (c *capture) writeTo(to io.Writer) error {
 	}
 	for _, t := range c.tokens {
 		w.record(&storev1.SnapshotRecord{Record: &storev1.SnapshotRecord_Token{Token: t.toProto()}})
+	}
+	for _, s := range c.servers {
+		w.record(&storev1.SnapshotRecord{Record: &storev1.SnapshotRecord_Server{Server: s.toProto()}})
+	}
+	for _, r := range c.results {
+		w.record(&storev1.SnapshotRecord{Record: &storev1.SnapshotRecord_Result{Result: r.toProto()}})
 	}
 	w.record(&storev1.SnapshotRecord{Record: &storev1.SnapshotRecord_End{
 		End: &storev1.SnapshotEnd{Sha256: w.sum.Sum(nil)},
@@ -231,6 +240,15 @@ func (r *snapshotReader) take(record *storev1.SnapshotRecord) error {
 			return err
 		}
 		return put(r.state.tokens, t.ID, t)
+	case *storev1.SnapshotRecord_Server:
+		return r.state.putServer(is.Server)
+	case *storev1.SnapshotRecord_Result:
+		done, err := resultFrom(is.Result)
+		if err != nil {
+			return err
+		}
+		r.state.results.add(done)
+		return nil
 	}
 	return errors.New("it is damaged: a record says nothing that this program knows")
 }

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -38,6 +39,8 @@ type state struct {
 	bodies    map[sum]*body
 	nodes     map[string]Node
 	tokens    map[string]Token
+	servers   map[string]Server // by id
+	results   results
 }
 
 // version is one whole revision.
@@ -61,7 +64,9 @@ type body struct {
 }
 
 func newState() *state {
-	return &state{epoch: 1, bodies: map[sum]*body{}, nodes: map[string]Node{}, tokens: map[string]Token{}}
+	return &state{
+		epoch: 1, bodies: map[sum]*body{}, nodes: map[string]Node{}, tokens: map[string]Token{}, servers: map[string]Server{},
+	}
 }
 
 // next is the number that the next revision must have.
@@ -82,8 +87,24 @@ func (s *state) activeBundle() *bundle.Bundle {
 }
 
 // apply changes the state by a command of a known version. An error says that the command was refused and nothing
-// changed; the outcome is the same wherever and whenever the same commands are applied in the same order.
+// changed; the outcome is the same wherever and whenever the same commands are applied in the same order. A command
+// whose request id was done before changes nothing, and is not refused.
 func (s *state) apply(c *storev1.Command) error {
+	id, err := ParseRequestID(c.GetRequestId())
+	if err != nil {
+		return err
+	}
+	if _, done := s.results.known[id]; done {
+		return nil
+	}
+	if err := s.act(c); err != nil {
+		return err
+	}
+	s.results.add(result{id, c.GetCommitRevision().GetRevision().GetRelease().GetRevision()})
+	return nil
+}
+
+func (s *state) act(c *storev1.Command) error {
 	switch action := c.GetAction().(type) {
 	case *storev1.Command_CommitRevision:
 		return s.commit(action.CommitRevision)
@@ -102,6 +123,13 @@ func (s *state) apply(c *storev1.Command) error {
 			return err
 		}
 		return put(s.tokens, t.ID, t)
+	case *storev1.Command_PutServer:
+		return s.putServer(action.PutServer.GetServer())
+	case *storev1.Command_RemoveServer:
+		delete(s.servers, action.RemoveServer.GetId())
+		return nil
+	case *storev1.Command_RaiseEpoch:
+		return s.raiseEpoch(action.RaiseEpoch)
 	}
 	return fmt.Errorf("a command of version %d has no action %T", c.GetVersion(), c.GetAction()) // decodeCommand saw to it
 }
@@ -140,6 +168,27 @@ func (s *state) commit(c *storev1.CommitRevision) error {
 		return err
 	}
 	s.advance(&version{Revision: revision, packed: c.GetDocument(), document: document, bundle: b})
+	return nil
+}
+
+// raiseEpoch begins another history from the active revision, which is signed anew for it.
+func (s *state) raiseEpoch(c *storev1.RaiseEpoch) error {
+	if c.GetEpoch() <= s.epoch {
+		return fmt.Errorf("epoch %d does not follow epoch %d", c.GetEpoch(), s.epoch)
+	}
+	if s.active != nil {
+		again := *s.active
+		again.Release = c.GetRelease()
+		if err := again.check(); err != nil {
+			return err
+		}
+		r := c.GetRelease()
+		if r.GetEpoch() != c.GetEpoch() || r.GetRevision() != again.Number || !bytes.Equal(r.GetDigest(), again.Digest[:]) {
+			return fmt.Errorf("%w: revision %d, not what was signed for epoch %d", ErrConflict, again.Number, c.GetEpoch())
+		}
+		s.active = &again
+	}
+	s.epoch = c.GetEpoch()
 	return nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -59,8 +60,29 @@ func prepareDirectory(dir string) error {
 	return nil
 }
 
-// lockDirectory keeps every other process out until the file is closed. The lock is the kernel's: it goes with the
-// process, however that ends.
+// Lock keeps every other process out of a directory until it is closed. It is the kernel's: it goes with the process,
+// however that ends.
+type Lock struct{ file *os.File }
+
+// Close lets go of the directory.
+func (l *Lock) Close() error { return l.file.Close() }
+
+// Acquire locks the directory, which it makes where it does not exist. The error says so where another process has it.
+func Acquire(dir string) (*Lock, error) {
+	f, err := lockDirectory(dir)
+	if err != nil {
+		return nil, err
+	}
+	return &Lock{f}, nil
+}
+
+// Exists says whether a store lies in the directory, or what is left of one.
+func Exists(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, logFile))
+	snapshots, _ := os.ReadDir(filepath.Join(dir, snapshotsDir))
+	return !errors.Is(err, fs.ErrNotExist) || len(snapshots) > 0
+}
+
 func lockDirectory(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("the data directory %s cannot be made: %w", dir, err)
@@ -88,12 +110,12 @@ func lockDirectory(dir string) (*os.File, error) {
 // server's id in the replicated configuration may not.
 var serverKey = []byte("PyServeServerID")
 
-// openLog opens the log, which it makes, with server as the one voter, where there is none. It gives the id of the
-// server that the log belongs to.
-func openLog(dir, server string, snapshots raft.SnapshotStore) (log *raftboltdb.BoltStore, id string, err error) {
+// openLog opens the log, which it makes where there is none: with name as the one voter or, where an id was given to
+// others already, empty, for them to fill. It gives the id of the server that the log belongs to.
+func openLog(dir, name, admitted string, snapshots raft.SnapshotStore) (log *raftboltdb.BoltStore, id string, err error) {
 	path := filepath.Join(dir, logFile)
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		if err := createLog(path, server, snapshots); err != nil {
+		if err := createLog(path, name, admitted, snapshots); err != nil {
 			return nil, "", fmt.Errorf("make the log: %w", err)
 		}
 	}
@@ -110,7 +132,7 @@ func openLog(dir, server string, snapshots raft.SnapshotStore) (log *raftboltdb.
 
 // createLog makes a log under another name and renames it when it is complete: raft could not go on from a log that a
 // crash left between its two first entries.
-func createLog(path, server string, snapshots raft.SnapshotStore) error {
+func createLog(path, name, admitted string, snapshots raft.SnapshotStore) error {
 	switch existing, err := snapshots.List(); {
 	case err != nil:
 		return err
@@ -125,7 +147,12 @@ func createLog(path, server string, snapshots raft.SnapshotStore) error {
 	if err != nil {
 		return err
 	}
-	err = errors.Join(bootstrap(log, server, snapshots), log.Close())
+	if admitted != "" {
+		err = log.Set(serverKey, []byte(admitted))
+	} else {
+		err = bootstrap(log, name, snapshots)
+	}
+	err = errors.Join(err, log.Close())
 	if err == nil {
 		err = os.Rename(unfinished, path)
 	}
@@ -225,46 +252,72 @@ func recoverDamage(path string, err *error) func() {
 	}
 }
 
-// checkLog reads every entry after the snapshot once, since raft panics at a missing or damaged one.
-func checkLog(log *raftboltdb.BoltStore, seal *sealer, path string, snapshot uint64) (err error) {
-	defer recoverDamage(path, &err)()
-	first, err := log.FirstIndex()
+// findings are what the entries of a log say of the controls.
+type findings struct {
+	members []raft.Server // of the newest configuration; nil: there is none
+	sighted []sighting
+}
+
+func (f *findings) command(seal *sealer, index uint64, data []byte) error {
+	c, err := seal.decodeCommand(data)
 	if err != nil {
-		return fmt.Errorf("read the log %s: %w", path, err)
+		return err
 	}
-	last, err := log.LastIndex()
-	if err != nil {
-		return fmt.Errorf("read the log %s: %w", path, err)
-	}
-	if last <= snapshot && snapshot > 0 {
-		return nil
-	}
-	if first > snapshot+1 || first == 0 {
-		return fmt.Errorf("the log %s begins at entry %d, but the newest readable snapshot ends at %d: what was between is lost; restore a backup", path, first, snapshot)
-	}
-	for i := snapshot + 1; i <= last; i++ {
-		var entry raft.Log
-		err := log.GetLog(i, &entry)
-		if err == nil && entry.Type == raft.LogCommand {
-			_, err = seal.decodeCommand(entry.Data)
-		}
-		if err != nil {
-			return fmt.Errorf("entry %d of the log %s cannot be read: %w", i, path, err)
+	if put := c.GetPutServer(); put != nil {
+		if server, err := serverFrom(put.GetServer()); err == nil { // otherwise it will be refused
+			f.sighted = append(f.sighted, sighting{index, server})
 		}
 	}
 	return nil
 }
 
-// restoreNewest loads the newest snapshot, if there is one, and gives the index of the last entry in it. It falls back
+// checkLog reads every entry after the snapshot once, since raft panics at a missing or damaged one.
+func checkLog(log *raftboltdb.BoltStore, seal *sealer, path string, snapshot uint64) (found findings, err error) {
+	defer recoverDamage(path, &err)()
+	first, err := log.FirstIndex()
+	if err != nil {
+		return found, fmt.Errorf("read the log %s: %w", path, err)
+	}
+	last, err := log.LastIndex()
+	if err != nil {
+		return found, fmt.Errorf("read the log %s: %w", path, err)
+	}
+	if last <= snapshot && snapshot > 0 {
+		return found, nil
+	}
+	if last == 0 && snapshot == 0 {
+		return found, nil // of a control that was admitted and has not been sent anything yet
+	}
+	if first > snapshot+1 || first == 0 {
+		return found, fmt.Errorf("the log %s begins at entry %d, but the newest readable snapshot ends at %d: what was between is lost; restore a backup", path, first, snapshot)
+	}
+	for i := snapshot + 1; i <= last; i++ {
+		var entry raft.Log
+		err := log.GetLog(i, &entry)
+		if err == nil && entry.Type == raft.LogCommand {
+			err = found.command(seal, i, entry.Data)
+		}
+		if err == nil && entry.Type == raft.LogConfiguration {
+			found.members = raft.DecodeConfiguration(entry.Data).Servers
+		}
+		if err != nil {
+			return found, fmt.Errorf("entry %d of the log %s cannot be read: %w", i, path, err)
+		}
+	}
+	return found, nil
+}
+
+// restoreNewest loads the newest snapshot, if there is one, and gives the index of the last entry in it and
+// the servers that there were then. It falls back
 // on no older one: that would be right only where the log still holds all that is between, and who looks at a damaged
 // disk should know that it is.
-func restoreNewest(into *machine, snapshots raft.SnapshotStore) (uint64, error) {
+func restoreNewest(into *machine, snapshots raft.SnapshotStore) (uint64, []raft.Server, error) {
 	all, err := snapshots.List()
 	if err != nil {
-		return 0, fmt.Errorf("list the snapshots: %w", err)
+		return 0, nil, fmt.Errorf("list the snapshots: %w", err)
 	}
 	if len(all) == 0 {
-		return 0, nil
+		return 0, nil, nil
 	}
 	newest := all[0]
 	_, from, err := snapshots.Open(newest.ID)
@@ -274,20 +327,84 @@ func restoreNewest(into *machine, snapshots raft.SnapshotStore) (uint64, error) 
 	}
 	switch {
 	case errors.Is(err, errTooNew):
-		return 0, fmt.Errorf("the snapshot %s cannot be read: %w", newest.ID, err)
+		return 0, nil, fmt.Errorf("the snapshot %s cannot be read: %w", newest.ID, err)
 	case err != nil:
-		return 0, fmt.Errorf("the snapshot %s cannot be read: %w; move it away to go on from the one before", newest.ID, err)
+		return 0, nil, fmt.Errorf("the snapshot %s cannot be read: %w; move it away to go on from the one before", newest.ID, err)
 	}
-	return newest.Index, nil
+	return newest.Index, newest.Configuration.Servers, nil
+}
+
+// disk is what keeps the log: bolt.
+type disk interface {
+	raft.LogStore
+	raft.StableStore
+	io.Closer
 }
 
 // storage is the log as raft gets it: what fails is remembered, for the error that a write gets while there is no
-// leader, and does not end the process.
+// leader, and does not end the process; what hangs is told.
 type storage struct {
-	*raftboltdb.BoltStore
-	logger  *slog.Logger
-	closing chan struct{}
-	failure atomic.Pointer[error] // the last write's; nil: it succeeded
+	disk
+	logger   *slog.Logger
+	closing  chan struct{}
+	failure  atomic.Pointer[error] // the last write's; nil: it succeeded
+	began    [2]atomic.Int64       // when the write under way began, in nanoseconds; 0: none is
+	watching sync.WaitGroup
+}
+
+func newStorage(d disk, o Options) *storage {
+	s := &storage{disk: d, logger: o.Logger, closing: make(chan struct{})}
+	if o.Hung != nil {
+		s.watching.Go(func() { s.watch(o.HungAfter, o.Hung) })
+	}
+	return s
+}
+
+// watch tells once of a write that does not return.
+func (s *storage) watch(limit time.Duration, hung func(error)) {
+	ticker := time.NewTicker(max(limit/10, time.Millisecond))
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+		case <-s.closing:
+			return
+		}
+		for i := range s.began {
+			if began := s.began[i].Load(); began != 0 && time.Since(time.Unix(0, began)) > limit {
+				hung(fmt.Errorf("the disk has not taken a write for %s: this control can neither lead nor follow", limit))
+				return
+			}
+		}
+	}
+}
+
+// What raft writes one at a time: entries and terms, and, from another goroutine, what it cuts off.
+const (
+	writing = iota
+	cutting
+)
+
+func (s *storage) timed(what int, write func() error) error {
+	s.began[what].Store(time.Now().UnixNano())
+	defer s.began[what].Store(0)
+	return write()
+}
+
+// Close waits for what newStorage began, and closes the disk.
+func (s *storage) Close() error {
+	s.watching.Wait()
+	return s.disk.Close()
+}
+
+// Set implements raft.StableStore.
+func (s *storage) Set(key, value []byte) error {
+	return s.timed(writing, func() error { return s.disk.Set(key, value) })
+}
+
+// DeleteRange implements raft.LogStore.
+func (s *storage) DeleteRange(first, last uint64) error {
+	return s.timed(cutting, func() error { return s.disk.DeleteRange(first, last) })
 }
 
 // lastError is why the last write failed; nil where it did not.
@@ -314,7 +431,7 @@ func (s *storage) StoreLog(entry *raft.Log) error { return s.StoreLogs([]*raft.L
 // StoreLogs implements raft.LogStore. A leader whose write fails steps down; with one voter it is elected again at
 // once and writes the no-op that begins its term, so that is slowed down.
 func (s *storage) StoreLogs(entries []*raft.Log) error {
-	err := s.BoltStore.StoreLogs(entries)
+	err := s.timed(writing, func() error { return s.disk.StoreLogs(entries) })
 	s.note(err)
 	if err != nil && len(entries) == 1 && entries[0].Type == raft.LogNoop {
 		s.pause()
@@ -332,7 +449,7 @@ func (s *storage) SetUint64(key []byte, value uint64) error {
 		return nil
 	}
 	for {
-		err := s.BoltStore.SetUint64(key, value)
+		err := s.timed(writing, func() error { return s.disk.SetUint64(key, value) })
 		s.note(err)
 		if err == nil || string(key) != termKey {
 			return err
@@ -353,4 +470,17 @@ func (s *storage) pause() bool {
 	case <-s.closing:
 		return false
 	}
+}
+
+// recoverAlone makes this server the only one of its log. What was in the log and not yet committed counts from then
+// on, since nobody else can say whether it was.
+func (s *Store) recoverAlone() error {
+	_, transport := raft.NewInmemTransport(raft.ServerAddress(s.id))
+	err := raft.RecoverCluster(s.configuration(false), newMachine(s.machine.seal), s.storage, s.storage, s.snapshots, transport,
+		raft.Configuration{Servers: []raft.Server{{Suffrage: raft.Voter, ID: raft.ServerID(s.id), Address: raft.ServerAddress(s.id)}}})
+	if err != nil {
+		return fmt.Errorf("make this control the only one: %w", err)
+	}
+	s.logger.Warn("this control is the only one now; what only the others held is lost", "id", s.id)
+	return nil
 }

@@ -4,9 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"os"
+	"net"
 	"path/filepath"
 	"sync"
 	"time"
@@ -20,8 +19,6 @@ import (
 )
 
 const (
-	// electionTimeout is raft's only timer with one voter: nobody else votes, so the sooner the better.
-	electionTimeout = 50 * time.Millisecond
 	// A snapshot is written when so many entries came since the last, looked at every so often; as many entries stay
 	// behind it. A start after a crash applies again what came since the snapshot, and a revision of 100,000 resources
 	// takes 90 ms to apply.
@@ -34,9 +31,11 @@ const (
 	openTimeout = 10 * time.Second
 	// writeTimeout bounds a write whose context has no deadline.
 	writeTimeout = 30 * time.Second
-	// leaderTimeout bounds the part of it during which nobody leads, as while the disk is full.
-	leaderTimeout = 2 * time.Second
-	leaderPause   = 20 * time.Millisecond
+	// leaderTimeout bounds the part of it during which nobody leads, as while the disk is full, and electedTimeout where
+	// others may be elected.
+	leaderTimeout  = 2 * time.Second
+	electedTimeout = 5 * time.Second
+	leaderPause    = 20 * time.Millisecond
 	// closeTimeout bounds the wait of Close for writes under way before it cuts them off.
 	closeTimeout = 5 * time.Second
 )
@@ -59,19 +58,40 @@ type Options struct {
 	Logger *slog.Logger
 	// Now is the clock of what is written; nil: time.Now.
 	Now func() time.Time
+	// Lock is the directory's, where the caller has it already; nil: Open takes it. The store closes it.
+	Lock *Lock
+	// Network reaches other controls; nil: there can be none.
+	Network *Network
+	// Server is the id that this control was admitted with to those that run already, where the directory is still empty:
+	// it begins as their replica. Empty: the only control of a new cluster.
+	Server string
+	// Forward brings a command to the control that leads, whose [Store.Take] is its other end; nil: writes fail where
+	// another leads.
+	Forward func(ctx context.Context, leader Server, command []byte) error
+	// Alone makes this control the only one, whatever others the log knows: the way out where most are lost for good.
+	Alone bool
+	// Hung is called, once, when the disk has not taken a write for HungAfter: a leader whose disk hangs would lead for
+	// ever, and do nothing. nil: nobody is told.
+	Hung func(error)
+	// HungAfter is how long a write may take. 0: 10 s.
+	HungAfter time.Duration
 }
 
 // Store is control's durable memory. Its methods may be called concurrently.
 type Store struct {
-	now     func() time.Time
-	logger  *slog.Logger
-	machine *machine
-	storage *storage
-	raft    *raft.Raft
-	lock    *os.File
+	options   Options
+	now       func() time.Time
+	logger    *slog.Logger
+	machine   *machine
+	storage   *storage
+	snapshots raft.SnapshotStore
+	lock      *Lock
+	id        string // in the log's configuration
 
-	mu      sync.Mutex     // guards closed, and work against being added to once closed
+	mu      sync.Mutex     // guards closed, engine, pause, and work against being added to once closed
 	closed  bool           // no further writes
+	engine  *engine        // nil: not started, or it could not be started anew
+	pause   chan struct{}  // closed when writes may go on; nil: they may
 	work    sync.WaitGroup // writes under way
 	closing sync.Once
 	done    error // what Close found
@@ -91,17 +111,23 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	s := &Store{now: o.Now, logger: o.Logger}
-	if err := s.open(ctx, o); err != nil {
+	if o.HungAfter == 0 {
+		o.HungAfter = 10 * time.Second
+	}
+	s := &Store{options: o, now: o.Now, logger: o.Logger, lock: o.Lock}
+	if err := s.open(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open the store: %w", err), s.Close())
 	}
 	return s, nil
 }
 
 // open leaves what it opened in s, for Close.
-func (s *Store) open(ctx context.Context, o Options) (err error) {
-	if s.lock, err = lockDirectory(o.Dir); err != nil {
-		return err
+func (s *Store) open(ctx context.Context) (err error) {
+	o := s.options
+	if s.lock == nil {
+		if s.lock, err = Acquire(o.Dir); err != nil {
+			return err
+		}
 	}
 	if err := prepareDirectory(o.Dir); err != nil {
 		return err
@@ -111,72 +137,127 @@ func (s *Store) open(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	s.machine = newMachine(seal)
-	conf := raft.DefaultConfig()
-	conf.Logger = &raftLogger{to: o.Logger}
-	snapshots, err := raft.NewFileSnapshotStoreWithLogger(o.Dir, keptSnapshots, conf.Logger)
+	s.snapshots, err = raft.NewFileSnapshotStoreWithLogger(o.Dir, keptSnapshots, &raftLogger{to: o.Logger})
 	if err != nil {
 		return fmt.Errorf("the data directory %s is not writable: %w", o.Dir, err)
 	}
-	bolt, server, err := openLog(o.Dir, o.Name, snapshots)
+	bolt, server, err := openLog(o.Dir, o.Name, o.Server, s.snapshots)
 	if err != nil {
 		return err
 	}
-	s.storage = &storage{BoltStore: bolt, logger: o.Logger, closing: make(chan struct{})}
-	if server != o.Name {
-		o.Logger.Info("the store keeps the server id that it was made with", "id", server, "name", o.Name)
+	s.id = server
+	s.storage = newStorage(bolt, o)
+	if server != o.Name && o.Server == "" {
+		o.Logger.Debug("the store keeps the server id that it was made with", "id", server, "name", o.Name)
 	}
-	index, err := restoreNewest(s.machine, snapshots)
+	if o.Alone {
+		if err := s.recoverAlone(); err != nil {
+			return err
+		}
+	}
+	index, members, err := restoreNewest(s.machine, s.snapshots)
 	if err != nil {
 		return err
 	}
-	if err := checkLog(bolt, seal, filepath.Join(o.Dir, logFile), index); err != nil {
+	found, err := checkLog(bolt, seal, filepath.Join(o.Dir, logFile), index)
+	if err != nil {
 		return err
 	}
-	return s.lead(ctx, conf, server, snapshots)
+	if found.members != nil {
+		members = found.members
+	}
+	s.machine.sighted = found.sighted
+	return s.begin(ctx, members)
 }
 
 // openSealer asks for the key.
 func openSealer(o Options) (*sealer, error) {
-	key, err := o.Key(isUsed(o.Dir))
+	key, err := o.Key(Exists(o.Dir))
 	if err != nil {
 		return nil, err
 	}
 	return newSealer(key)
 }
 
-// isUsed says whether a store lies in the directory, or what is left of one.
-func isUsed(dir string) bool {
-	_, err := os.Stat(filepath.Join(dir, logFile))
-	snapshots, _ := os.ReadDir(filepath.Join(dir, snapshotsDir))
-	return !errors.Is(err, fs.ErrNotExist) || len(snapshots) > 0
+// begin starts raft, alone or with the network, and waits until what was committed is applied.
+func (s *Store) begin(ctx context.Context, members []raft.Server) error {
+	alone := len(members) == 1 && string(members[0].ID) == s.id
+	var l net.Listener
+	if !alone {
+		var err error
+		if l, err = s.listen(); err != nil {
+			return err
+		}
+	}
+	e, err := s.start(l)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.engine = e
+	s.mu.Unlock()
+	switch {
+	case alone:
+		return s.awaitLead(ctx, openTimeout)
+	case len(members) == 0:
+		return nil // empty: see Joined
+	}
+	return s.awaitOthers(ctx)
 }
 
-// lead starts raft and waits until it leads and has applied its log.
-func (s *Store) lead(ctx context.Context, conf *raft.Config, server string, snapshots raft.SnapshotStore) (err error) {
-	conf.LocalID = raft.ServerID(server)
-	conf.HeartbeatTimeout, conf.ElectionTimeout, conf.LeaderLeaseTimeout = electionTimeout, electionTimeout, electionTimeout
-	conf.SnapshotThreshold, conf.TrailingLogs, conf.SnapshotInterval = snapshotEntries, snapshotEntries, snapshotInterval
-	conf.NoSnapshotRestoreOnStart = true // restoreNewest did
-	conf.NoLegacyTelemetry = true
-	_, transport := raft.NewInmemTransport(raft.ServerAddress(server))
-	if s.raft, err = raft.NewRaft(conf, s.machine, s.storage, s.storage, snapshots, transport); err != nil {
-		return fmt.Errorf("start raft: %w", err)
+func (s *Store) listen() (net.Listener, error) {
+	if s.options.Network == nil {
+		return nil, errors.New("there are several controls, and this one has no network to reach them")
 	}
-	patience := time.NewTimer(openTimeout)
+	return s.options.Network.Listen()
+}
+
+// awaitLead waits until this server leads and has applied its log.
+func (s *Store) awaitLead(ctx context.Context, limit time.Duration) error {
+	patience := time.NewTimer(limit)
 	defer patience.Stop()
-	for leads := false; !leads; {
+	for {
+		changed := s.Changed()
+		if s.Leads() {
+			return s.machine.err()
+		}
+		if err := s.machine.err(); err != nil {
+			return fmt.Errorf("apply the log: %w", err)
+		}
 		select {
-		case leads = <-s.raft.LeaderCh():
+		case <-changed:
 		case <-patience.C:
 			return s.explain(errors.New("the store does not lead"))
 		case <-ctx.Done():
 			return s.explain(fmt.Errorf("the store does not lead: %w", ctx.Err()))
 		}
 	}
-	if err := s.await(ctx, func() raft.Future { return s.raft.Barrier(openTimeout) }); err != nil {
-		return s.explain(fmt.Errorf("apply the log: %w", err))
+}
+
+// awaitOthers waits until this control is as far as the one that leads. Without a leader it does not wait for ever:
+// what it holds can be read, and served to nodes.
+func (s *Store) awaitOthers(ctx context.Context) error {
+	patience := time.NewTimer(openTimeout)
+	defer patience.Stop()
+	look := time.NewTicker(10 * time.Millisecond)
+	defer look.Stop()
+	for {
+		applied, committed := s.Applied()
+		if _, led := s.Leader(); led && committed > 0 && applied >= committed || s.Leads() {
+			return s.machine.err()
+		}
+		if err := s.machine.err(); err != nil {
+			return fmt.Errorf("apply the log: %w", err)
+		}
+		select {
+		case <-look.C:
+		case <-patience.C:
+			s.logger.Warn("no control leads: too few of them can be reached; serving what this one holds, and taking no changes")
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
-	return s.machine.err()
 }
 
 // explain adds why the disk does not take writes, where that is known.
@@ -203,8 +284,8 @@ func (s *Store) close() error {
 		s.settle()
 		close(s.storage.closing)
 	}
-	if s.raft != nil {
-		problems = append(problems, s.raft.Shutdown().Error())
+	if e := s.engine; e != nil {
+		problems = append(problems, e.end())
 		s.settle()
 	}
 	if s.storage != nil {
@@ -235,59 +316,143 @@ func (s *Store) settle() {
 	}
 }
 
-// write puts a command into the log and returns when it is on disk and applied, or was refused.
+// write puts a command into the log, here or where the leader is, and returns when it is on disk and applied, or was
+// refused. It may ask more than once: the command has a request id.
 func (s *Store) write(ctx context.Context, c *storev1.Command) error {
+	if len(c.GetRequestId()) == 0 {
+		id := NewRequestID()
+		c.RequestId = id[:]
+	}
 	data, err := s.machine.seal.encodeCommand(c)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
-	patience := time.NewTimer(leaderTimeout)
+	patience := time.NewTimer(s.patience())
 	defer patience.Stop()
+	begun, led := false, true // an attempt may have been kept; the last one found no leader
 	for {
-		err := s.await(ctx, func() raft.Future { return s.raft.Apply(data, leaderTimeout) })
-		if !errors.Is(err, raft.ErrNotLeader) {
+		if !led && ctx.Err() != nil {
+			return s.explain(unled(ctx.Err(), begun))
+		}
+		err := s.attempt(ctx, data)
+		if !elsewhere(err) {
 			return s.explain(err)
 		}
-		// It was not taken, so it may be tried again: a single voter leads again soon.
+		led = false
+		begun = begun || !errors.Is(err, raft.ErrNotLeader) && !errors.Is(err, ErrNotLeader)
 		pause := time.NewTimer(leaderPause)
 		select {
 		case <-pause.C:
+			continue
 		case <-patience.C:
-			return s.explain(errors.New("control does not lead, so nothing was changed"))
+			err = ErrNotLeader
 		case <-ctx.Done():
-			pause.Stop()
-			return s.explain(fmt.Errorf("control does not lead, so nothing was changed: %w", ctx.Err()))
+			err = ctx.Err()
+		}
+		pause.Stop()
+		return s.explain(unled(err, begun))
+	}
+}
+
+func unled(err error, begun bool) error {
+	if begun {
+		return fmt.Errorf("the control that led is gone; the change may yet be kept: %w", err)
+	}
+	return fmt.Errorf("no control leads, so nothing was changed: %w", err)
+}
+
+// patience is how long to wait for a leader.
+func (s *Store) patience() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.engine != nil && s.engine.network {
+		return electedTimeout
+	}
+	return leaderTimeout
+}
+
+// attempt tries a command here, or brings it to the leader.
+func (s *Store) attempt(ctx context.Context, data []byte) error {
+	err := s.Take(ctx, data)
+	if !errors.Is(err, raft.ErrNotLeader) || s.options.Forward == nil {
+		return err
+	}
+	leader, ok := s.Leader()
+	if !ok || leader.ID == s.id || leader.Endpoint == "" {
+		return err
+	}
+	return s.options.Forward(ctx, leader, data)
+}
+
+// Take puts a command that another control brought into the log, where this one leads; otherwise it fails with
+// [ErrNotLeader].
+func (s *Store) Take(ctx context.Context, command []byte) error {
+	if _, err := s.machine.seal.decodeCommand(command); err != nil {
+		return fmt.Errorf("the command cannot be read: %w", err)
+	}
+	err := s.await(ctx, func(r *raft.Raft) raft.Future { return r.Apply(command, leaderTimeout) })
+	if errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrLeadershipTransferInProgress) {
+		return fmt.Errorf("%w: %w", ErrNotLeader, raft.ErrNotLeader)
+	}
+	return err
+}
+
+// ErrUnknown says that a write was begun and its outcome is not known: asking again with the same request id is safe.
+var ErrUnknown = errors.New("it is not known whether the change was kept")
+
+// elsewhere says whether asking again may help: the lead moved, before or after the command was taken.
+func elsewhere(err error) bool {
+	for _, moved := range []error{ErrNotLeader, raft.ErrNotLeader, raft.ErrLeadershipLost, raft.ErrAbortedByRestore, raft.ErrEnqueueTimeout, ErrUnknown} {
+		if errors.Is(err, moved) {
+			return true
 		}
 	}
+	return false
 }
 
 // await waits for a future, or for the context: then it is not known what became of it. Where the future is a
 // command's, the error is also the machine's answer.
-func (s *Store) await(ctx context.Context, begin func() raft.Future) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
+func (s *Store) await(ctx context.Context, begin func(*raft.Raft) raft.Future) error {
 	answer := make(chan error, 1)
-	s.mu.Lock()
-	if s.closed {
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		resume, e := s.pause, s.engine
+		if s.closed || e == nil && resume == nil {
+			s.mu.Unlock()
+			return ErrClosed
+		}
+		if resume == nil {
+			s.work.Go(func() { answer <- s.outcome(begin(e.raft)) })
+			s.mu.Unlock()
+			break
+		}
 		s.mu.Unlock()
-		return ErrClosed
+		select {
+		case <-resume:
+		case <-ctx.Done():
+		}
 	}
-	s.work.Go(func() { answer <- outcome(begin()) })
-	s.mu.Unlock()
 	select {
 	case err := <-answer:
 		return err
 	case <-ctx.Done():
-		return fmt.Errorf("the disk did not answer in time; the change may yet be kept: %w", ctx.Err())
+		return fmt.Errorf("the disk, or most of the controls, did not answer in time; the change may yet be kept: %w", ctx.Err())
 	}
 }
 
-func outcome(f raft.Future) error {
+func (s *Store) outcome(f raft.Future) error {
 	switch err := f.Error(); {
 	case errors.Is(err, raft.ErrRaftShutdown):
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if !s.closed {
+			return fmt.Errorf("%w: %w", ErrUnknown, err) // it is being started anew
+		}
 		return ErrClosed
 	case err != nil:
 		return err
@@ -312,18 +477,51 @@ func (s *Store) Next() (epoch, revision uint64) {
 
 // Commit makes the proposal the newest revision. It is on disk when Commit returns; a crash at any moment leaves
 // either the old or the new one, whole. It fails with [ErrConflict] where another revision is active than the
-// proposal's parent. After any other error, a passed deadline for one, only [Store.Active] tells whether it was kept.
+// proposal's parent. After any other error, a passed deadline for one, it is not known whether it was kept; asking again
+// with the same request id tells, and keeps it once.
 func (s *Store) Commit(ctx context.Context, p Proposal) (Revision, error) {
-	c, err := s.prepare(&p)
-	if err == nil {
-		err = s.write(ctx, &storev1.Command{Action: &storev1.Command_CommitRevision{CommitRevision: c}})
+	if p.Request == (RequestID{}) {
+		p.Request = NewRequestID()
 	}
+	if _, done := s.Result(p.Request); !done {
+		c, err := s.prepare(&p)
+		if err == nil {
+			err = s.write(ctx, &storev1.Command{RequestId: p.Request[:], Action: &storev1.Command_CommitRevision{CommitRevision: c}})
+		}
+		if err != nil {
+			return Revision{}, fmt.Errorf("commit revision %d: %w", p.Release.GetRevision(), err)
+		}
+	}
+	return s.committed(p.Request)
+}
+
+// committed gives the revision that a request committed. Where another control led, word of it is still on its way.
+func (s *Store) committed(request RequestID) (Revision, error) {
+	timer := time.NewTimer(writeTimeout)
+	defer timer.Stop()
+	for {
+		changed := s.Changed()
+		if number, done := s.Result(request); done {
+			return s.revision(number)
+		}
+		select {
+		case <-changed:
+		case <-timer.C:
+			return Revision{}, errors.New("the revision is kept, and has not reached this control")
+		}
+	}
+}
+
+func (s *Store) revision(number uint64) (Revision, error) {
+	s.machine.mu.RLock()
+	defer s.machine.mu.RUnlock()
+	v, _, err := s.machine.state.find(number)
 	if err != nil {
-		return Revision{}, fmt.Errorf("commit revision %d: %w", p.Release.GetRevision(), err)
+		return Revision{}, err
 	}
-	revision, err := revisionFrom(c.GetRevision())
-	revision.Active = true
-	return revision, err
+	r := v.Revision
+	r.Active = v == s.machine.state.active
+	return r, nil
 }
 
 // prepare makes the command, refusing early what the machine would refuse.

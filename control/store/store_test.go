@@ -260,7 +260,7 @@ func TestReopenedStoreHasEverything(t *testing.T) {
 			for i := range 80 {
 				mustCommit(t, s, map[string]string{"same": "same", "changing": fmt.Sprint(i)}, fmt.Sprint("document ", i))
 				if snapshots == 2 && (i == 30 || i == 60) || snapshots == 1 && i == 79 {
-					if err := s.raft.Snapshot().Error(); err != nil {
+					if err := s.engine.raft.Snapshot().Error(); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -310,7 +310,7 @@ func commitsForever(dir string) {
 		}
 		fmt.Println(r.Number)
 		if r.Number%7 == 0 {
-			s.raft.Snapshot()
+			s.engine.raft.Snapshot()
 		}
 	}
 }
@@ -379,7 +379,7 @@ func TestServerKeepsItsIDWhenTheControlIsRenamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	servers := s.raft.GetConfiguration().Configuration().Servers
+	servers := s.engine.raft.GetConfiguration().Configuration().Servers
 	if len(servers) != 1 || servers[0].ID != "c1" || s.Active().Number != 1 {
 		t.Fatalf("servers %v", servers)
 	}
@@ -440,7 +440,7 @@ func damaged(t *testing.T, harm func(dir string) error) error {
 	for i := range 20 {
 		mustCommit(t, s, map[string]string{"a": fmt.Sprint(i)}, strings.Repeat(fmt.Sprint(i), 10_000))
 		if i == 10 {
-			if err := s.raft.Snapshot().Error(); err != nil {
+			if err := s.engine.raft.Snapshot().Error(); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -539,8 +539,8 @@ func appendEntry(dir string, data []byte) error {
 func TestUnknownCommandStopsTheMachine(t *testing.T) {
 	s := openIn(t, t.TempDir())
 	mustCommit(t, s, map[string]string{"a": "one"}, "")
-	f := s.raft.Apply(sealed(t, &storev1.Command{Version: commandVersion + 1}), time.Second)
-	if err := outcome(f); !errors.Is(err, errTooNew) {
+	f := s.engine.raft.Apply(sealed(t, &storev1.Command{Version: commandVersion + 1}), time.Second)
+	if err := s.outcome(f); !errors.Is(err, errTooNew) {
 		t.Fatalf("got %v", err)
 	}
 	if _, err := s.Commit(t.Context(), proposal(s, routes(t, map[string]string{"a": "two"}), "")); !errors.Is(err, errTooNew) {
@@ -549,7 +549,7 @@ func TestUnknownCommandStopsTheMachine(t *testing.T) {
 	if s.Active().Number != 1 {
 		t.Fatalf("active is %d", s.Active().Number)
 	}
-	if err := s.raft.Snapshot().Error(); err == nil {
+	if err := s.engine.raft.Snapshot().Error(); err == nil {
 		t.Fatal("a state that cannot go on was written as a snapshot")
 	}
 }
@@ -571,9 +571,9 @@ func TestWriteEndsWithItsContext(t *testing.T) {
 	defer cancel()
 	s.machine.mu.RLock()
 	go func() {
-		late <- s.await(ctx, func() raft.Future {
+		late <- s.await(ctx, func(r *raft.Raft) raft.Future {
 			close(reached)
-			return s.raft.Apply(mustEncode(t, s, p), time.Second)
+			return r.Apply(mustEncode(t, s, p), time.Second)
 		})
 	}()
 	<-reached
@@ -658,7 +658,7 @@ func TestRaftsLifeIsLoggedAtDebug(t *testing.T) {
 			t.Fatal(err)
 		}
 		mustCommit(t, s, map[string]string{"a": "one"}, "")
-		if err := s.raft.Snapshot().Error(); err != nil {
+		if err := s.engine.raft.Snapshot().Error(); err != nil {
 			t.Fatal(err)
 		}
 		closeStore(t, s)

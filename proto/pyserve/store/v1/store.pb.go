@@ -41,7 +41,13 @@ type Command struct {
 	//	*Command_PutNode
 	//	*Command_RemoveNode
 	//	*Command_PutToken
-	Action        isCommand_Action `protobuf_oneof:"action"`
+	//	*Command_PutServer
+	//	*Command_RemoveServer
+	//	*Command_RaiseEpoch
+	Action isCommand_Action `protobuf_oneof:"action"`
+	// 16 random bytes that name the wish behind the command: a second command of the same id changes nothing. Empty: the
+	// command is always applied.
+	RequestId     []byte `protobuf:"bytes,15,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -126,6 +132,40 @@ func (x *Command) GetPutToken() *PutToken {
 	return nil
 }
 
+func (x *Command) GetPutServer() *PutServer {
+	if x != nil {
+		if x, ok := x.Action.(*Command_PutServer); ok {
+			return x.PutServer
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRemoveServer() *RemoveServer {
+	if x != nil {
+		if x, ok := x.Action.(*Command_RemoveServer); ok {
+			return x.RemoveServer
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRaiseEpoch() *RaiseEpoch {
+	if x != nil {
+		if x, ok := x.Action.(*Command_RaiseEpoch); ok {
+			return x.RaiseEpoch
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRequestId() []byte {
+	if x != nil {
+		return x.RequestId
+	}
+	return nil
+}
+
 type isCommand_Action interface {
 	isCommand_Action()
 }
@@ -146,6 +186,18 @@ type Command_PutToken struct {
 	PutToken *PutToken `protobuf:"bytes,5,opt,name=put_token,json=putToken,proto3,oneof"`
 }
 
+type Command_PutServer struct {
+	PutServer *PutServer `protobuf:"bytes,16,opt,name=put_server,json=putServer,proto3,oneof"`
+}
+
+type Command_RemoveServer struct {
+	RemoveServer *RemoveServer `protobuf:"bytes,17,opt,name=remove_server,json=removeServer,proto3,oneof"`
+}
+
+type Command_RaiseEpoch struct {
+	RaiseEpoch *RaiseEpoch `protobuf:"bytes,18,opt,name=raise_epoch,json=raiseEpoch,proto3,oneof"`
+}
+
 func (*Command_CommitRevision) isCommand_Action() {}
 
 func (*Command_PutNode) isCommand_Action() {}
@@ -153,6 +205,12 @@ func (*Command_PutNode) isCommand_Action() {}
 func (*Command_RemoveNode) isCommand_Action() {}
 
 func (*Command_PutToken) isCommand_Action() {}
+
+func (*Command_PutServer) isCommand_Action() {}
+
+func (*Command_RemoveServer) isCommand_Action() {}
+
+func (*Command_RaiseEpoch) isCommand_Action() {}
 
 // CommitRevision makes a bundle the active one, as the revision after the one that is active.
 type CommitRevision struct {
@@ -367,6 +425,149 @@ func (x *PutToken) GetToken() *Token {
 	return nil
 }
 
+// PutServer tells where a control is.
+type PutServer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Server        *Server                `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutServer) Reset() {
+	*x = PutServer{}
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutServer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutServer) ProtoMessage() {}
+
+func (x *PutServer) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutServer.ProtoReflect.Descriptor instead.
+func (*PutServer) Descriptor() ([]byte, []int) {
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PutServer) GetServer() *Server {
+	if x != nil {
+		return x.Server
+	}
+	return nil
+}
+
+type RemoveServer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveServer) Reset() {
+	*x = RemoveServer{}
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveServer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveServer) ProtoMessage() {}
+
+func (x *RemoveServer) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveServer.ProtoReflect.Descriptor instead.
+func (*RemoveServer) Descriptor() ([]byte, []int) {
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RemoveServer) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// RaiseEpoch begins another history from the active revision, after the end of this one may have been lost.
+type RaiseEpoch struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// The active revision, signed anew; unset where there is none.
+	Release       *v1.Release `protobuf:"bytes,2,opt,name=release,proto3" json:"release,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RaiseEpoch) Reset() {
+	*x = RaiseEpoch{}
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RaiseEpoch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RaiseEpoch) ProtoMessage() {}
+
+func (x *RaiseEpoch) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RaiseEpoch.ProtoReflect.Descriptor instead.
+func (*RaiseEpoch) Descriptor() ([]byte, []int) {
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *RaiseEpoch) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *RaiseEpoch) GetRelease() *v1.Release {
+	if x != nil {
+		return x.Release
+	}
+	return nil
+}
+
 type Revision struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Number, epoch, digest and signature. Only number and digest where the revision is no longer kept whole.
@@ -382,7 +583,7 @@ type Revision struct {
 
 func (x *Revision) Reset() {
 	*x = Revision{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[5]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -394,7 +595,7 @@ func (x *Revision) String() string {
 func (*Revision) ProtoMessage() {}
 
 func (x *Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[5]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -407,7 +608,7 @@ func (x *Revision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revision.ProtoReflect.Descriptor instead.
 func (*Revision) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{5}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Revision) GetRelease() *v1.Release {
@@ -458,7 +659,7 @@ type ResourceReference struct {
 
 func (x *ResourceReference) Reset() {
 	*x = ResourceReference{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[6]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -470,7 +671,7 @@ func (x *ResourceReference) String() string {
 func (*ResourceReference) ProtoMessage() {}
 
 func (x *ResourceReference) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[6]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -483,7 +684,7 @@ func (x *ResourceReference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceReference.ProtoReflect.Descriptor instead.
 func (*ResourceReference) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{6}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ResourceReference) GetKind() string {
@@ -522,7 +723,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[7]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -534,7 +735,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[7]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -547,7 +748,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{7}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Node) GetName() string {
@@ -592,7 +793,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[8]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -604,7 +805,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[8]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -617,7 +818,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{8}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Token) GetId() string {
@@ -648,9 +849,162 @@ func (x *Token) GetCreated() *timestamppb.Timestamp {
 	return nil
 }
 
+// Server is a control that keeps a replica of the log.
+type Server struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id in the log's configuration, made when its disk first joined; never an address.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Unique among the servers.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// host:port of its log's replication.
+	RaftAddress string `protobuf:"bytes,3,opt,name=raft_address,json=raftAddress,proto3" json:"raft_address,omitempty"`
+	// host:port that nodes, operators and other controls dial.
+	Endpoint string `protobuf:"bytes,4,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	// host:port that others join gossip through; may be empty.
+	GossipAddress string `protobuf:"bytes,5,opt,name=gossip_address,json=gossipAddress,proto3" json:"gossip_address,omitempty"`
+	// The program's version.
+	Version       string                 `protobuf:"bytes,6,opt,name=version,proto3" json:"version,omitempty"`
+	Joined        *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=joined,proto3" json:"joined,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Server) Reset() {
+	*x = Server{}
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Server) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Server) ProtoMessage() {}
+
+func (x *Server) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Server.ProtoReflect.Descriptor instead.
+func (*Server) Descriptor() ([]byte, []int) {
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Server) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Server) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Server) GetRaftAddress() string {
+	if x != nil {
+		return x.RaftAddress
+	}
+	return ""
+}
+
+func (x *Server) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *Server) GetGossipAddress() string {
+	if x != nil {
+		return x.GossipAddress
+	}
+	return ""
+}
+
+func (x *Server) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *Server) GetJoined() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Joined
+	}
+	return nil
+}
+
+// Result says what became of a command with a request id.
+type Result struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	RequestId []byte                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// The revision that it committed; 0: it was another command.
+	Revision      uint64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Result) Reset() {
+	*x = Result{}
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Result) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Result) ProtoMessage() {}
+
+func (x *Result) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Result.ProtoReflect.Descriptor instead.
+func (*Result) Descriptor() ([]byte, []int) {
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Result) GetRequestId() []byte {
+	if x != nil {
+		return x.RequestId
+	}
+	return nil
+}
+
+func (x *Result) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 // SnapshotRecord is one piece of a snapshot, which is: a header; every body once; the active bundle's resources and
-// revision; the revisions before it that are kept whole, newest first; the lines of older ones, oldest first; nodes
-// and tokens in the order of their names; the end.
+// revision; the revisions before it that are kept whole, newest first; the lines of older ones, oldest first; nodes,
+// tokens and servers in the order of their names; the last results, oldest first; the end.
 type SnapshotRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Record:
@@ -664,6 +1018,8 @@ type SnapshotRecord struct {
 	//	*SnapshotRecord_Node
 	//	*SnapshotRecord_Token
 	//	*SnapshotRecord_End
+	//	*SnapshotRecord_Server
+	//	*SnapshotRecord_Result
 	Record        isSnapshotRecord_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -671,7 +1027,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[9]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -683,7 +1039,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[9]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -696,7 +1052,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{9}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -787,6 +1143,24 @@ func (x *SnapshotRecord) GetEnd() *SnapshotEnd {
 	return nil
 }
 
+func (x *SnapshotRecord) GetServer() *Server {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_Server); ok {
+			return x.Server
+		}
+	}
+	return nil
+}
+
+func (x *SnapshotRecord) GetResult() *Result {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_Result); ok {
+			return x.Result
+		}
+	}
+	return nil
+}
+
 type isSnapshotRecord_Record interface {
 	isSnapshotRecord_Record()
 }
@@ -827,6 +1201,14 @@ type SnapshotRecord_End struct {
 	End *SnapshotEnd `protobuf:"bytes,9,opt,name=end,proto3,oneof"`
 }
 
+type SnapshotRecord_Server struct {
+	Server *Server `protobuf:"bytes,16,opt,name=server,proto3,oneof"`
+}
+
+type SnapshotRecord_Result struct {
+	Result *Result `protobuf:"bytes,17,opt,name=result,proto3,oneof"`
+}
+
 func (*SnapshotRecord_Header) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Body) isSnapshotRecord_Record() {}
@@ -845,6 +1227,10 @@ func (*SnapshotRecord_Token) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_End) isSnapshotRecord_Record() {}
 
+func (*SnapshotRecord_Server) isSnapshotRecord_Record() {}
+
+func (*SnapshotRecord_Result) isSnapshotRecord_Record() {}
+
 type SnapshotHeader struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The first version is 1.
@@ -856,7 +1242,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[10]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -868,7 +1254,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[10]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -881,7 +1267,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{10}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SnapshotHeader) GetVersion() uint32 {
@@ -908,7 +1294,7 @@ type ActiveRevision struct {
 
 func (x *ActiveRevision) Reset() {
 	*x = ActiveRevision{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[11]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -920,7 +1306,7 @@ func (x *ActiveRevision) String() string {
 func (*ActiveRevision) ProtoMessage() {}
 
 func (x *ActiveRevision) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[11]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -933,7 +1319,7 @@ func (x *ActiveRevision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActiveRevision.ProtoReflect.Descriptor instead.
 func (*ActiveRevision) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{11}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ActiveRevision) GetRevision() *Revision {
@@ -963,7 +1349,7 @@ type PastRevision struct {
 
 func (x *PastRevision) Reset() {
 	*x = PastRevision{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[12]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -975,7 +1361,7 @@ func (x *PastRevision) String() string {
 func (*PastRevision) ProtoMessage() {}
 
 func (x *PastRevision) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[12]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -988,7 +1374,7 @@ func (x *PastRevision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PastRevision.ProtoReflect.Descriptor instead.
 func (*PastRevision) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{12}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PastRevision) GetRevision() *Revision {
@@ -1030,7 +1416,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[13]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1042,7 +1428,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[13]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1055,7 +1441,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{13}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SnapshotEnd) GetSha256() []byte {
@@ -1069,14 +1455,21 @@ var File_pyserve_store_v1_store_proto protoreflect.FileDescriptor
 
 const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\n" +
-	"\x1cpyserve/store/v1/store.proto\x12\x10pyserve.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cpyserve/fleet/v1/fleet.proto\"\xae\x02\n" +
+	"\x1cpyserve/store/v1/store.proto\x12\x10pyserve.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cpyserve/fleet/v1/fleet.proto\"\x93\x04\n" +
 	"\aCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12K\n" +
 	"\x0fcommit_revision\x18\x02 \x01(\v2 .pyserve.store.v1.CommitRevisionH\x00R\x0ecommitRevision\x126\n" +
 	"\bput_node\x18\x03 \x01(\v2\x19.pyserve.store.v1.PutNodeH\x00R\aputNode\x12?\n" +
 	"\vremove_node\x18\x04 \x01(\v2\x1c.pyserve.store.v1.RemoveNodeH\x00R\n" +
 	"removeNode\x129\n" +
-	"\tput_token\x18\x05 \x01(\v2\x1a.pyserve.store.v1.PutTokenH\x00R\bputTokenB\b\n" +
+	"\tput_token\x18\x05 \x01(\v2\x1a.pyserve.store.v1.PutTokenH\x00R\bputToken\x12<\n" +
+	"\n" +
+	"put_server\x18\x10 \x01(\v2\x1b.pyserve.store.v1.PutServerH\x00R\tputServer\x12E\n" +
+	"\rremove_server\x18\x11 \x01(\v2\x1e.pyserve.store.v1.RemoveServerH\x00R\fremoveServer\x12?\n" +
+	"\vraise_epoch\x18\x12 \x01(\v2\x1c.pyserve.store.v1.RaiseEpochH\x00R\n" +
+	"raiseEpoch\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x0f \x01(\fR\trequestIdB\b\n" +
 	"\x06action\"\xf6\x01\n" +
 	"\x0eCommitRevision\x126\n" +
 	"\brevision\x18\x01 \x01(\v2\x1a.pyserve.store.v1.RevisionR\brevision\x12\x1a\n" +
@@ -1090,7 +1483,15 @@ const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"RemoveNode\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"9\n" +
 	"\bPutToken\x12-\n" +
-	"\x05token\x18\x01 \x01(\v2\x17.pyserve.store.v1.TokenR\x05token\"\xbf\x01\n" +
+	"\x05token\x18\x01 \x01(\v2\x17.pyserve.store.v1.TokenR\x05token\"=\n" +
+	"\tPutServer\x120\n" +
+	"\x06server\x18\x01 \x01(\v2\x18.pyserve.store.v1.ServerR\x06server\"\x1e\n" +
+	"\fRemoveServer\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"W\n" +
+	"\n" +
+	"RaiseEpoch\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x123\n" +
+	"\arelease\x18\x02 \x01(\v2\x19.pyserve.fleet.v1.ReleaseR\arelease\"\xbf\x01\n" +
 	"\bRevision\x123\n" +
 	"\arelease\x18\x01 \x01(\v2\x19.pyserve.fleet.v1.ReleaseR\arelease\x12\x16\n" +
 	"\x06parent\x18\x02 \x01(\x04R\x06parent\x12\x16\n" +
@@ -1110,7 +1511,19 @@ const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04hash\x18\x03 \x01(\fR\x04hash\x124\n" +
-	"\acreated\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\"\xe5\x03\n" +
+	"\acreated\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\"\xe0\x01\n" +
+	"\x06Server\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12!\n" +
+	"\fraft_address\x18\x03 \x01(\tR\vraftAddress\x12\x1a\n" +
+	"\bendpoint\x18\x04 \x01(\tR\bendpoint\x12%\n" +
+	"\x0egossip_address\x18\x05 \x01(\tR\rgossipAddress\x12\x18\n" +
+	"\aversion\x18\x06 \x01(\tR\aversion\x122\n" +
+	"\x06joined\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x06joined\"C\n" +
+	"\x06Result\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\fR\trequestId\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\"\xcd\x04\n" +
 	"\x0eSnapshotRecord\x12:\n" +
 	"\x06header\x18\x01 \x01(\v2 .pyserve.store.v1.SnapshotHeaderH\x00R\x06header\x12\x14\n" +
 	"\x04body\x18\x02 \x01(\fH\x00R\x04body\x12A\n" +
@@ -1120,7 +1533,9 @@ const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\x04line\x18\x06 \x01(\v2\x1a.pyserve.store.v1.RevisionH\x00R\x04line\x12,\n" +
 	"\x04node\x18\a \x01(\v2\x16.pyserve.store.v1.NodeH\x00R\x04node\x12/\n" +
 	"\x05token\x18\b \x01(\v2\x17.pyserve.store.v1.TokenH\x00R\x05token\x121\n" +
-	"\x03end\x18\t \x01(\v2\x1d.pyserve.store.v1.SnapshotEndH\x00R\x03endB\b\n" +
+	"\x03end\x18\t \x01(\v2\x1d.pyserve.store.v1.SnapshotEndH\x00R\x03end\x122\n" +
+	"\x06server\x18\x10 \x01(\v2\x18.pyserve.store.v1.ServerH\x00R\x06server\x122\n" +
+	"\x06result\x18\x11 \x01(\v2\x18.pyserve.store.v1.ResultH\x00R\x06resultB\b\n" +
 	"\x06record\"@\n" +
 	"\x0eSnapshotHeader\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
@@ -1148,57 +1563,70 @@ func file_pyserve_store_v1_store_proto_rawDescGZIP() []byte {
 	return file_pyserve_store_v1_store_proto_rawDescData
 }
 
-var file_pyserve_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_pyserve_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_pyserve_store_v1_store_proto_goTypes = []any{
 	(*Command)(nil),               // 0: pyserve.store.v1.Command
 	(*CommitRevision)(nil),        // 1: pyserve.store.v1.CommitRevision
 	(*PutNode)(nil),               // 2: pyserve.store.v1.PutNode
 	(*RemoveNode)(nil),            // 3: pyserve.store.v1.RemoveNode
 	(*PutToken)(nil),              // 4: pyserve.store.v1.PutToken
-	(*Revision)(nil),              // 5: pyserve.store.v1.Revision
-	(*ResourceReference)(nil),     // 6: pyserve.store.v1.ResourceReference
-	(*Node)(nil),                  // 7: pyserve.store.v1.Node
-	(*Token)(nil),                 // 8: pyserve.store.v1.Token
-	(*SnapshotRecord)(nil),        // 9: pyserve.store.v1.SnapshotRecord
-	(*SnapshotHeader)(nil),        // 10: pyserve.store.v1.SnapshotHeader
-	(*ActiveRevision)(nil),        // 11: pyserve.store.v1.ActiveRevision
-	(*PastRevision)(nil),          // 12: pyserve.store.v1.PastRevision
-	(*SnapshotEnd)(nil),           // 13: pyserve.store.v1.SnapshotEnd
-	(*v1.ResourceKey)(nil),        // 14: pyserve.fleet.v1.ResourceKey
-	(*v1.Release)(nil),            // 15: pyserve.fleet.v1.Release
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
+	(*PutServer)(nil),             // 5: pyserve.store.v1.PutServer
+	(*RemoveServer)(nil),          // 6: pyserve.store.v1.RemoveServer
+	(*RaiseEpoch)(nil),            // 7: pyserve.store.v1.RaiseEpoch
+	(*Revision)(nil),              // 8: pyserve.store.v1.Revision
+	(*ResourceReference)(nil),     // 9: pyserve.store.v1.ResourceReference
+	(*Node)(nil),                  // 10: pyserve.store.v1.Node
+	(*Token)(nil),                 // 11: pyserve.store.v1.Token
+	(*Server)(nil),                // 12: pyserve.store.v1.Server
+	(*Result)(nil),                // 13: pyserve.store.v1.Result
+	(*SnapshotRecord)(nil),        // 14: pyserve.store.v1.SnapshotRecord
+	(*SnapshotHeader)(nil),        // 15: pyserve.store.v1.SnapshotHeader
+	(*ActiveRevision)(nil),        // 16: pyserve.store.v1.ActiveRevision
+	(*PastRevision)(nil),          // 17: pyserve.store.v1.PastRevision
+	(*SnapshotEnd)(nil),           // 18: pyserve.store.v1.SnapshotEnd
+	(*v1.ResourceKey)(nil),        // 19: pyserve.fleet.v1.ResourceKey
+	(*v1.Release)(nil),            // 20: pyserve.fleet.v1.Release
+	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
 }
 var file_pyserve_store_v1_store_proto_depIdxs = []int32{
 	1,  // 0: pyserve.store.v1.Command.commit_revision:type_name -> pyserve.store.v1.CommitRevision
 	2,  // 1: pyserve.store.v1.Command.put_node:type_name -> pyserve.store.v1.PutNode
 	3,  // 2: pyserve.store.v1.Command.remove_node:type_name -> pyserve.store.v1.RemoveNode
 	4,  // 3: pyserve.store.v1.Command.put_token:type_name -> pyserve.store.v1.PutToken
-	5,  // 4: pyserve.store.v1.CommitRevision.revision:type_name -> pyserve.store.v1.Revision
-	14, // 5: pyserve.store.v1.CommitRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
-	6,  // 6: pyserve.store.v1.CommitRevision.upserted:type_name -> pyserve.store.v1.ResourceReference
-	7,  // 7: pyserve.store.v1.PutNode.node:type_name -> pyserve.store.v1.Node
-	8,  // 8: pyserve.store.v1.PutToken.token:type_name -> pyserve.store.v1.Token
-	15, // 9: pyserve.store.v1.Revision.release:type_name -> pyserve.fleet.v1.Release
-	16, // 10: pyserve.store.v1.Revision.created:type_name -> google.protobuf.Timestamp
-	16, // 11: pyserve.store.v1.Node.enrolled:type_name -> google.protobuf.Timestamp
-	16, // 12: pyserve.store.v1.Token.created:type_name -> google.protobuf.Timestamp
-	10, // 13: pyserve.store.v1.SnapshotRecord.header:type_name -> pyserve.store.v1.SnapshotHeader
-	6,  // 14: pyserve.store.v1.SnapshotRecord.resource:type_name -> pyserve.store.v1.ResourceReference
-	11, // 15: pyserve.store.v1.SnapshotRecord.active:type_name -> pyserve.store.v1.ActiveRevision
-	12, // 16: pyserve.store.v1.SnapshotRecord.past:type_name -> pyserve.store.v1.PastRevision
-	5,  // 17: pyserve.store.v1.SnapshotRecord.line:type_name -> pyserve.store.v1.Revision
-	7,  // 18: pyserve.store.v1.SnapshotRecord.node:type_name -> pyserve.store.v1.Node
-	8,  // 19: pyserve.store.v1.SnapshotRecord.token:type_name -> pyserve.store.v1.Token
-	13, // 20: pyserve.store.v1.SnapshotRecord.end:type_name -> pyserve.store.v1.SnapshotEnd
-	5,  // 21: pyserve.store.v1.ActiveRevision.revision:type_name -> pyserve.store.v1.Revision
-	5,  // 22: pyserve.store.v1.PastRevision.revision:type_name -> pyserve.store.v1.Revision
-	14, // 23: pyserve.store.v1.PastRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
-	6,  // 24: pyserve.store.v1.PastRevision.restored:type_name -> pyserve.store.v1.ResourceReference
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	5,  // 4: pyserve.store.v1.Command.put_server:type_name -> pyserve.store.v1.PutServer
+	6,  // 5: pyserve.store.v1.Command.remove_server:type_name -> pyserve.store.v1.RemoveServer
+	7,  // 6: pyserve.store.v1.Command.raise_epoch:type_name -> pyserve.store.v1.RaiseEpoch
+	8,  // 7: pyserve.store.v1.CommitRevision.revision:type_name -> pyserve.store.v1.Revision
+	19, // 8: pyserve.store.v1.CommitRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
+	9,  // 9: pyserve.store.v1.CommitRevision.upserted:type_name -> pyserve.store.v1.ResourceReference
+	10, // 10: pyserve.store.v1.PutNode.node:type_name -> pyserve.store.v1.Node
+	11, // 11: pyserve.store.v1.PutToken.token:type_name -> pyserve.store.v1.Token
+	12, // 12: pyserve.store.v1.PutServer.server:type_name -> pyserve.store.v1.Server
+	20, // 13: pyserve.store.v1.RaiseEpoch.release:type_name -> pyserve.fleet.v1.Release
+	20, // 14: pyserve.store.v1.Revision.release:type_name -> pyserve.fleet.v1.Release
+	21, // 15: pyserve.store.v1.Revision.created:type_name -> google.protobuf.Timestamp
+	21, // 16: pyserve.store.v1.Node.enrolled:type_name -> google.protobuf.Timestamp
+	21, // 17: pyserve.store.v1.Token.created:type_name -> google.protobuf.Timestamp
+	21, // 18: pyserve.store.v1.Server.joined:type_name -> google.protobuf.Timestamp
+	15, // 19: pyserve.store.v1.SnapshotRecord.header:type_name -> pyserve.store.v1.SnapshotHeader
+	9,  // 20: pyserve.store.v1.SnapshotRecord.resource:type_name -> pyserve.store.v1.ResourceReference
+	16, // 21: pyserve.store.v1.SnapshotRecord.active:type_name -> pyserve.store.v1.ActiveRevision
+	17, // 22: pyserve.store.v1.SnapshotRecord.past:type_name -> pyserve.store.v1.PastRevision
+	8,  // 23: pyserve.store.v1.SnapshotRecord.line:type_name -> pyserve.store.v1.Revision
+	10, // 24: pyserve.store.v1.SnapshotRecord.node:type_name -> pyserve.store.v1.Node
+	11, // 25: pyserve.store.v1.SnapshotRecord.token:type_name -> pyserve.store.v1.Token
+	18, // 26: pyserve.store.v1.SnapshotRecord.end:type_name -> pyserve.store.v1.SnapshotEnd
+	12, // 27: pyserve.store.v1.SnapshotRecord.server:type_name -> pyserve.store.v1.Server
+	13, // 28: pyserve.store.v1.SnapshotRecord.result:type_name -> pyserve.store.v1.Result
+	8,  // 29: pyserve.store.v1.ActiveRevision.revision:type_name -> pyserve.store.v1.Revision
+	8,  // 30: pyserve.store.v1.PastRevision.revision:type_name -> pyserve.store.v1.Revision
+	19, // 31: pyserve.store.v1.PastRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
+	9,  // 32: pyserve.store.v1.PastRevision.restored:type_name -> pyserve.store.v1.ResourceReference
+	33, // [33:33] is the sub-list for method output_type
+	33, // [33:33] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_store_v1_store_proto_init() }
@@ -1211,8 +1639,11 @@ func file_pyserve_store_v1_store_proto_init() {
 		(*Command_PutNode)(nil),
 		(*Command_RemoveNode)(nil),
 		(*Command_PutToken)(nil),
+		(*Command_PutServer)(nil),
+		(*Command_RemoveServer)(nil),
+		(*Command_RaiseEpoch)(nil),
 	}
-	file_pyserve_store_v1_store_proto_msgTypes[9].OneofWrappers = []any{
+	file_pyserve_store_v1_store_proto_msgTypes[14].OneofWrappers = []any{
 		(*SnapshotRecord_Header)(nil),
 		(*SnapshotRecord_Body)(nil),
 		(*SnapshotRecord_Resource)(nil),
@@ -1222,6 +1653,8 @@ func file_pyserve_store_v1_store_proto_init() {
 		(*SnapshotRecord_Node)(nil),
 		(*SnapshotRecord_Token)(nil),
 		(*SnapshotRecord_End)(nil),
+		(*SnapshotRecord_Server)(nil),
+		(*SnapshotRecord_Result)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1229,7 +1662,7 @@ func file_pyserve_store_v1_store_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_store_v1_store_proto_rawDesc), len(file_pyserve_store_v1_store_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

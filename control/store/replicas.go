@@ -1,0 +1,221 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
+	storev1 "github.com/pyserve/pyserve/proto/pyserve/store/v1"
+)
+
+// Why the set of controls is not changed.
+var (
+	// ErrNotLeader says that another control leads, or none.
+	ErrNotLeader = errors.New("this control does not lead")
+	// ErrNoServer says that there is no control of that name.
+	ErrNoServer = errors.New("there is no control of that name")
+)
+
+// changeTimeout bounds each step of changing the set of controls.
+const changeTimeout = 10 * time.Second
+
+// Admit takes a control in, whose disk is still empty, as a replica without a vote; one of the same name is replaced.
+// With the first other control the store begins to use its network. Only the leader can: it fails with [ErrNotLeader].
+func (s *Store) Admit(ctx context.Context, server Server) error {
+	server.Joined = s.now()
+	if err := server.check(); err != nil {
+		return err
+	}
+	if err := s.openNetwork(ctx); err != nil {
+		return err
+	}
+	for _, old := range s.Servers() {
+		if old.Name == server.Name && old.ID != server.ID {
+			if err := s.remove(ctx, old.ID); err != nil {
+				return fmt.Errorf("replace control %q: %w", old.Name, err)
+			}
+		}
+	}
+	if err := s.PutServer(ctx, server); err != nil {
+		return err
+	}
+	id := raft.ServerID(server.ID)
+	return s.change(ctx, func(r *raft.Raft) raft.Future {
+		return r.AddNonvoter(id, raft.ServerAddress(id), 0, changeTimeout)
+	})
+}
+
+// Promote gives a control that was admitted its vote, when it has caught up; one that has it already, or is not known,
+// is no error.
+func (s *Store) Promote(ctx context.Context, id string) error {
+	for _, server := range s.members() {
+		if string(server.ID) == id && server.Suffrage != raft.Voter {
+			return s.change(ctx, func(r *raft.Raft) raft.Future {
+				return r.AddVoter(server.ID, server.Address, 0, changeTimeout)
+			})
+		}
+	}
+	return nil
+}
+
+// Remove takes the control of that name out for good: its vote no longer counts, and its disk is of no use any more.
+// It fails with [ErrNoServer], and with [ErrNotLeader] where this control does not lead.
+func (s *Store) Remove(ctx context.Context, name string) error {
+	for _, server := range s.Servers() {
+		if server.Name != name {
+			continue
+		}
+		if server.ID == s.id {
+			return errors.New("the control that leads cannot remove itself: stop it, and remove it when another leads")
+		}
+		return s.remove(ctx, server.ID)
+	}
+	return fmt.Errorf("%q: %w", name, ErrNoServer)
+}
+
+func (s *Store) remove(ctx context.Context, id string) error {
+	err := s.change(ctx, func(r *raft.Raft) raft.Future { return r.RemoveServer(raft.ServerID(id), 0, changeTimeout) })
+	if err != nil {
+		return err
+	}
+	return s.write(ctx, &storev1.Command{Action: &storev1.Command_RemoveServer{RemoveServer: &storev1.RemoveServer{Id: id}}})
+}
+
+// change changes the log's configuration.
+func (s *Store) change(ctx context.Context, begin func(*raft.Raft) raft.Future) error {
+	if _, err := s.leading(); err != nil {
+		return err
+	}
+	if err := s.await(ctx, begin); err != nil {
+		return fmt.Errorf("change the set of controls: %w", s.plainLeadership(err))
+	}
+	s.machine.touch()
+	return nil
+}
+
+// PutServer remembers where a control is, in the place of what was remembered of its id.
+func (s *Store) PutServer(ctx context.Context, server Server) error {
+	c := &storev1.Command{Action: &storev1.Command_PutServer{PutServer: &storev1.PutServer{Server: server.toProto()}}}
+	if err := s.write(ctx, c); err != nil {
+		return fmt.Errorf("remember where control %.80q is: %w", server.Name, err)
+	}
+	return nil
+}
+
+// RaiseEpoch begins another history from the active revision, which sign signs anew for it: nodes follow a higher epoch
+// whatever they serve.
+func (s *Store) RaiseEpoch(ctx context.Context, sign func(epoch uint64, active *Snapshot) *fleetv1.Release) error {
+	epoch, _ := s.Next()
+	c := &storev1.RaiseEpoch{Epoch: epoch + 1}
+	if active := s.Active(); active != nil {
+		c.Release = sign(epoch+1, active)
+	}
+	if err := s.write(ctx, &storev1.Command{Action: &storev1.Command_RaiseEpoch{RaiseEpoch: c}}); err != nil {
+		return fmt.Errorf("raise the epoch: %w", err)
+	}
+	return nil
+}
+
+// Voters gives the ids of the controls whose votes count, in no order.
+func (s *Store) Voters() []string {
+	var ids []string
+	for _, server := range s.members() {
+		if server.Suffrage == raft.Voter {
+			ids = append(ids, string(server.ID))
+		}
+	}
+	return ids
+}
+
+func (s *Store) members() []raft.Server {
+	s.mu.Lock()
+	e := s.engine
+	s.mu.Unlock()
+	if e == nil {
+		return nil
+	}
+	f := e.raft.GetConfiguration()
+	if f.Error() != nil {
+		return nil
+	}
+	return f.Configuration().Servers
+}
+
+func (s *Store) votes() bool {
+	for _, id := range s.Voters() {
+		if id == s.id {
+			return true
+		}
+	}
+	return false
+}
+
+// Joined returns when this control, which was admitted with an empty disk, holds what the others hold and has its vote.
+func (s *Store) Joined(ctx context.Context) error {
+	for {
+		changed := s.Changed()
+		if s.votes() {
+			return nil
+		}
+		// The configuration tells nobody when it changes.
+		timer := time.NewTimer(50 * time.Millisecond)
+		select {
+		case <-changed:
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return fmt.Errorf("the other controls do not bring this one up to date: %w", context.Cause(ctx))
+		}
+		timer.Stop()
+	}
+}
+
+// HandOver lets another control lead before this one stops, so that nobody has to notice that it is gone. Where there is
+// no other, or this one does not lead, it does nothing.
+func (s *Store) HandOver(ctx context.Context) error {
+	if _, err := s.leading(); err != nil || len(s.Voters()) < 2 {
+		return nil
+	}
+	if err := s.await(ctx, func(r *raft.Raft) raft.Future { return r.LeadershipTransfer() }); err != nil {
+		return fmt.Errorf("hand the lead over: %w", s.plainLeadership(err))
+	}
+	return nil
+}
+
+// openNetwork starts raft anew, as one of several, where it runs as the only one. Writes wait meanwhile.
+func (s *Store) openNetwork(ctx context.Context) error {
+	e, err := s.leading()
+	if err != nil || e.network {
+		return err
+	}
+	l, err := s.listen() // before anything is stopped: the address may be taken
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	if s.closed || s.engine != e {
+		s.mu.Unlock()
+		return errors.Join(ErrClosed, l.Close())
+	}
+	resume := make(chan struct{})
+	s.pause = resume
+	s.mu.Unlock()
+	s.settle()
+	err = e.end()
+	var next *engine
+	if err == nil {
+		next, err = s.start(l)
+	}
+	s.mu.Lock()
+	s.engine, s.pause = next, nil
+	s.mu.Unlock()
+	close(resume)
+	if err != nil {
+		return fmt.Errorf("begin to replicate: %w", err) // closed from now on: only a new start helps
+	}
+	return s.awaitLead(ctx, changeTimeout)
+}
