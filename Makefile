@@ -6,6 +6,7 @@ TOOL    := go tool -modfile=tools.mod
 # The race detector needs cgo and a C compiler; without one the tests run without it, and say so.
 RACE    := $(shell if [ "$$(go env CGO_ENABLED)" = 1 ] && command -v "$$(go env CC)" >/dev/null 2>&1; then echo -race; fi)
 FUZZTIME ?= 30s
+SOAK    ?= 5m
 BENCH   ?= .
 COUNT   ?= 6
 
@@ -32,6 +33,10 @@ test: ## everything that a clone must pass: unit tests, with the race detector w
 .PHONY: e2e
 e2e: ## the built binaries, driven from outside
 	go test -count=1 -timeout 10m ./e2e/...
+
+.PHONY: soak
+soak: ## SOAK (5m) of everything at once: all traffic, clients that break off, dying backends, an apply a second
+	SOAK=$(SOAK) go test -count=1 -v -timeout 0 -run '^TestSoak$$' ./e2e
 
 .PHONY: h2spec
 h2spec: ## HTTP/2 by the book, over TLS and with prior knowledge; `make test` does it too

@@ -4,4 +4,8 @@
 //
 // All of it is tests. TestMain builds pyserve and pyservectl once, with the race detector where PYSERVE_E2E_RACE=1; each
 // test starts the processes that it needs on 127.0.0.1 and ends them, whatever happens.
+//
+// TestSoak is all of it at once, for eight seconds, or for as long as SOAK says: `make soak`. Its parts: soak_test.go the
+// story, soak_backend_test.go backends that die and come back, soak_traffic_test.go and soak_http2_test.go what clients do,
+// soak_level_test.go what processes use before and after.
 package e2e
