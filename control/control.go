@@ -12,12 +12,10 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -78,6 +76,7 @@ type Control struct {
 	started   time.Time
 	applying  chan struct{} // a place for the one apply that is under way
 	registry  sync.Mutex    // held from reading a node's record to writing it
+	streams   streams
 	decoded   atomic.Pointer[decoded]
 	unfollow  context.CancelFunc
 	following sync.WaitGroup
@@ -94,12 +93,8 @@ func New(o Options) (*Control, error) {
 	return &Control{options: o, applying: make(chan struct{}, 1)}, nil
 }
 
-// The files that the first start makes in the data directory.
-const (
-	JoinTokenFile    = "join-token"
-	ControlTokenFile = "control-token"
-	AdminFile        = "admin.yaml"
-)
+// AdminFile is the administrator's context that the first start makes in the data directory.
+const AdminFile = "admin.yaml"
 
 // Start opens the data directory, all or nothing: after an error nothing is open.
 func (c *Control) Start(ctx context.Context) (err error) {
@@ -147,14 +142,15 @@ func (c *Control) openIdentity(used bool) (seal []byte, err error) {
 	return c.authority.SealKey(), nil
 }
 
-// follow brings the fleet to whatever the store holds as active: after a write whose outcome was not known, the store
-// alone knows.
+// follow brings the fleet to whatever the store holds: after a write whose outcome was not known, or one that another
+// control made, the store alone knows.
 func (c *Control) follow(ctx context.Context, changed <-chan struct{}) {
 	for {
 		select {
 		case <-changed:
 			changed = c.store.Changed()
 			c.target()
+			c.cutUnregistered()
 		case <-ctx.Done():
 			return
 		}
@@ -181,33 +177,6 @@ func (c *Control) Stop() error {
 	c.following.Wait()
 	c.fleet.Close()
 	return c.store.Close()
-}
-
-// makeTokens makes the token files that are missing or hold no token that works. A token is registered before its file appears, so that a file
-// always holds one that works.
-func (c *Control) makeTokens(ctx context.Context) error {
-	for file, kind := range map[string]identity.TokenKind{JoinTokenFile: identity.TokenJoin, ControlTokenFile: identity.TokenControl} {
-		path := filepath.Join(c.options.DataDir, file)
-		data, err := os.ReadFile(path)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("look for the token: %w", err)
-		}
-		if err == nil && identity.CheckToken(strings.TrimSpace(string(data)), kind, c.token) == nil {
-			continue
-		}
-		token, record, err := c.authority.NewToken(kind)
-		if err != nil {
-			return err
-		}
-		err = c.store.PutToken(ctx, store.Token{ID: record.ID, Kind: record.Kind.String(), Hash: record.Hash, Created: record.Created})
-		if err != nil {
-			return fmt.Errorf("register the token of %s: %w", path, err)
-		}
-		if err := identity.WriteSecret(path, []byte(token+"\n")); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // makeAdmin makes the operator's context where it is missing, names another endpoint, or ends within 90 days.

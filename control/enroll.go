@@ -14,19 +14,20 @@ import (
 // Why a node is not let in.
 var (
 	// ErrInvalid says that the name or the certificate request is not one.
-	ErrInvalid = errors.New("not a valid enrolment")
+	ErrInvalid = errors.New("not valid")
 	// ErrNameTaken says that a connected node has the name.
 	ErrNameTaken = errors.New("the name is taken by a node that is connected; give each node a --name of its own")
-	// ErrNotRegistered says that a certificate is this cluster's, but its node was never enrolled with this control's
-	// store, or has been enrolled anew with another key.
+	// ErrRevoked says that a certificate is this cluster's, but no node of its name is registered any more.
+	ErrRevoked = errors.New("the node's registration was revoked; to let it in again, remove identity.json from its data directory and start it with a join token")
+	// ErrNotRegistered says that a certificate is this cluster's, but that its node has been enrolled anew with another
+	// key.
 	ErrNotRegistered = errors.New("the node's name now belongs to another key: another machine was enrolled under it; remove this node's data directory and enrol it under a --name of its own")
 )
 
 // Enroll lets a node in by a join token. A name whose node is not connected may be taken over by a new key, as happens
 // when a machine is replaced; the old key is not believed from then on.
 func (c *Control) Enroll(ctx context.Context, token, name string, request []byte) (*fleetv1.Identity, error) {
-	err := identity.CheckToken(token, identity.TokenJoin, c.token)
-	if err != nil {
+	if err := identity.CheckToken(token, identity.TokenJoin, c.token); err != nil {
 		return nil, err
 	}
 	c.registry.Lock()
@@ -42,20 +43,11 @@ func (c *Control) Enroll(ctx context.Context, token, name string, request []byte
 	if err != nil {
 		return nil, err
 	}
-	if err := c.store.PutNode(ctx, store.Node{Name: name, KeyHash: hash, Enrolled: c.options.Now()}); err != nil {
-		return nil, fmt.Errorf("register node %q: %w", name, err)
+	if err := c.redeem(ctx, token, identity.TokenJoin, store.Node{Name: name, KeyHash: hash, Enrolled: c.options.Now()}); err != nil {
+		return nil, err
 	}
-	c.options.Logger.Info("node enrolled", "node", name)
+	c.options.Logger.Info("node enrolled", "node", name, "token", identity.TokenID(token))
 	return issued, nil
-}
-
-func (c *Control) token(id string) (identity.TokenRecord, bool) {
-	stored, ok := c.store.Token(id)
-	if !ok {
-		return identity.TokenRecord{}, false
-	}
-	kind, err := identity.ParseTokenKind(stored.Kind)
-	return identity.TokenRecord{ID: stored.ID, Kind: kind, Hash: stored.Hash, Created: stored.Created}, err == nil
 }
 
 // Renew issues a registered node a fresh certificate for its key.
@@ -75,23 +67,31 @@ func (c *Control) Renew(peer identity.Peer, request []byte) (*fleetv1.Identity, 
 
 func (c *Control) registered(peer identity.Peer) error {
 	node, ok := c.store.Node(peer.Name)
-	if !ok || node.KeyHash != peer.KeyHash {
+	switch {
+	case !ok:
+		return fmt.Errorf("%q: %w", peer.Name, ErrRevoked)
+	case node.KeyHash != peer.KeyHash:
 		return fmt.Errorf("%q: %w", peer.Name, ErrNotRegistered)
 	}
 	return nil
 }
 
-// Serve runs a registered node's stream until it ends.
+// Serve runs a registered node's stream until it ends, or the node is no longer registered.
 func (c *Control) Serve(peer identity.Peer, stream fleet.Stream) error {
-	if err := c.registered(peer); err != nil {
+	cuttable, end := c.streams.open(peer, stream)
+	defer end()
+	if err := c.registered(peer); err != nil { // who is revoked from here on is cut
 		return err
 	}
 	// The stream's context may be over; the store's own deadline bounds the write.
 	ctx := context.WithoutCancel(stream.Context())
 	c.setLeft(ctx, peer, false)
-	left, err := c.fleet.Serve(peer.Name, stream)
+	left, err := c.fleet.Serve(peer.Name, cuttable)
 	if left {
 		c.setLeft(ctx, peer, true)
+	}
+	if errors.Is(err, ErrRevoked) {
+		c.fleet.Forget(peer.Name)
 	}
 	return err
 }

@@ -124,7 +124,7 @@ func TestRenewIsForTheKeyThatIsRegistered(t *testing.T) {
 	_, err = c.Renew(peer, []byte("nonsense"))
 	errorIs(t, err, ErrInvalid)
 	_, err = c.Renew(identity.Peer{Role: identity.RoleNode, Name: "stranger"}, requestFor(t, key))
-	errorIs(t, err, ErrNotRegistered)
+	errorIs(t, err, ErrRevoked)
 }
 
 func TestLeavingIsKeptOverARestart(t *testing.T) {

@@ -64,7 +64,9 @@ func (c *Control) nodes() []fleet.Node {
 		byName[registered.Name] = fleet.Node{Name: registered.Name, Left: registered.Left, Since: c.started}
 	}
 	for _, node := range c.fleet.Nodes() {
-		byName[node.Name] = node
+		if _, registered := byName[node.Name]; registered { // otherwise it was revoked, and its stream is ending
+			byName[node.Name] = node
+		}
 	}
 	now := c.options.Now()
 	maps.DeleteFunc(byName, func(_ string, n fleet.Node) bool {

@@ -2,11 +2,13 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -80,4 +82,150 @@ func TestServedKeysAreSealedOnControl(t *testing.T) {
 		t.Errorf("without its key control ended with %d", code)
 	}
 	c.control.logs(t, "seal.key is missing; restore it from a backup")
+}
+
+// nodeArgs are the flags of a node that is not one of the cluster's own.
+func (c *cluster) nodeArgs(name, dir, tokenFile string) []string {
+	return []string{"node", "--name", name, "--data-dir", dir, "--control", c.control.listen, "--token-file", tokenFile,
+		"--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--gossip", "127.0.0.1:0"}
+}
+
+type tokenRow struct {
+	Token   string `json:"token"`
+	ID      string `json:"id"`
+	Kind    string `json:"kind"`
+	Uses    uint64 `json:"uses"`
+	MaxUses uint64 `json:"max_uses"`
+	Pattern string `json:"pattern"`
+	Valid   bool   `json:"valid"`
+}
+
+// TestJoinTokens makes tokens, lets nodes in by them, and sees each reason why one is not let in.
+func TestJoinTokens(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	r := c.ctl("token", "create", "--ttl", "1h", "--uses", "1", "--node-pattern", "edge-*").must(t, 0)
+	token := strings.TrimSpace(r.stdout)
+	if strings.Count(r.stdout, "\n") != 1 || len(strings.Split(token, ".")) != 4 || !strings.Contains(r.stderr, "edge-*") || strings.Contains(r.stderr, token) {
+		t.Errorf("token create printed %q and %q", r.stdout, r.stderr)
+	}
+	file := c.write("edge-token", r.stdout)
+	refused := func(name, tokenFile string, want ...string) {
+		t.Helper()
+		pyserve(t, nil, c.nodeArgs(name, filepath.Join(t.TempDir(), name), tokenFile)...).wantsOneLine(t, want...)
+	}
+	refused("web-1", file, "refuses", "edge-*", "web-1")
+	n := launch(t, command{name: "edge-1", program: programs.pyserve, args: c.nodeArgs("edge-1", filepath.Join(t.TempDir(), "edge-1"), file)})
+	c.connected("edge-1")
+	refused("edge-2", file, "refuses", "used up")
+
+	var made tokenRow
+	r = c.ctl("token", "create", "--ttl", "1s", "-o", "json").must(t, 0)
+	if err := json.Unmarshal([]byte(r.stdout), &made); err != nil || made.Token == "" || made.Kind != "join" {
+		t.Fatalf("%v: %s", err, r.stdout)
+	}
+	short := c.write("short-token", made.Token)
+	eventually(t, "the token expires", func() string {
+		if list := c.ctl("token", "list").must(t, 0); strings.Contains(list.stdout, "expired") {
+			return ""
+		}
+		return "still good"
+	})
+	refused("edge-2", short, "refuses", "expired")
+
+	list := c.ctl("token", "list").must(t, 0, "ID", "KIND", "CREATED", "EXPIRES", "USES", "PATTERN", "1/1", "edge-*", "never", "control")
+	for _, secret := range []string{strings.Split(token, ".")[2], strings.Split(made.Token, ".")[2]} {
+		if strings.Contains(list.stdout+c.ctl("token", "list", "-o", "json").stdout, secret) {
+			t.Error("token list shows a secret")
+		}
+	}
+	data, err := os.ReadFile(c.joinToken())
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := strings.Split(string(data), ".")[1]
+	c.ctl("token", "revoke", id).must(t, 0, "token "+id+" revoked", "join-token", "next start")
+	refused("edge-2", c.joinToken(), "refuses", "revoked")
+	c.ctl("token", "revoke", id).wants(t, 2, "there is no such token")
+	c.control.stop(t)
+	c.restartControl()
+	second := launch(t, command{name: "edge-2", program: programs.pyserve, args: c.nodeArgs("edge-2", filepath.Join(t.TempDir(), "edge-2"), c.joinToken())})
+	c.connected("edge-2")
+	n.stop(t)
+	second.stop(t)
+}
+
+// TestARevokedNode is cut off at once, serves on, and is let in again by a token.
+func TestARevokedNode(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, "n1", "n2")
+	c.mustApply(route("/", newBackend(t, "b").port))
+	n2 := c.node("n2")
+	c.ctl("node", "revoke", "n2").must(t, 0, "node n2 revoked", "its stream was ended")
+	if s := c.status(); !s.Converged || len(s.Nodes) != 1 {
+		t.Errorf("the status is %+v", s)
+	}
+	n2.logs(t, "the node's registration was revoked")
+	get(t, newClient(t, nil, false), "http://"+n2.listen+"/x").seen(t)
+	c.ctl("node", "revoke", "n2").wants(t, 2, "no node of that name")
+	n2.stop(t)
+	if err := os.Remove(filepath.Join(n2.dataDir, "identity.json")); err != nil {
+		t.Fatal(err)
+	}
+	c.start(n2)
+	c.connected("n2")
+	c.converged()
+
+	// A node that is gone for good is forgotten the same way.
+	n2.kill()
+	c.statusShows("n2 gone", func(s status) bool { return s.row("n2").State == "disconnected" && !s.Converged })
+	c.ctl("node", "revoke", "n2").must(t, 0, "node n2 revoked")
+	c.converged()
+}
+
+// TestRoles has a person of each role try what each may.
+func TestRoles(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, "n1")
+	document := c.write("config.yaml", route("/", newBackend(t, "b").port))
+	contexts := map[string]string{}
+	for _, role := range []string{"viewer", "editor", "operator", "admin"} {
+		r := c.ctl("context", "create", "p-"+role, "--role", role, "--ttl", "1h").must(t, 0, "role "+role)
+		contexts[role] = c.write(role+".yaml", r.stdout)
+	}
+	for _, test := range []struct {
+		least string
+		args  []string
+		ok    []int
+	}{
+		{"viewer", []string{"status"}, []int{0, 1}},
+		{"viewer", []string{"get", "nodes"}, []int{0}},
+		{"viewer", []string{"history"}, []int{0}},
+		{"editor", []string{"diff", document}, []int{0, 1}},
+		{"editor", []string{"apply", document}, []int{0}},
+		{"admin", []string{"token", "list"}, []int{0}},
+		{"admin", []string{"token", "create"}, []int{0}},
+		{"admin", []string{"context", "create", "x", "--role", "admin"}, []int{0}},
+	} {
+		allowed := false
+		for _, role := range []string{"viewer", "editor", "operator", "admin"} {
+			allowed = allowed || role == test.least
+			r := runToEnd(t, command{name: "pyservectl", program: programs.pyservectl, args: append([]string{"--context", contexts[role]}, test.args...), dir: c.dir}, "")
+			if allowed {
+				if !slices.Contains(test.ok, r.code) {
+					t.Errorf("%s %v: %d\n%s", role, test.args, r.code, r.stderr)
+				}
+				continue
+			}
+			r.wants(t, 2, "has the role "+role, "needs the role "+test.least)
+		}
+	}
+	c.ctl("context", "create", "x", "--role", "king").wants(t, 2, "viewer, editor, operator, admin")
+	// Sent into a file, a context is for its owner alone.
+	path := filepath.Join(c.dir, "loose.yaml")
+	shell := fmt.Sprintf("umask 022; %s --context %s context create y --role viewer > %s", programs.pyservectl, c.admin(), path)
+	runToEnd(t, command{name: "sh", program: "/bin/sh", args: []string{"-c", shell}, dir: c.dir}, "").must(t, 0)
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/pyserve/pyserve/control"
 	"github.com/pyserve/pyserve/control/identity"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
+	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -113,6 +114,30 @@ func (s *site) as(t *testing.T, certificates ...tls.Certificate) *grpc.ClientCon
 func (s *site) operator(t *testing.T) *grpc.ClientConn {
 	t.Helper()
 	return dial(t, s.address, credentials.NewTLS(s.admin(t)))
+}
+
+// person dials as somebody of the role, whose certificate the administrator had issued over the wire.
+func (s *site) person(t *testing.T, role identity.Role) *grpc.ClientConn {
+	t.Helper()
+	request, err := identity.NewContextRequest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := operatorv1.NewAccessClient(s.operator(t)).CreateContext(deadline(t), &operatorv1.CreateContextRequest{
+		Name: "a-" + role.String(), Role: role.String(), CertificateRequest: request.DER,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := request.Context(m.GetCluster(), m.GetEndpoints(), m.GetCertificate(), m.GetCaCertificates())
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := made.ClientTLS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dial(t, s.address, credentials.NewTLS(config))
 }
 
 // node enrols a node over the wire and dials as that.

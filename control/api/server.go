@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"path"
 	"runtime/debug"
 	"time"
 
@@ -29,29 +30,6 @@ import (
 	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
 )
 
-// anonymous is the role of a caller without a certificate.
-const anonymous identity.Role = 0
-
-// permissions says which role may call which method. A method that is not here may be called by nobody; a test holds
-// it against the services.
-var permissions = map[string]identity.Role{
-	fleetv1.Enrollment_Enroll_FullMethodName: anonymous,
-
-	fleetv1.Fleet_Connect_FullMethodName: identity.RoleNode,
-	fleetv1.Fleet_Renew_FullMethodName:   identity.RoleNode,
-
-	operatorv1.Operator_Apply_FullMethodName:         identity.RoleOperator,
-	operatorv1.Operator_Diff_FullMethodName:          identity.RoleOperator,
-	operatorv1.Operator_GetStatus_FullMethodName:     identity.RoleOperator,
-	operatorv1.Operator_WatchStatus_FullMethodName:   identity.RoleOperator,
-	operatorv1.Operator_GetConfig_FullMethodName:     identity.RoleOperator,
-	operatorv1.Operator_ListRoutes_FullMethodName:    identity.RoleOperator,
-	operatorv1.Operator_ListBackends_FullMethodName:  identity.RoleOperator,
-	operatorv1.Operator_ListControls_FullMethodName:  identity.RoleOperator,
-	operatorv1.Operator_ListRevisions_FullMethodName: identity.RoleOperator,
-	operatorv1.Operator_Rollback_FullMethodName:      identity.RoleOperator,
-}
-
 // NewServer makes the gRPC server of a control that was started. tlsConfig is the control's own.
 func NewServer(c *control.Control, tlsConfig *tls.Config, logger *slog.Logger) *grpc.Server {
 	gate := gate{control: c, logger: logger}
@@ -69,6 +47,7 @@ func NewServer(c *control.Control, tlsConfig *tls.Config, logger *slog.Logger) *
 	fleetv1.RegisterEnrollmentServer(s, &enrollment{control: c})
 	fleetv1.RegisterFleetServer(s, &fleetService{control: c})
 	operatorv1.RegisterOperatorServer(s, &operator{control: c})
+	operatorv1.RegisterAccessServer(s, &access{control: c})
 	return s
 }
 
@@ -99,10 +78,18 @@ func (g gate) admit(ctx context.Context, method string) (context.Context, error)
 	if err != nil {
 		return nil, status.Errorf(codes.Unauthenticated, "a certificate of this cluster is needed: %v", err)
 	}
-	if who.Role != need {
-		return nil, status.Errorf(codes.PermissionDenied, "the certificate of %s is not one that may call %s", who.Name, method)
+	if !who.Role.Includes(need) {
+		return nil, denied(who, need, method)
 	}
 	return context.WithValue(ctx, peerKey{}, who), nil
+}
+
+// denied says what a caller lacks.
+func denied(who identity.Peer, need identity.Role, method string) error {
+	if who.Role.IsPerson() && need.IsPerson() {
+		return status.Errorf(codes.PermissionDenied, "%s has the role %s, and %s needs the role %s", who.Name, who.Role, path.Base(method), need)
+	}
+	return status.Errorf(codes.PermissionDenied, "the certificate of %s is not one that may call %s", who.Name, method)
 }
 
 func (g gate) identify(ctx context.Context) (identity.Peer, error) {
@@ -169,6 +156,13 @@ func coded(err error) error {
 		{context.DeadlineExceeded, codes.DeadlineExceeded},
 		{control.ErrNameTaken, codes.AlreadyExists},
 		{control.ErrNotRegistered, codes.PermissionDenied},
+		{control.ErrRevoked, codes.PermissionDenied},
+		{control.ErrNoNode, codes.NotFound},
+		{store.ErrTokenGone, codes.NotFound},
+		{store.ErrTokenExpired, codes.PermissionDenied},
+		{store.ErrTokenUsedUp, codes.PermissionDenied},
+		{store.ErrTokenName, codes.PermissionDenied},
+		{store.ErrTokenKind, codes.PermissionDenied},
 		{fleet.ErrClosed, codes.Unavailable},
 		{fleet.ErrStalled, codes.Unavailable},
 		{fleet.ErrReplaced, codes.Aborted},

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"path"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -32,16 +34,19 @@ type method struct {
 	stream *grpc.StreamDesc // nil: unary
 }
 
+// methods are those that a server has, whatever services are registered with it.
 func methods() []method {
 	var out []method
-	for _, service := range []grpc.ServiceDesc{fleetv1.Enrollment_ServiceDesc, fleetv1.Fleet_ServiceDesc, operatorv1.Operator_ServiceDesc} {
-		for _, m := range service.Methods {
-			out = append(out, method{"/" + service.ServiceName + "/" + m.MethodName, nil})
-		}
-		for _, m := range service.Streams {
-			out = append(out, method{"/" + service.ServiceName + "/" + m.StreamName, &m})
+	for service, info := range NewServer(nil, &tls.Config{}, nil).GetServiceInfo() {
+		for _, m := range info.Methods {
+			found := method{name: "/" + service + "/" + m.Name}
+			if m.IsClientStream || m.IsServerStream {
+				found.stream = &grpc.StreamDesc{StreamName: m.Name, ClientStreams: m.IsClientStream, ServerStreams: m.IsServerStream}
+			}
+			out = append(out, found)
 		}
 	}
+	slices.SortFunc(out, func(a, b method) int { return strings.Compare(a.name, b.name) })
 	return out
 }
 
@@ -91,27 +96,31 @@ func TestWhoMayCallWhat(t *testing.T) {
 		t.Fatal(err)
 	}
 	callers := []struct {
-		name string
 		conn *grpc.ClientConn
 		role identity.Role
 	}{
-		{"anonymous", s.as(t), anonymous},
-		{"node", s.node(t, "n1"), identity.RoleNode},
-		{"operator", s.operator(t), identity.RoleOperator},
-		{"control", s.as(t, *own), identity.RoleControl},
+		{s.as(t), anonymous},
+		{s.node(t, "n1"), identity.RoleNode},
+		{s.as(t, *own), identity.RoleControl},
+		{s.person(t, identity.RoleViewer), identity.RoleViewer},
+		{s.person(t, identity.RoleEditor), identity.RoleEditor},
+		{s.person(t, identity.RoleOperator), identity.RoleOperator},
+		{s.operator(t), identity.RoleAdmin},
 	}
 	for _, m := range methods() {
 		for _, who := range callers {
-			t.Run(who.name+m.name, func(t *testing.T) {
+			t.Run(who.role.String()+m.name, func(t *testing.T) {
 				need := permissions[m.name]
 				err := call(t, who.conn, m)
 				switch code := status.Code(err); {
-				case need == anonymous || who.role == need:
-					if code == codes.Unauthenticated || code == codes.PermissionDenied || code == codes.Unimplemented {
+				case need == anonymous || who.role.Includes(need):
+					if code == codes.PermissionDenied || code == codes.Unimplemented || code == codes.Unauthenticated && need != anonymous {
 						t.Errorf("not let in: %v", err)
 					}
 				case who.role == anonymous:
 					checkCode(t, err, codes.Unauthenticated, "a certificate of this cluster is needed")
+				case who.role.IsPerson() && need.IsPerson():
+					checkCode(t, err, codes.PermissionDenied, fmt.Sprintf("has the role %s, and %s needs the role %s", who.role, path.Base(m.name), need))
 				default:
 					checkCode(t, err, codes.PermissionDenied, "is not one that may call "+m.name)
 				}
@@ -196,6 +205,13 @@ func TestCodeOfAnError(t *testing.T) {
 		{context.DeadlineExceeded, codes.DeadlineExceeded},
 		{control.ErrNameTaken, codes.AlreadyExists},
 		{control.ErrNotRegistered, codes.PermissionDenied},
+		{control.ErrRevoked, codes.PermissionDenied},
+		{control.ErrNoNode, codes.NotFound},
+		{store.ErrTokenGone, codes.NotFound},
+		{store.ErrTokenExpired, codes.PermissionDenied},
+		{store.ErrTokenUsedUp, codes.PermissionDenied},
+		{store.ErrTokenName, codes.PermissionDenied},
+		{store.ErrTokenKind, codes.PermissionDenied},
 		{control.ErrInvalid, codes.InvalidArgument},
 		{fleet.ErrClosed, codes.Unavailable},
 		{fleet.ErrStalled, codes.Unavailable},

@@ -67,6 +67,14 @@ func (f *Fleet) Connected(name string) bool {
 	return f.sessions[name] != nil
 }
 
+// Forget drops what is known of a node that has no stream.
+func (f *Fleet) Forget(name string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.gone, name)
+	f.notify()
+}
+
 // BackendKey names a backend as status shows it.
 type BackendKey struct{ Route, Address string }
 

@@ -26,10 +26,13 @@ const (
 	authorityLifetime = 10 * 365 * 24 * time.Hour
 	serverLifetime    = 30 * 24 * time.Hour
 	nodeLifetime      = 30 * 24 * time.Hour
-	operatorLifetime  = 2 * 365 * 24 * time.Hour
+	operatorLifetime  = MaxContextLifetime
 	// backdate is how far the clock of whoever checks a certificate may be behind ours.
 	backdate = 5 * time.Minute
 )
+
+// MaxContextLifetime is how long an operator's certificate may be good.
+const MaxContextLifetime = 2 * 365 * 24 * time.Hour
 
 // Options say where an authority lives.
 type Options struct {
@@ -151,6 +154,9 @@ func (a *Authority) ClusterID() string { return a.clusterID }
 
 // ReleaseKey signs releases. It is not to be changed.
 func (a *Authority) ReleaseKey() ed25519.PrivateKey { return a.release }
+
+// CACertificates are whom to believe in this cluster, DER.
+func (a *Authority) CACertificates() [][]byte { return [][]byte{a.ca.Raw} }
 
 // SealKey is what the store is sealed with on disk, 32 bytes. Every control of a cluster has the same one.
 func (a *Authority) SealKey() []byte { return slices.Clone(a.seal) }

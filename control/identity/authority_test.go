@@ -384,7 +384,7 @@ func TestPeerIsWhoTheCertificateSays(t *testing.T) {
 	if state, err = handshake(t, serverTLS(t, a), client); err != nil {
 		t.Fatal(err)
 	}
-	if peer, err := a.PeerOf(state); err != nil || peer.Role != RoleOperator || peer.Name != "admin" {
+	if peer, err := a.PeerOf(state); err != nil || peer.Role != RoleAdmin || peer.Name != "admin" {
 		t.Fatalf("got %+v, %v", peer, err)
 	}
 

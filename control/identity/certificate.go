@@ -26,35 +26,6 @@ const nodeServerName = "node.pyserve.internal"
 // maxRequest is how long a certificate request may be, in bytes; one of ours has about 250.
 const maxRequest = 16 << 10
 
-// Role is what sort of peer a certificate is for. The zero value is none.
-type Role uint8
-
-// The roles there are.
-const (
-	RoleNode Role = iota + 1
-	RoleOperator
-	RoleControl
-)
-
-var roleNames = [...]string{RoleNode: "node", RoleOperator: "operator", RoleControl: "control"}
-
-// String is the role as it stands in a certificate.
-func (r Role) String() string {
-	if r == 0 || int(r) >= len(roleNames) {
-		return fmt.Sprintf("role %d", uint8(r))
-	}
-	return roleNames[r]
-}
-
-func parseRole(s string) (Role, bool) {
-	for role, name := range roleNames {
-		if s == name && role > 0 {
-			return Role(role), true
-		}
-	}
-	return 0, false
-}
-
 // CheckName says whether a node, control or operator may be called so: 1 to 63 of a-z A-Z 0-9 . _ -, beginning with a
 // letter or digit.
 func CheckName(name string) error {
@@ -143,6 +114,18 @@ func (a *Authority) IssueNode(name string, csrDER []byte) (*fleetv1.Identity, er
 		ReleaseKey:    a.release.Public().(ed25519.PublicKey),
 		ClusterId:     a.clusterID,
 	}, nil
+}
+
+// IssuePerson gives a person a certificate. Of the PKCS #10 request only the key is taken, as in [Authority.IssueNode].
+func (a *Authority) IssuePerson(name string, role Role, csrDER []byte, lifetime time.Duration) (certificate []byte, err error) {
+	if !role.IsPerson() {
+		return nil, fmt.Errorf("%s is not the role of a person", role)
+	}
+	public, err := requestedKey(csrDER)
+	if err != nil {
+		return nil, err
+	}
+	return a.issue(public, role, name, "", lifetime, x509.ExtKeyUsageClientAuth)
 }
 
 func requestedKey(csrDER []byte) (crypto.PublicKey, error) {

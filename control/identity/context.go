@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -24,7 +25,7 @@ import (
 const maxContext = 1 << 20
 
 // contextHeading begins every context file that is written.
-const contextHeading = "# An operator's way into a pyserve cluster: whoever holds this file may change everything there.\n"
+const contextHeading = "# A way into a pyserve cluster: whoever holds this file may do there what the role in its certificate may.\n"
 
 // Context is what an operator needs to reach a cluster: where, whom to believe, and as whom.
 type Context struct {
@@ -32,7 +33,7 @@ type Context struct {
 	Cluster string `yaml:"cluster"`
 	// Endpoints are the controls' addresses, host:port.
 	Endpoints []string `yaml:"endpoints"`
-	// CA, Certificate and Key are PEM.
+	// CA, Certificate and Key are PEM; CA may hold several certificates, while an authority takes the place of another.
 	CA          string `yaml:"ca"`
 	Certificate string `yaml:"certificate"`
 	Key         string `yaml:"key"`
@@ -41,40 +42,75 @@ type Context struct {
 	Warnings []string `yaml:"-"`
 }
 
-// NewContext makes an operator's context with a new key and certificate, good for two years.
-func (a *Authority) NewContext(operator string, endpoints []string) (*Context, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, fmt.Errorf("make the operator's key: %w", err)
-	}
-	certificate, err := a.issue(key.Public(), RoleOperator, operator, "", operatorLifetime, x509.ExtKeyUsageClientAuth)
+// NewContext makes an administrator's context with a new key and certificate, good for two years.
+func (a *Authority) NewContext(name string, endpoints []string) (*Context, error) {
+	request, err := NewContextRequest()
 	if err != nil {
 		return nil, err
 	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	certificate, err := a.IssuePerson(name, RoleAdmin, request.DER, operatorLifetime)
 	if err != nil {
-		return nil, fmt.Errorf("encode the operator's key: %w", err)
+		return nil, err
+	}
+	return request.Context(a.clusterID, endpoints, certificate, a.CACertificates())
+}
+
+// ContextRequest is a context that still wants its certificate. Its key is nowhere else.
+type ContextRequest struct {
+	// DER is the PKCS #10 request for the certificate.
+	DER []byte
+	key *ecdsa.PrivateKey
+}
+
+// NewContextRequest makes a key and the request for its certificate.
+func NewContextRequest() (*ContextRequest, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make the context's key: %w", err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		return nil, fmt.Errorf("make the context's certificate request: %w", err)
+	}
+	return &ContextRequest{DER: der, key: key}, nil
+}
+
+// Context makes the context with what was issued for the request; certificate and authorities are DER.
+func (r *ContextRequest) Context(cluster string, endpoints []string, certificate []byte, authorities [][]byte) (*Context, error) {
+	keyDER, err := x509.MarshalPKCS8PrivateKey(r.key)
+	if err != nil {
+		return nil, fmt.Errorf("encode the context's key: %w", err)
+	}
+	var ca strings.Builder
+	for _, der := range authorities {
+		ca.Write(encodePEM(certificatePEM, der))
 	}
 	c := &Context{
-		Cluster:     a.clusterID,
-		Endpoints:   slices.Clone(endpoints),
-		CA:          string(encodePEM(certificatePEM, a.ca.Raw)),
-		Certificate: string(encodePEM(certificatePEM, certificate)),
-		Key:         string(encodePEM(privateKeyPEM, keyDER)),
+		Cluster: cluster, Endpoints: slices.Clone(endpoints), CA: ca.String(),
+		Certificate: string(encodePEM(certificatePEM, certificate)), Key: string(encodePEM(privateKeyPEM, keyDER)),
 	}
 	return c, c.check()
 }
 
-// Save writes the context to the file at path, mode 0600, whole or not at all.
-func (c *Context) Save(path string) error {
+// Encode gives the context as its file holds it.
+func (c *Context) Encode() ([]byte, error) {
 	var out bytes.Buffer
 	out.WriteString(contextHeading)
 	encoder := yaml.NewEncoder(&out)
 	encoder.SetIndent(2)
 	if err := encoder.Encode(c); err != nil {
-		return fmt.Errorf("encode the context: %w", err)
+		return nil, fmt.Errorf("encode the context: %w", err)
 	}
-	return WriteSecret(path, out.Bytes())
+	return out.Bytes(), nil
+}
+
+// Save writes the context to the file at path, mode 0600, whole or not at all.
+func (c *Context) Save(path string) error {
+	data, err := c.Encode()
+	if err != nil {
+		return err
+	}
+	return WriteSecret(path, data)
 }
 
 // LoadContext reads the context file at path. Its errors name the file and say what to do.
@@ -146,23 +182,32 @@ func (c *Context) check() error {
 			return fmt.Errorf("the endpoint %.200q is not host:port", endpoint)
 		}
 	}
-	if _, err := c.authority(); err != nil {
+	if _, err := c.authorities(); err != nil {
 		return err
 	}
 	_, err := c.keyPair()
 	return err
 }
 
-func (c *Context) authority() (*x509.Certificate, error) {
-	der, err := decodePEM(certificatePEM, []byte(strings.TrimSpace(c.CA)))
-	if err != nil {
-		return nil, fmt.Errorf("ca: %w", err)
+// maxAuthorities is how many authorities a context, or a cluster, may believe at a time.
+const maxAuthorities = 4
+
+func (c *Context) authorities() (*x509.CertPool, error) {
+	pool := x509.NewCertPool()
+	rest := bytes.TrimSpace([]byte(c.CA))
+	for n := 0; n == 0 || len(rest) > 0; n++ {
+		block, after := pem.Decode(rest)
+		if block == nil || block.Type != certificatePEM || n == maxAuthorities {
+			return nil, fmt.Errorf("ca: it does not hold 1 to %d PEM blocks %q and nothing else", maxAuthorities, certificatePEM)
+		}
+		certificate, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("ca: %w", err)
+		}
+		pool.AddCert(certificate)
+		rest = bytes.TrimSpace(after)
 	}
-	certificate, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, fmt.Errorf("ca: %w", err)
-	}
-	return certificate, nil
+	return pool, nil
 }
 
 func (c *Context) keyPair() (tls.Certificate, error) {
@@ -176,7 +221,7 @@ func (c *Context) keyPair() (tls.Certificate, error) {
 // ClientTLS gives the configuration to dial a control with: TLS 1.3, [ServerName], this cluster's authority and no
 // other.
 func (c *Context) ClientTLS() (*tls.Config, error) {
-	ca, err := c.authority()
+	roots, err := c.authorities()
 	if err != nil {
 		return nil, err
 	}
@@ -184,8 +229,6 @@ func (c *Context) ClientTLS() (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	roots := x509.NewCertPool()
-	roots.AddCert(ca)
 	return &tls.Config{
 		MinVersion:   tls.VersionTLS13,
 		ServerName:   ServerName,

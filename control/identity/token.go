@@ -58,7 +58,7 @@ type TokenRecord struct {
 // Why a token is not taken.
 var (
 	ErrTokenMalformed = errors.New("the token is malformed: it must be the whole line of the join-token or control-token file")
-	ErrTokenUnknown   = errors.New("the token is not one of this cluster")
+	ErrTokenUnknown   = errors.New("the token is not one of this cluster, or was revoked")
 	ErrTokenKind      = errors.New("a node's token never makes a control, nor a control's token a node")
 )
 
@@ -104,6 +104,15 @@ func CheckToken(token string, want TokenKind, lookup func(id string) (TokenRecor
 		return ErrTokenKind
 	}
 	return nil
+}
+
+// TokenID gives the id in a token, which is no secret; empty where it is none.
+func TokenID(token string) string {
+	_, id, _, err := parseToken(strings.TrimSpace(token))
+	if err != nil {
+		return ""
+	}
+	return id
 }
 
 func parseToken(token string) (kind TokenKind, id string, secret []byte, err error) {

@@ -6,8 +6,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	storev1 "github.com/pyserve/pyserve/proto/pyserve/store/v1"
 )
@@ -48,9 +50,18 @@ func sampleState(t testing.TB) *state {
 		}}})
 	}
 	mustApply(t, s, &storev1.Command{Action: &storev1.Command_PutToken{PutToken: &storev1.PutToken{
-		Token: (&Token{ID: "t1", Kind: "join", Hash: [32]byte{2}, Created: someTime}).toProto(),
+		Token: (&Token{
+			ID: "t1", Kind: "join", Hash: [32]byte{2}, Created: someTime, Expires: someTime.Add(time.Hour), MaxUses: 2, Pattern: "n*", Author: "admin",
+		}).toProto(),
 	}}})
+	mustApply(t, s, useToken("t1", "join", "n3", someTime))
 	return s
+}
+
+func useToken(id, kind, name string, at time.Time) *storev1.Command {
+	return &storev1.Command{Version: 1, Action: &storev1.Command_UseToken{UseToken: &storev1.UseToken{
+		Id: id, Kind: kind, Name: name, KeyHash: bytes.Repeat([]byte{3}, 32), At: timestamppb.New(at),
+	}}}
 }
 
 func TestEmptyStateIsRestored(t *testing.T) {
@@ -171,6 +182,8 @@ func FuzzCommand(f *testing.F) {
 	}
 	seed(commitOf(f, s, routes(f, map[string]string{"a": "four", "d": "two"}), "document"))
 	seed(&storev1.Command{Version: 1, Action: &storev1.Command_RemoveNode{RemoveNode: &storev1.RemoveNode{Name: "n1"}}})
+	seed(useToken("t1", "join", "n4", someTime))
+	seed(&storev1.Command{Version: 1, Action: &storev1.Command_RemoveToken{RemoveToken: &storev1.RemoveToken{Id: "t1"}}})
 	data := written(f, s)
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		testSeal.decodeCommand(raw)

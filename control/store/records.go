@@ -81,6 +81,8 @@ type Node struct {
 	Enrolled time.Time
 	// Left says that it stopped on purpose.
 	Left bool
+	// Token is the id of the token that it came by.
+	Token string
 }
 
 // Token is what is remembered of a token: who knows the hash cannot make it again.
@@ -90,6 +92,14 @@ type Token struct {
 	// Hash is the SHA-256 of its secret.
 	Hash    [32]byte
 	Created time.Time
+	// Expires is from when on it lets nobody in; zero: it does not expire.
+	Expires time.Time
+	// MaxUses is how often it lets somebody in, 0 without limit, and Uses how often it has.
+	MaxUses, Uses uint64
+	// Pattern says which names it lets in, as package path's Match reads it; empty: any.
+	Pattern string
+	// Author is who made it.
+	Author string
 }
 
 func (r *Revision) toProto() *storev1.Revision {
@@ -139,7 +149,7 @@ func (r Revision) line() Revision {
 }
 
 func (n *Node) toProto() *storev1.Node {
-	return &storev1.Node{Name: n.Name, KeyHash: n.KeyHash[:], Enrolled: timestamppb.New(n.Enrolled), Left: n.Left}
+	return &storev1.Node{Name: n.Name, KeyHash: n.KeyHash[:], Enrolled: timestamppb.New(n.Enrolled), Left: n.Left, Token: n.Token}
 }
 
 func nodeFrom(m *storev1.Node) (Node, error) {
@@ -151,26 +161,10 @@ func nodeFrom(m *storev1.Node) (Node, error) {
 	if err != nil {
 		return Node{}, err
 	}
-	return Node{m.GetName(), hash, enrolled, m.GetLeft()}, checkName("the node's name", m.GetName())
-}
-
-func (t *Token) toProto() *storev1.Token {
-	return &storev1.Token{Id: t.ID, Kind: t.Kind, Hash: t.Hash[:], Created: timestamppb.New(t.Created)}
-}
-
-func tokenFrom(m *storev1.Token) (Token, error) {
-	hash, err := hashFrom(m.GetHash())
-	if err != nil {
-		return Token{}, fmt.Errorf("the token's hash: %w", err)
+	if len(m.GetToken()) > maxNameBytes {
+		return Node{}, fmt.Errorf("the id of the node's token is longer than %d bytes", maxNameBytes)
 	}
-	created, err := timeFrom(m.GetCreated())
-	if err != nil {
-		return Token{}, err
-	}
-	if err := checkName("the token's kind", m.GetKind()); err != nil {
-		return Token{}, err
-	}
-	return Token{m.GetId(), m.GetKind(), hash, created}, checkName("the token's id", m.GetId())
+	return Node{m.GetName(), hash, enrolled, m.GetLeft(), m.GetToken()}, checkName("the node's name", m.GetName())
 }
 
 func checkName(what, name string) error {

@@ -122,7 +122,11 @@ func (s *state) act(c *storev1.Command) error {
 		if err != nil {
 			return err
 		}
-		return put(s.tokens, t.ID, t)
+		return s.putToken(t)
+	case *storev1.Command_RemoveToken:
+		return s.removeToken(action.RemoveToken)
+	case *storev1.Command_UseToken:
+		return s.useToken(action.UseToken)
 	case *storev1.Command_PutServer:
 		return s.putServer(action.PutServer.GetServer())
 	case *storev1.Command_RemoveServer:

@@ -610,30 +610,6 @@ func (s *Store) Node(name string) (Node, bool) {
 	return n, ok
 }
 
-// PutToken remembers a token, in the place of what was remembered under its id.
-func (s *Store) PutToken(ctx context.Context, t Token) error {
-	c := &storev1.Command{Action: &storev1.Command_PutToken{PutToken: &storev1.PutToken{Token: t.toProto()}}}
-	if err := s.write(ctx, c); err != nil {
-		return fmt.Errorf("remember token %.80q: %w", t.ID, err)
-	}
-	return nil
-}
-
-// Tokens gives every token that is remembered, in the order of their ids.
-func (s *Store) Tokens() []Token {
-	s.machine.mu.RLock()
-	defer s.machine.mu.RUnlock()
-	return sorted(s.machine.state.tokens)
-}
-
-// Token gives the token of that id.
-func (s *Store) Token(id string) (Token, bool) {
-	s.machine.mu.RLock()
-	defer s.machine.mu.RUnlock()
-	t, ok := s.machine.state.tokens[id]
-	return t, ok
-}
-
 // Changed gives a channel that is closed at the next change of anything. Who asks for it before reading misses
 // nothing:
 //

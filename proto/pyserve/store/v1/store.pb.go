@@ -44,6 +44,8 @@ type Command struct {
 	//	*Command_PutServer
 	//	*Command_RemoveServer
 	//	*Command_RaiseEpoch
+	//	*Command_RemoveToken
+	//	*Command_UseToken
 	Action isCommand_Action `protobuf_oneof:"action"`
 	// 16 random bytes that name the wish behind the command: a second command of the same id changes nothing. Empty: the
 	// command is always applied.
@@ -159,6 +161,24 @@ func (x *Command) GetRaiseEpoch() *RaiseEpoch {
 	return nil
 }
 
+func (x *Command) GetRemoveToken() *RemoveToken {
+	if x != nil {
+		if x, ok := x.Action.(*Command_RemoveToken); ok {
+			return x.RemoveToken
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetUseToken() *UseToken {
+	if x != nil {
+		if x, ok := x.Action.(*Command_UseToken); ok {
+			return x.UseToken
+		}
+	}
+	return nil
+}
+
 func (x *Command) GetRequestId() []byte {
 	if x != nil {
 		return x.RequestId
@@ -198,6 +218,14 @@ type Command_RaiseEpoch struct {
 	RaiseEpoch *RaiseEpoch `protobuf:"bytes,18,opt,name=raise_epoch,json=raiseEpoch,proto3,oneof"`
 }
 
+type Command_RemoveToken struct {
+	RemoveToken *RemoveToken `protobuf:"bytes,30,opt,name=remove_token,json=removeToken,proto3,oneof"`
+}
+
+type Command_UseToken struct {
+	UseToken *UseToken `protobuf:"bytes,31,opt,name=use_token,json=useToken,proto3,oneof"`
+}
+
 func (*Command_CommitRevision) isCommand_Action() {}
 
 func (*Command_PutNode) isCommand_Action() {}
@@ -211,6 +239,10 @@ func (*Command_PutServer) isCommand_Action() {}
 func (*Command_RemoveServer) isCommand_Action() {}
 
 func (*Command_RaiseEpoch) isCommand_Action() {}
+
+func (*Command_RemoveToken) isCommand_Action() {}
+
+func (*Command_UseToken) isCommand_Action() {}
 
 // CommitRevision makes a bundle the active one, as the revision after the one that is active.
 type CommitRevision struct {
@@ -568,6 +600,131 @@ func (x *RaiseEpoch) GetRelease() *v1.Release {
 	return nil
 }
 
+type RemoveToken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveToken) Reset() {
+	*x = RemoveToken{}
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveToken) ProtoMessage() {}
+
+func (x *RemoveToken) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveToken.ProtoReflect.Descriptor instead.
+func (*RemoveToken) Descriptor() ([]byte, []int) {
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *RemoveToken) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// UseToken counts a token's use and registers the node that came by it, both or neither.
+type UseToken struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// What it has to be for.
+	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Who comes.
+	Name string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	At   *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
+	// SHA-256 of the newcomer's public key. A node that is registered with this key and came by this token is let in again
+	// without another use: the answer to its first attempt may have been lost.
+	KeyHash       []byte `protobuf:"bytes,5,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UseToken) Reset() {
+	*x = UseToken{}
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UseToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UseToken) ProtoMessage() {}
+
+func (x *UseToken) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UseToken.ProtoReflect.Descriptor instead.
+func (*UseToken) Descriptor() ([]byte, []int) {
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *UseToken) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *UseToken) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *UseToken) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UseToken) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *UseToken) GetKeyHash() []byte {
+	if x != nil {
+		return x.KeyHash
+	}
+	return nil
+}
+
 type Revision struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Number, epoch, digest and signature. Only number and digest where the revision is no longer kept whole.
@@ -583,7 +740,7 @@ type Revision struct {
 
 func (x *Revision) Reset() {
 	*x = Revision{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[8]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -595,7 +752,7 @@ func (x *Revision) String() string {
 func (*Revision) ProtoMessage() {}
 
 func (x *Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[8]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -608,7 +765,7 @@ func (x *Revision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revision.ProtoReflect.Descriptor instead.
 func (*Revision) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{8}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Revision) GetRelease() *v1.Release {
@@ -659,7 +816,7 @@ type ResourceReference struct {
 
 func (x *ResourceReference) Reset() {
 	*x = ResourceReference{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[9]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -671,7 +828,7 @@ func (x *ResourceReference) String() string {
 func (*ResourceReference) ProtoMessage() {}
 
 func (x *ResourceReference) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[9]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -684,7 +841,7 @@ func (x *ResourceReference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceReference.ProtoReflect.Descriptor instead.
 func (*ResourceReference) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{9}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ResourceReference) GetKind() string {
@@ -716,14 +873,16 @@ type Node struct {
 	KeyHash  []byte                 `protobuf:"bytes,2,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"`
 	Enrolled *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=enrolled,proto3" json:"enrolled,omitempty"`
 	// It said that it stops on purpose.
-	Left          bool `protobuf:"varint,4,opt,name=left,proto3" json:"left,omitempty"`
+	Left bool `protobuf:"varint,4,opt,name=left,proto3" json:"left,omitempty"`
+	// The id of the token that it came by.
+	Token         string `protobuf:"bytes,5,opt,name=token,proto3" json:"token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[10]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -735,7 +894,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[10]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -748,7 +907,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{10}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Node) GetName() string {
@@ -779,21 +938,37 @@ func (x *Node) GetLeft() bool {
 	return false
 }
 
+func (x *Node) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
 // Token lets its bearer join; only the secret's hash is kept.
 type Token struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Kind  string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
 	// 32 bytes.
-	Hash          []byte                 `protobuf:"bytes,3,opt,name=hash,proto3" json:"hash,omitempty"`
-	Created       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created,proto3" json:"created,omitempty"`
+	Hash    []byte                 `protobuf:"bytes,3,opt,name=hash,proto3" json:"hash,omitempty"`
+	Created *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created,proto3" json:"created,omitempty"`
+	// From when on it lets nobody in. Unset: it does not expire.
+	Expires *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expires,proto3" json:"expires,omitempty"`
+	// 0: without limit.
+	MaxUses uint64 `protobuf:"varint,6,opt,name=max_uses,json=maxUses,proto3" json:"max_uses,omitempty"`
+	Uses    uint64 `protobuf:"varint,7,opt,name=uses,proto3" json:"uses,omitempty"`
+	// Which names it lets in; empty: any.
+	Pattern string `protobuf:"bytes,8,opt,name=pattern,proto3" json:"pattern,omitempty"`
+	// Who made it.
+	Author        string `protobuf:"bytes,9,opt,name=author,proto3" json:"author,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[11]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -805,7 +980,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[11]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -818,7 +993,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{11}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Token) GetId() string {
@@ -849,6 +1024,41 @@ func (x *Token) GetCreated() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Token) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+func (x *Token) GetMaxUses() uint64 {
+	if x != nil {
+		return x.MaxUses
+	}
+	return 0
+}
+
+func (x *Token) GetUses() uint64 {
+	if x != nil {
+		return x.Uses
+	}
+	return 0
+}
+
+func (x *Token) GetPattern() string {
+	if x != nil {
+		return x.Pattern
+	}
+	return ""
+}
+
+func (x *Token) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
+}
+
 // Server is a control that keeps a replica of the log.
 type Server struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -871,7 +1081,7 @@ type Server struct {
 
 func (x *Server) Reset() {
 	*x = Server{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[12]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -883,7 +1093,7 @@ func (x *Server) String() string {
 func (*Server) ProtoMessage() {}
 
 func (x *Server) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[12]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -896,7 +1106,7 @@ func (x *Server) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Server.ProtoReflect.Descriptor instead.
 func (*Server) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{12}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Server) GetId() string {
@@ -960,7 +1170,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[13]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -972,7 +1182,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[13]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -985,7 +1195,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{13}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Result) GetRequestId() []byte {
@@ -1027,7 +1237,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[14]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1039,7 +1249,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[14]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1052,7 +1262,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{14}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -1242,7 +1452,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[15]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1254,7 +1464,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[15]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1267,7 +1477,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{15}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SnapshotHeader) GetVersion() uint32 {
@@ -1294,7 +1504,7 @@ type ActiveRevision struct {
 
 func (x *ActiveRevision) Reset() {
 	*x = ActiveRevision{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[16]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1306,7 +1516,7 @@ func (x *ActiveRevision) String() string {
 func (*ActiveRevision) ProtoMessage() {}
 
 func (x *ActiveRevision) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[16]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1319,7 +1529,7 @@ func (x *ActiveRevision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActiveRevision.ProtoReflect.Descriptor instead.
 func (*ActiveRevision) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{16}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ActiveRevision) GetRevision() *Revision {
@@ -1349,7 +1559,7 @@ type PastRevision struct {
 
 func (x *PastRevision) Reset() {
 	*x = PastRevision{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[17]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1361,7 +1571,7 @@ func (x *PastRevision) String() string {
 func (*PastRevision) ProtoMessage() {}
 
 func (x *PastRevision) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[17]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1374,7 +1584,7 @@ func (x *PastRevision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PastRevision.ProtoReflect.Descriptor instead.
 func (*PastRevision) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{17}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PastRevision) GetRevision() *Revision {
@@ -1416,7 +1626,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[18]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1428,7 +1638,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[18]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1441,7 +1651,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{18}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SnapshotEnd) GetSha256() []byte {
@@ -1455,7 +1665,7 @@ var File_pyserve_store_v1_store_proto protoreflect.FileDescriptor
 
 const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\n" +
-	"\x1cpyserve/store/v1/store.proto\x12\x10pyserve.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cpyserve/fleet/v1/fleet.proto\"\x93\x04\n" +
+	"\x1cpyserve/store/v1/store.proto\x12\x10pyserve.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cpyserve/fleet/v1/fleet.proto\"\x92\x05\n" +
 	"\aCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12K\n" +
 	"\x0fcommit_revision\x18\x02 \x01(\v2 .pyserve.store.v1.CommitRevisionH\x00R\x0ecommitRevision\x126\n" +
@@ -1467,7 +1677,9 @@ const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"put_server\x18\x10 \x01(\v2\x1b.pyserve.store.v1.PutServerH\x00R\tputServer\x12E\n" +
 	"\rremove_server\x18\x11 \x01(\v2\x1e.pyserve.store.v1.RemoveServerH\x00R\fremoveServer\x12?\n" +
 	"\vraise_epoch\x18\x12 \x01(\v2\x1c.pyserve.store.v1.RaiseEpochH\x00R\n" +
-	"raiseEpoch\x12\x1d\n" +
+	"raiseEpoch\x12B\n" +
+	"\fremove_token\x18\x1e \x01(\v2\x1d.pyserve.store.v1.RemoveTokenH\x00R\vremoveToken\x129\n" +
+	"\tuse_token\x18\x1f \x01(\v2\x1a.pyserve.store.v1.UseTokenH\x00R\buseToken\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x0f \x01(\fR\trequestIdB\b\n" +
 	"\x06action\"\xf6\x01\n" +
@@ -1491,7 +1703,15 @@ const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\n" +
 	"RaiseEpoch\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x123\n" +
-	"\arelease\x18\x02 \x01(\v2\x19.pyserve.fleet.v1.ReleaseR\arelease\"\xbf\x01\n" +
+	"\arelease\x18\x02 \x01(\v2\x19.pyserve.fleet.v1.ReleaseR\arelease\"\x1d\n" +
+	"\vRemoveToken\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x89\x01\n" +
+	"\bUseToken\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12*\n" +
+	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x19\n" +
+	"\bkey_hash\x18\x05 \x01(\fR\akeyHash\"\xbf\x01\n" +
 	"\bRevision\x123\n" +
 	"\arelease\x18\x01 \x01(\v2\x19.pyserve.fleet.v1.ReleaseR\arelease\x12\x16\n" +
 	"\x06parent\x18\x02 \x01(\x04R\x06parent\x12\x16\n" +
@@ -1501,17 +1721,23 @@ const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\x11ResourceReference\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
-	"\x06sha256\x18\x03 \x01(\fR\x06sha256\"\x81\x01\n" +
+	"\x06sha256\x18\x03 \x01(\fR\x06sha256\"\x97\x01\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
 	"\bkey_hash\x18\x02 \x01(\fR\akeyHash\x126\n" +
 	"\benrolled\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\benrolled\x12\x12\n" +
-	"\x04left\x18\x04 \x01(\bR\x04left\"u\n" +
+	"\x04left\x18\x04 \x01(\bR\x04left\x12\x14\n" +
+	"\x05token\x18\x05 \x01(\tR\x05token\"\x8c\x02\n" +
 	"\x05Token\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04hash\x18\x03 \x01(\fR\x04hash\x124\n" +
-	"\acreated\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\"\xe0\x01\n" +
+	"\acreated\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x124\n" +
+	"\aexpires\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x19\n" +
+	"\bmax_uses\x18\x06 \x01(\x04R\amaxUses\x12\x12\n" +
+	"\x04uses\x18\a \x01(\x04R\x04uses\x12\x18\n" +
+	"\apattern\x18\b \x01(\tR\apattern\x12\x16\n" +
+	"\x06author\x18\t \x01(\tR\x06author\"\xe0\x01\n" +
 	"\x06Server\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12!\n" +
@@ -1563,7 +1789,7 @@ func file_pyserve_store_v1_store_proto_rawDescGZIP() []byte {
 	return file_pyserve_store_v1_store_proto_rawDescData
 }
 
-var file_pyserve_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_pyserve_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_pyserve_store_v1_store_proto_goTypes = []any{
 	(*Command)(nil),               // 0: pyserve.store.v1.Command
 	(*CommitRevision)(nil),        // 1: pyserve.store.v1.CommitRevision
@@ -1573,20 +1799,22 @@ var file_pyserve_store_v1_store_proto_goTypes = []any{
 	(*PutServer)(nil),             // 5: pyserve.store.v1.PutServer
 	(*RemoveServer)(nil),          // 6: pyserve.store.v1.RemoveServer
 	(*RaiseEpoch)(nil),            // 7: pyserve.store.v1.RaiseEpoch
-	(*Revision)(nil),              // 8: pyserve.store.v1.Revision
-	(*ResourceReference)(nil),     // 9: pyserve.store.v1.ResourceReference
-	(*Node)(nil),                  // 10: pyserve.store.v1.Node
-	(*Token)(nil),                 // 11: pyserve.store.v1.Token
-	(*Server)(nil),                // 12: pyserve.store.v1.Server
-	(*Result)(nil),                // 13: pyserve.store.v1.Result
-	(*SnapshotRecord)(nil),        // 14: pyserve.store.v1.SnapshotRecord
-	(*SnapshotHeader)(nil),        // 15: pyserve.store.v1.SnapshotHeader
-	(*ActiveRevision)(nil),        // 16: pyserve.store.v1.ActiveRevision
-	(*PastRevision)(nil),          // 17: pyserve.store.v1.PastRevision
-	(*SnapshotEnd)(nil),           // 18: pyserve.store.v1.SnapshotEnd
-	(*v1.ResourceKey)(nil),        // 19: pyserve.fleet.v1.ResourceKey
-	(*v1.Release)(nil),            // 20: pyserve.fleet.v1.Release
-	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
+	(*RemoveToken)(nil),           // 8: pyserve.store.v1.RemoveToken
+	(*UseToken)(nil),              // 9: pyserve.store.v1.UseToken
+	(*Revision)(nil),              // 10: pyserve.store.v1.Revision
+	(*ResourceReference)(nil),     // 11: pyserve.store.v1.ResourceReference
+	(*Node)(nil),                  // 12: pyserve.store.v1.Node
+	(*Token)(nil),                 // 13: pyserve.store.v1.Token
+	(*Server)(nil),                // 14: pyserve.store.v1.Server
+	(*Result)(nil),                // 15: pyserve.store.v1.Result
+	(*SnapshotRecord)(nil),        // 16: pyserve.store.v1.SnapshotRecord
+	(*SnapshotHeader)(nil),        // 17: pyserve.store.v1.SnapshotHeader
+	(*ActiveRevision)(nil),        // 18: pyserve.store.v1.ActiveRevision
+	(*PastRevision)(nil),          // 19: pyserve.store.v1.PastRevision
+	(*SnapshotEnd)(nil),           // 20: pyserve.store.v1.SnapshotEnd
+	(*v1.ResourceKey)(nil),        // 21: pyserve.fleet.v1.ResourceKey
+	(*v1.Release)(nil),            // 22: pyserve.fleet.v1.Release
+	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
 }
 var file_pyserve_store_v1_store_proto_depIdxs = []int32{
 	1,  // 0: pyserve.store.v1.Command.commit_revision:type_name -> pyserve.store.v1.CommitRevision
@@ -1596,37 +1824,41 @@ var file_pyserve_store_v1_store_proto_depIdxs = []int32{
 	5,  // 4: pyserve.store.v1.Command.put_server:type_name -> pyserve.store.v1.PutServer
 	6,  // 5: pyserve.store.v1.Command.remove_server:type_name -> pyserve.store.v1.RemoveServer
 	7,  // 6: pyserve.store.v1.Command.raise_epoch:type_name -> pyserve.store.v1.RaiseEpoch
-	8,  // 7: pyserve.store.v1.CommitRevision.revision:type_name -> pyserve.store.v1.Revision
-	19, // 8: pyserve.store.v1.CommitRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
-	9,  // 9: pyserve.store.v1.CommitRevision.upserted:type_name -> pyserve.store.v1.ResourceReference
-	10, // 10: pyserve.store.v1.PutNode.node:type_name -> pyserve.store.v1.Node
-	11, // 11: pyserve.store.v1.PutToken.token:type_name -> pyserve.store.v1.Token
-	12, // 12: pyserve.store.v1.PutServer.server:type_name -> pyserve.store.v1.Server
-	20, // 13: pyserve.store.v1.RaiseEpoch.release:type_name -> pyserve.fleet.v1.Release
-	20, // 14: pyserve.store.v1.Revision.release:type_name -> pyserve.fleet.v1.Release
-	21, // 15: pyserve.store.v1.Revision.created:type_name -> google.protobuf.Timestamp
-	21, // 16: pyserve.store.v1.Node.enrolled:type_name -> google.protobuf.Timestamp
-	21, // 17: pyserve.store.v1.Token.created:type_name -> google.protobuf.Timestamp
-	21, // 18: pyserve.store.v1.Server.joined:type_name -> google.protobuf.Timestamp
-	15, // 19: pyserve.store.v1.SnapshotRecord.header:type_name -> pyserve.store.v1.SnapshotHeader
-	9,  // 20: pyserve.store.v1.SnapshotRecord.resource:type_name -> pyserve.store.v1.ResourceReference
-	16, // 21: pyserve.store.v1.SnapshotRecord.active:type_name -> pyserve.store.v1.ActiveRevision
-	17, // 22: pyserve.store.v1.SnapshotRecord.past:type_name -> pyserve.store.v1.PastRevision
-	8,  // 23: pyserve.store.v1.SnapshotRecord.line:type_name -> pyserve.store.v1.Revision
-	10, // 24: pyserve.store.v1.SnapshotRecord.node:type_name -> pyserve.store.v1.Node
-	11, // 25: pyserve.store.v1.SnapshotRecord.token:type_name -> pyserve.store.v1.Token
-	18, // 26: pyserve.store.v1.SnapshotRecord.end:type_name -> pyserve.store.v1.SnapshotEnd
-	12, // 27: pyserve.store.v1.SnapshotRecord.server:type_name -> pyserve.store.v1.Server
-	13, // 28: pyserve.store.v1.SnapshotRecord.result:type_name -> pyserve.store.v1.Result
-	8,  // 29: pyserve.store.v1.ActiveRevision.revision:type_name -> pyserve.store.v1.Revision
-	8,  // 30: pyserve.store.v1.PastRevision.revision:type_name -> pyserve.store.v1.Revision
-	19, // 31: pyserve.store.v1.PastRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
-	9,  // 32: pyserve.store.v1.PastRevision.restored:type_name -> pyserve.store.v1.ResourceReference
-	33, // [33:33] is the sub-list for method output_type
-	33, // [33:33] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	8,  // 7: pyserve.store.v1.Command.remove_token:type_name -> pyserve.store.v1.RemoveToken
+	9,  // 8: pyserve.store.v1.Command.use_token:type_name -> pyserve.store.v1.UseToken
+	10, // 9: pyserve.store.v1.CommitRevision.revision:type_name -> pyserve.store.v1.Revision
+	21, // 10: pyserve.store.v1.CommitRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
+	11, // 11: pyserve.store.v1.CommitRevision.upserted:type_name -> pyserve.store.v1.ResourceReference
+	12, // 12: pyserve.store.v1.PutNode.node:type_name -> pyserve.store.v1.Node
+	13, // 13: pyserve.store.v1.PutToken.token:type_name -> pyserve.store.v1.Token
+	14, // 14: pyserve.store.v1.PutServer.server:type_name -> pyserve.store.v1.Server
+	22, // 15: pyserve.store.v1.RaiseEpoch.release:type_name -> pyserve.fleet.v1.Release
+	23, // 16: pyserve.store.v1.UseToken.at:type_name -> google.protobuf.Timestamp
+	22, // 17: pyserve.store.v1.Revision.release:type_name -> pyserve.fleet.v1.Release
+	23, // 18: pyserve.store.v1.Revision.created:type_name -> google.protobuf.Timestamp
+	23, // 19: pyserve.store.v1.Node.enrolled:type_name -> google.protobuf.Timestamp
+	23, // 20: pyserve.store.v1.Token.created:type_name -> google.protobuf.Timestamp
+	23, // 21: pyserve.store.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	23, // 22: pyserve.store.v1.Server.joined:type_name -> google.protobuf.Timestamp
+	17, // 23: pyserve.store.v1.SnapshotRecord.header:type_name -> pyserve.store.v1.SnapshotHeader
+	11, // 24: pyserve.store.v1.SnapshotRecord.resource:type_name -> pyserve.store.v1.ResourceReference
+	18, // 25: pyserve.store.v1.SnapshotRecord.active:type_name -> pyserve.store.v1.ActiveRevision
+	19, // 26: pyserve.store.v1.SnapshotRecord.past:type_name -> pyserve.store.v1.PastRevision
+	10, // 27: pyserve.store.v1.SnapshotRecord.line:type_name -> pyserve.store.v1.Revision
+	12, // 28: pyserve.store.v1.SnapshotRecord.node:type_name -> pyserve.store.v1.Node
+	13, // 29: pyserve.store.v1.SnapshotRecord.token:type_name -> pyserve.store.v1.Token
+	20, // 30: pyserve.store.v1.SnapshotRecord.end:type_name -> pyserve.store.v1.SnapshotEnd
+	14, // 31: pyserve.store.v1.SnapshotRecord.server:type_name -> pyserve.store.v1.Server
+	15, // 32: pyserve.store.v1.SnapshotRecord.result:type_name -> pyserve.store.v1.Result
+	10, // 33: pyserve.store.v1.ActiveRevision.revision:type_name -> pyserve.store.v1.Revision
+	10, // 34: pyserve.store.v1.PastRevision.revision:type_name -> pyserve.store.v1.Revision
+	21, // 35: pyserve.store.v1.PastRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
+	11, // 36: pyserve.store.v1.PastRevision.restored:type_name -> pyserve.store.v1.ResourceReference
+	37, // [37:37] is the sub-list for method output_type
+	37, // [37:37] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_store_v1_store_proto_init() }
@@ -1642,8 +1874,10 @@ func file_pyserve_store_v1_store_proto_init() {
 		(*Command_PutServer)(nil),
 		(*Command_RemoveServer)(nil),
 		(*Command_RaiseEpoch)(nil),
+		(*Command_RemoveToken)(nil),
+		(*Command_UseToken)(nil),
 	}
-	file_pyserve_store_v1_store_proto_msgTypes[14].OneofWrappers = []any{
+	file_pyserve_store_v1_store_proto_msgTypes[16].OneofWrappers = []any{
 		(*SnapshotRecord_Header)(nil),
 		(*SnapshotRecord_Body)(nil),
 		(*SnapshotRecord_Resource)(nil),
@@ -1662,7 +1896,7 @@ func file_pyserve_store_v1_store_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_store_v1_store_proto_rawDesc), len(file_pyserve_store_v1_store_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

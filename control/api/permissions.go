@@ -1,0 +1,39 @@
+package api
+
+import (
+	"github.com/pyserve/pyserve/control/identity"
+	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
+	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
+)
+
+// anonymous is the role of a caller without a certificate.
+const anonymous identity.Role = 0
+
+// permissions says which role a caller of each method needs at least; the roles of people include each other, those of
+// machines stand alone. A method that is not here may be called by nobody; a test holds it against the services.
+//
+// A viewer reads what runs, an editor changes it, an operator steers nodes, and an admin says who may do what.
+var permissions = map[string]identity.Role{
+	fleetv1.Enrollment_Enroll_FullMethodName: anonymous,
+
+	fleetv1.Fleet_Connect_FullMethodName: identity.RoleNode,
+	fleetv1.Fleet_Renew_FullMethodName:   identity.RoleNode,
+
+	operatorv1.Operator_GetStatus_FullMethodName:     identity.RoleViewer,
+	operatorv1.Operator_WatchStatus_FullMethodName:   identity.RoleViewer,
+	operatorv1.Operator_GetConfig_FullMethodName:     identity.RoleViewer,
+	operatorv1.Operator_ListRoutes_FullMethodName:    identity.RoleViewer,
+	operatorv1.Operator_ListBackends_FullMethodName:  identity.RoleViewer,
+	operatorv1.Operator_ListControls_FullMethodName:  identity.RoleViewer,
+	operatorv1.Operator_ListRevisions_FullMethodName: identity.RoleViewer,
+	// Diff changes nothing, but takes a whole document with its keys to be compiled.
+	operatorv1.Operator_Diff_FullMethodName:     identity.RoleEditor,
+	operatorv1.Operator_Apply_FullMethodName:    identity.RoleEditor,
+	operatorv1.Operator_Rollback_FullMethodName: identity.RoleEditor,
+
+	operatorv1.Access_CreateToken_FullMethodName:   identity.RoleAdmin,
+	operatorv1.Access_ListTokens_FullMethodName:    identity.RoleAdmin,
+	operatorv1.Access_RevokeToken_FullMethodName:   identity.RoleAdmin,
+	operatorv1.Access_RevokeNode_FullMethodName:    identity.RoleAdmin,
+	operatorv1.Access_CreateContext_FullMethodName: identity.RoleAdmin,
+}

@@ -1,0 +1,151 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/pyserve/pyserve/control/identity"
+	"github.com/pyserve/pyserve/control/store"
+)
+
+// The files that the first start makes in the data directory and that hold a token.
+const (
+	JoinTokenFile    = "join-token"
+	ControlTokenFile = "control-token"
+)
+
+// tokenFiles says which kind of token each file holds.
+var tokenFiles = map[string]identity.TokenKind{JoinTokenFile: identity.TokenJoin, ControlTokenFile: identity.TokenControl}
+
+// MaxTokenLifetime is how long a token that expires at all may be good.
+const MaxTokenLifetime = 10 * 365 * 24 * time.Hour
+
+// TokenRequest says what token is wanted.
+type TokenRequest struct {
+	Kind identity.TokenKind
+	// TTL is how long it is good; 0: it does not expire.
+	TTL time.Duration
+	// Uses is how often it lets somebody in; 0: without limit.
+	Uses uint64
+	// Pattern says which names it lets in, "edge-*"; empty: any.
+	Pattern string
+	// Author is who asks.
+	Author string
+}
+
+func (r TokenRequest) check() error {
+	if r.TTL < 0 || r.TTL > MaxTokenLifetime || r.TTL > 0 && r.TTL < time.Second {
+		return fmt.Errorf("%w: a token is good for 1s to %s, or, with 0, for ever", ErrInvalid, MaxTokenLifetime)
+	}
+	if err := store.CheckTokenPattern(r.Pattern); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return nil
+}
+
+// CreateToken makes a token. The token itself is in what is returned and nowhere else.
+func (c *Control) CreateToken(ctx context.Context, r TokenRequest) (string, store.Token, error) {
+	if err := r.check(); err != nil {
+		return "", store.Token{}, err
+	}
+	token, record, err := c.authority.NewToken(r.Kind)
+	if err != nil {
+		return "", store.Token{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	stored := store.Token{
+		ID: record.ID, Kind: record.Kind.String(), Hash: record.Hash, Created: record.Created,
+		MaxUses: r.Uses, Pattern: r.Pattern, Author: r.Author,
+	}
+	if r.TTL > 0 {
+		stored.Expires = record.Created.Add(r.TTL)
+	}
+	if err := c.store.PutToken(ctx, stored); err != nil {
+		return "", store.Token{}, err
+	}
+	c.options.Logger.Info("made a token", "id", stored.ID, "kind", stored.Kind, "author", r.Author)
+	return token, stored, nil
+}
+
+// Tokens gives all tokens, in the order of their ids.
+func (c *Control) Tokens() []store.Token { return c.store.Tokens() }
+
+// TokenIsValid says whether a token would let somebody in now.
+func (c *Control) TokenIsValid(t store.Token) bool {
+	err := t.Admits(t.Kind, "", c.options.Now())
+	return err == nil || errors.Is(err, store.ErrTokenName)
+}
+
+// RevokeToken has a token let nobody in from now on. It gives what it was, and which of this control's files holds it;
+// empty: none. The file is made anew at the next start: then there is always one that works. It fails with
+// [store.ErrTokenGone].
+func (c *Control) RevokeToken(ctx context.Context, id string) (revoked store.Token, file string, err error) {
+	revoked, known := c.store.Token(id)
+	if !known {
+		return store.Token{}, "", fmt.Errorf("token %.80q: %w", id, store.ErrTokenGone)
+	}
+	if err := c.store.RemoveToken(ctx, id); err != nil {
+		return store.Token{}, "", err
+	}
+	c.options.Logger.Info("revoked a token", "id", id, "kind", revoked.Kind)
+	for name := range tokenFiles {
+		path := filepath.Join(c.options.DataDir, name)
+		if data, err := os.ReadFile(path); err == nil && identity.TokenID(string(data)) == id {
+			file = path
+		}
+	}
+	return revoked, file, nil
+}
+
+// token gives what is known of a token, for [identity.CheckToken].
+func (c *Control) token(id string) (identity.TokenRecord, bool) {
+	stored, ok := c.store.Token(id)
+	if !ok {
+		return identity.TokenRecord{}, false
+	}
+	kind, err := identity.ParseTokenKind(stored.Kind)
+	return identity.TokenRecord{ID: stored.ID, Kind: kind, Hash: stored.Hash, Created: stored.Created}, err == nil
+}
+
+// redeem lets somebody in by a token whose secret was checked: it counts the use and, where the token is for nodes,
+// registers the node. What the store would refuse is refused before, where this control knows it: a token that lets
+// nobody in must not cost a write.
+func (c *Control) redeem(ctx context.Context, token string, kind identity.TokenKind, n store.Node) error {
+	id := identity.TokenID(token)
+	known, ok := c.store.Node(n.Name)
+	again := ok && known.KeyHash == n.KeyHash && known.Token == id // its answer got lost
+	if stored, ok := c.store.Token(id); ok && !again {
+		if err := stored.Admits(kind.String(), n.Name, n.Enrolled); err != nil {
+			return err
+		}
+	}
+	return c.store.UseToken(ctx, id, kind.String(), n)
+}
+
+// makeTokens makes the token files that are missing or hold no token that works. A token is registered before its file
+// appears, so that a file always holds one that works.
+func (c *Control) makeTokens(ctx context.Context) error {
+	for file, kind := range tokenFiles {
+		path := filepath.Join(c.options.DataDir, file)
+		data, err := os.ReadFile(path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("look for the token: %w", err)
+		}
+		if err == nil && identity.CheckToken(strings.TrimSpace(string(data)), kind, c.token) == nil {
+			continue
+		}
+		token, _, err := c.CreateToken(ctx, TokenRequest{Kind: kind, Author: "control " + c.options.Name})
+		if err != nil {
+			return fmt.Errorf("register the token of %s: %w", path, err)
+		}
+		if err := identity.WriteSecret(path, []byte(token+"\n")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
