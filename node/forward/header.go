@@ -212,21 +212,36 @@ func (x *exchange) appendResponseHead(chunked, closing bool) ([]byte, error) {
 	if chunked {
 		out = append(out, "Transfer-Encoding: chunked\r\n"...)
 	}
-	switch {
-	case closing && a.Status == 426:
-		out = append(out, "Connection: close, Upgrade\r\n"...)
-	case closing:
-		out = append(out, "Connection: close\r\n"...)
-	case a.Status == 426:
-		out = append(out, "Connection: Upgrade\r\n"...)
-	case x.request.Minor == 0:
-		out = append(out, "Connection: keep-alive\r\n"...)
-	}
+	out = x.appendResponseOptions(out, closing)
 	if !dated { // RFC 9110 section 6.6.1
 		out = append(out, *x.front.date.Load()...)
 	}
 	x.out = http1.AppendHeadEnd(out)
 	return x.out, nil
+}
+
+// appendResponseOptions writes Connection. That of a 426 names Upgrade, which is left to pass, and one of HTTP/1.0 has to be told
+// that the connection goes on.
+func (x *exchange) appendResponseOptions(out []byte, closing bool) []byte {
+	option := ""
+	switch {
+	case closing:
+		option = "close"
+	case x.request.Minor == 0:
+		option = "keep-alive"
+	}
+	if x.response.Status == 426 {
+		if option != "" {
+			option += ", "
+		}
+		option += "Upgrade"
+	}
+	if option == "" {
+		return out
+	}
+	out = append(out, "Connection: "...)
+	out = append(out, option...)
+	return append(out, "\r\n"...)
 }
 
 // appendResponseFields copies the fields that go on, for a final answer, a 1xx or a 101.

@@ -161,6 +161,23 @@ func TestARefusedUpgradeReachesTheClientAsItIs(t *testing.T) {
 	}
 }
 
+func TestAnAnswerThatAsksForAnUpgradeSaysWhatBecomesOfTheConnection(t *testing.T) {
+	p := start(t, whole(answering(t, "HTTP/1.1 426 Upgrade Required\r\nConnection: Upgrade\r\nUpgrade: x/1\r\nContent-Length: 0\r\n\r\n").Port()))
+	for request, want := range map[string]string{
+		ask("/"): "Upgrade",
+		"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n": "close, Upgrade",
+		"GET / HTTP/1.0\r\n\r\n":                                 "close, Upgrade",
+		"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n":       "keep-alive, Upgrade",
+	} {
+		w := connect(t, p)
+		w.say(request)
+		head := w.head("HTTP/1.1 426 ")
+		if got := fields(head, "Connection"); !slices.Equal(got, []string{want}) || fields(head, "Upgrade") == nil {
+			t.Errorf("%q is answered %q, want Connection: %s", request, head, want)
+		}
+	}
+}
+
 // raw is the request of a protocol that is not WebSocket.
 const raw = "GET /x HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, Upgrade, X-Hop\r\nUpgrade: chat/1.0\r\nX-Hop: 1\r\nSec-WebSocket-Key: abc==\r\n\r\n"
 
