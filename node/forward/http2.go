@@ -547,6 +547,7 @@ func (s *stream) relay() *failure {
 	}
 	x.status, x.headSent = x.response.Status, true
 	s.w.WriteHeader(x.status)
+	clear(h) // or what is announced as a trailer and is in the head, too, would be said again
 	if x.from == x.to && !x.downBody.Done() {
 		s.w.FlushError() // a client that has gone is noticed at the next write
 	}

@@ -293,6 +293,19 @@ func TestHTTP2TrailersBothWays(t *testing.T) {
 	}
 }
 
+// The head's fields are not said again behind the body, whatever they announce.
+func TestHTTP2TrailersOfNamesThatTheHeadHas(t *testing.T) {
+	b := answering(t, "HTTP/1.1 200 OK\r\nTrailer: X-Both, X-Real-IP, X-Head\r\nX-Both: 1\r\nX-Real-IP: 1\r\nX-Head: 1\r\nTransfer-Encoding: chunked\r\n\r\n"+
+		"3\r\nabc\r\n0\r\nX-Both: 2\r\nX-Real-IP: 2\r\n\r\n")
+	p := start(t, whole(b.Port()))
+	c := connectFrames(t, p)
+	c.open(1, true, ordinary("GET", "/")...)
+	o := c.await(1)
+	if o.body != "abc" || !o.ended || !slices.Equal(o.trailer["x-both"], []string{"2"}) || len(o.trailer) != 1 {
+		t.Errorf("%v, trailers %v", o, o.trailer)
+	}
+}
+
 // An answer without a body may have trailers all the same, as gRPC's do.
 func TestHTTP2TrailersWithoutABody(t *testing.T) {
 	b := answering(t, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nGrpc-Status: 5\r\nX-T: a\r\nX-T: b\r\n\r\n")
