@@ -174,6 +174,11 @@ func coded(err error) error {
 		{identity.ErrTokenUnknown, codes.Unauthenticated},
 		{control.ErrInvalid, codes.InvalidArgument},
 		{control.ErrNoRevision, codes.NotFound},
+		{control.ErrNotARequest, codes.InvalidArgument},
+		{control.ErrNobodyServes, codes.FailedPrecondition},
+		{fleet.ErrNotConnected, codes.NotFound},
+		{fleet.ErrGone, codes.Aborted},
+		{fleet.ErrBusy, codes.ResourceExhausted},
 		{errTooLarge, codes.ResourceExhausted},
 		{errMalformed, codes.InvalidArgument},
 	} {

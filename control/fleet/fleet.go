@@ -58,15 +58,16 @@ type Fleet struct {
 	closed  chan struct{}
 	group   sync.WaitGroup // streams' goroutines; added to under mu, so that Close misses none
 
-	mu       sync.Mutex // guards all below; held for memory work only, never while sending
-	sessions map[string]*session
-	gone     map[string]Node // the last that was known of nodes without a session
-	target   *Target
-	proposed *Target
-	invited  map[string]*session // who is offered proposed
-	held     []*bundle.Bundle    // bundles that deltas can be made against, newest last
-	nonce    uint64
-	watchers map[chan struct{}]struct{}
+	mu        sync.Mutex // guards all below; held for memory work only, never while sending
+	sessions  map[string]*session
+	gone      map[string]Node // the last that was known of nodes without a session
+	target    *Target
+	proposed  *Target
+	invited   map[string]*session // who is offered proposed
+	held      []*bundle.Bundle    // bundles that deltas can be made against, newest last
+	nonce     uint64
+	questions uint64 // the id of the last one
+	watchers  map[chan struct{}]struct{}
 }
 
 // heldBundles is how many past bundles are kept to make deltas against.

@@ -33,6 +33,7 @@ type session struct {
 	backends map[BackendKey]*fleetv1.BackendStatus
 	// backendBytes is what backends hold.
 	backendBytes int
+	questions    map[uint64]*question // by id
 }
 
 // offer is the one bundle that is out at a node.
@@ -139,10 +140,10 @@ func (f *Fleet) begin(name string, hello *fleetv1.Hello, stream Stream) (*sessio
 		name: name, stream: stream, ctx: ctx, end: end,
 		wake:     make(chan struct{}, 1),
 		applied:  hello.GetApplied(),
-		backends: map[BackendKey]*fleetv1.BackendStatus{},
-		bootID:   hello.GetBootId(),
-		heard:    f.options.Now(),
-		node:     Node{Name: name, Connected: true, Since: f.options.Now(), Version: clip(hello.GetVersion())},
+		backends: map[BackendKey]*fleetv1.BackendStatus{}, questions: map[uint64]*question{},
+		bootID: hello.GetBootId(),
+		heard:  f.options.Now(),
+		node:   Node{Name: name, Connected: true, Since: f.options.Now(), Version: clip(hello.GetVersion())},
 	}
 	if old := f.sessions[name]; old != nil {
 		// The same process may have lost its connection; another one may be a restart, whose predecessor is silent.
@@ -206,6 +207,9 @@ func (f *Fleet) send(s *session) error {
 		}
 		for {
 			act := f.next(s)
+			if act == nil {
+				act = f.ask(s)
+			}
 			if act == nil {
 				break
 			}
@@ -317,6 +321,8 @@ func (f *Fleet) observe(s *session, m *fleetv1.FromNode) (news bool, tell func()
 		}
 	case *fleetv1.FromNode_Status:
 		return s.status(m.Status), nil
+	case *fleetv1.FromNode_Answer:
+		s.answered(m.Answer)
 	case *fleetv1.FromNode_Leaving:
 		s.leaving = true
 		return true, nil

@@ -18,6 +18,8 @@ type Node struct {
 	Mute, MuteCommits bool
 	// Lie has it confirm another release than the one it was told to commit.
 	Lie bool
+	// Answer answers a question, whose id is set afterwards; nil: it is not answered.
+	Answer func(*fleetv1.Question) *fleetv1.Answer
 
 	conn *Conn
 	done chan struct{}
@@ -104,6 +106,12 @@ func (n *Node) run() {
 			if in != nil && in.bundle != nil && in.head.GetNonce() == m.Commit.GetNonce() {
 				n.commit(in)
 				in = nil
+			}
+		case *fleetv1.ToNode_Question:
+			if n.Answer != nil {
+				a := n.Answer(m.Question)
+				a.Id = m.Question.GetId()
+				n.conn.Say(&fleetv1.FromNode{Message: &fleetv1.FromNode_Answer{Answer: a}})
 			}
 		case *fleetv1.ToNode_Abort:
 			n.note("abort")

@@ -197,6 +197,8 @@ func (c *conversation) handle(ctx context.Context, m *fleetv1.ToNode) error {
 		return c.part(m.OfferPart)
 	case *fleetv1.ToNode_Commit:
 		return c.commit(m.Commit.GetNonce())
+	case *fleetv1.ToNode_Question:
+		return c.stream.Send(&fleetv1.FromNode{Message: &fleetv1.FromNode_Answer{Answer: c.agent.options.Node.Explain(m.Question)}})
 	case *fleetv1.ToNode_Abort:
 		if nonce := m.Abort.GetNonce(); c.offer != nil && c.offer.head.GetNonce() == nonce || c.prepared != nil && c.prepared.nonce == nonce {
 			c.drop()

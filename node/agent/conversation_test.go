@@ -398,3 +398,22 @@ func FuzzOffer(f *testing.F) {
 		}
 	})
 }
+
+func TestAQuestionIsAnsweredByTheLiveGeneration(t *testing.T) {
+	s := newScript(t)
+	newRig(t, s, rigOptions{}).run()
+	w := s.welcomed(t)
+	question := &fleetv1.ToNode{Message: &fleetv1.ToNode_Question{Question: &fleetv1.Question{
+		Id: 5, Head: []byte("GET /a/x?y HTTP/1.1\r\nHost: a\r\n\r\n"),
+	}}}
+	w.send(t, question)
+	if a := w.answer(t).GetAnswer(); a.GetId() != 5 || a.GetStatus() != 503 || a.GetRevision() != 0 {
+		t.Errorf("before the first bundle: %v", a)
+	}
+	b := bundleOf(t, "/a")
+	w.serve(t, 1, s.sign(1, 1, b), nil, b)
+	w.send(t, question)
+	if a := w.answer(t).GetAnswer(); a.GetId() != 5 || a.GetRoute() != "/a" || a.GetForward().GetPath() != "/x?y" || a.GetRevision() != 1 {
+		t.Errorf("got %v", a)
+	}
+}

@@ -22,9 +22,7 @@ var errTooManyInterims = errors.New("too many 1xx answers")
 func (x *exchange) send() *failure {
 	first := x.route.pool.Pick(nil)
 	if first == nil {
-		return &failure{
-			class: ClassUpstreamBefore, status: http.StatusServiceUnavailable, sentence: "No backend is healthy for this request.",
-		}
+		return noBackend()
 	}
 	f := x.attempt(first)
 	if f == nil {
@@ -38,6 +36,12 @@ func (x *exchange) send() *failure {
 	x.logger.Debug("request is tried again", "route", x.route.name, "request_id", string(x.origin.id),
 		"failed", first.Address(), "backend", second.Address(), "error", f.err)
 	return x.attempt(second)
+}
+
+func noBackend() *failure {
+	return &failure{
+		class: ClassUpstreamBefore, status: http.StatusServiceUnavailable, sentence: "No backend is healthy for this request.",
+	}
 }
 
 // another is the backend for a second attempt; nil: there must be none. Nothing of an answer may have come, and the body

@@ -171,11 +171,7 @@ func (x *exchange) guarded() (f *failure) {
 
 // serve is the way of a request.
 func (x *exchange) serve() *failure {
-	x.readOrigin()
-	if x.table == nil {
-		return &failure{class: ClassOurs, status: http.StatusServiceUnavailable, sentence: "This node serves nothing at the moment."}
-	}
-	if f := x.find(); f != nil || x.headSent {
+	if f := x.decide(); f != nil || x.headSent {
 		return f
 	}
 	if d := x.route.timeouts.Request; d > 0 {
@@ -188,6 +184,15 @@ func (x *exchange) serve() *failure {
 		return x.peer.join()
 	}
 	return x.peer.relay()
+}
+
+// decide finds out all that there is to know before a backend is asked.
+func (x *exchange) decide() *failure {
+	x.readOrigin()
+	if x.table == nil {
+		return &failure{class: ClassOurs, status: http.StatusServiceUnavailable, sentence: "This node serves nothing at the moment."}
+	}
+	return x.find()
 }
 
 // find reads the target and looks up the route. A request for the server itself it answers.

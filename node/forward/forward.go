@@ -47,6 +47,8 @@ type Lane struct {
 type Route struct {
 	name         string
 	pool         *upstream.Pool
+	path         string // as its rule has it
+	match        resourcev1.PathMatch
 	prefix       string
 	stripPath    bool
 	preserveHost bool
@@ -67,13 +69,16 @@ func NewRoute(name string, r *resourcev1.Route, pool *upstream.Pool) (*Route, er
 		prefix = prefix[:len(prefix)-1]
 	}
 	return &Route{
-		name: name, pool: pool, stripPath: r.GetStripPath(), preserveHost: r.GetPreserveHost(), prefix: prefix,
+		name: name, pool: pool, path: r.GetPath(), match: r.GetMatch(), stripPath: r.GetStripPath(), preserveHost: r.GetPreserveHost(), prefix: prefix,
 		timeouts: config.TimeoutsOf(r),
 	}, nil
 }
 
 // Name is the route's name.
 func (r *Route) Name() string { return r.name }
+
+// Rule is the path that the route is for, and how it is compared.
+func (r *Route) Rule() (path string, match resourcev1.PathMatch) { return r.path, r.match }
 
 // Pool is the route's pool.
 func (r *Route) Pool() *upstream.Pool { return r.pool }

@@ -234,22 +234,29 @@ func (t *Table[T]) find(host, path []byte) int32 {
 
 // inWild tries the ends of host, the longest first.
 func (t *Table[T]) inWild(host, path []byte) int32 {
+	for end := t.wildEnd(host); end != nil; end = t.wildEnd(end) {
+		if rule := t.in(t.wild[string(end)], path); rule >= 0 {
+			return rule
+		}
+	}
+	return -1
+}
+
+// wildEnd is the longest end of host, shorter than host, that may be a key of wild; nil: there is none.
+func (t *Table[T]) wildEnd(host []byte) []byte {
 	for {
 		// There is no name below another without a label of its own.
 		dot := bytes.IndexByte(host, '.')
 		if dot < 0 {
-			return -1
+			return nil
 		}
 		own := dot > 0
 		host = host[dot+1:]
 		if len(host) < t.shortestWild {
-			return -1
+			return nil
 		}
-		if !own || len(host) > t.longestWild {
-			continue
-		}
-		if rule := t.in(t.wild[string(host)], path); rule >= 0 {
-			return rule
+		if own && len(host) <= t.longestWild {
+			return host
 		}
 	}
 }

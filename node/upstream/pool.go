@@ -78,6 +78,18 @@ func (p *Pool) Pick(tried []*Backend) *Backend {
 	return nil
 }
 
+// First is the first backend that takes traffic, without a pick: nobody's turn is taken. Where none does it is the first
+// of all; nil: the pool is empty.
+func (p *Pool) First() (b *Backend, takes bool) {
+	if t := p.takers.Load(); len(t.backends) > 0 {
+		return t.backends[0], true
+	}
+	if len(p.members) > 0 {
+		return p.members[0].Backend, false
+	}
+	return nil, false
+}
+
 // rebuild lays out the order anew from the verdicts of this moment.
 func (p *Pool) rebuild() {
 	p.rebuilding.Lock()

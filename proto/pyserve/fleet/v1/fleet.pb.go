@@ -362,6 +362,7 @@ type FromNode struct {
 	//	*FromNode_NeedFull
 	//	*FromNode_Status
 	//	*FromNode_Leaving
+	//	*FromNode_Answer
 	Message       isFromNode_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -458,6 +459,15 @@ func (x *FromNode) GetLeaving() *Leaving {
 	return nil
 }
 
+func (x *FromNode) GetAnswer() *Answer {
+	if x != nil {
+		if x, ok := x.Message.(*FromNode_Answer); ok {
+			return x.Answer
+		}
+	}
+	return nil
+}
+
 type isFromNode_Message interface {
 	isFromNode_Message()
 }
@@ -486,6 +496,10 @@ type FromNode_Leaving struct {
 	Leaving *Leaving `protobuf:"bytes,6,opt,name=leaving,proto3,oneof"`
 }
 
+type FromNode_Answer struct {
+	Answer *Answer `protobuf:"bytes,7,opt,name=answer,proto3,oneof"`
+}
+
 func (*FromNode_Hello) isFromNode_Message() {}
 
 func (*FromNode_Prepared) isFromNode_Message() {}
@@ -498,6 +512,8 @@ func (*FromNode_Status) isFromNode_Message() {}
 
 func (*FromNode_Leaving) isFromNode_Message() {}
 
+func (*FromNode_Answer) isFromNode_Message() {}
+
 type ToNode struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Message:
@@ -507,6 +523,7 @@ type ToNode struct {
 	//	*ToNode_OfferPart
 	//	*ToNode_Commit
 	//	*ToNode_Abort
+	//	*ToNode_Question
 	Message       isToNode_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -594,6 +611,15 @@ func (x *ToNode) GetAbort() *Abort {
 	return nil
 }
 
+func (x *ToNode) GetQuestion() *Question {
+	if x != nil {
+		if x, ok := x.Message.(*ToNode_Question); ok {
+			return x.Question
+		}
+	}
+	return nil
+}
+
 type isToNode_Message interface {
 	isToNode_Message()
 }
@@ -618,6 +644,10 @@ type ToNode_Abort struct {
 	Abort *Abort `protobuf:"bytes,5,opt,name=abort,proto3,oneof"`
 }
 
+type ToNode_Question struct {
+	Question *Question `protobuf:"bytes,6,opt,name=question,proto3,oneof"`
+}
+
 func (*ToNode_Welcome) isToNode_Message() {}
 
 func (*ToNode_Offer) isToNode_Message() {}
@@ -627,6 +657,8 @@ func (*ToNode_OfferPart) isToNode_Message() {}
 func (*ToNode_Commit) isToNode_Message() {}
 
 func (*ToNode_Abort) isToNode_Message() {}
+
+func (*ToNode_Question) isToNode_Message() {}
 
 // Hello opens the stream.
 type Hello struct {
@@ -1601,6 +1633,239 @@ func (x *BackendStatus) GetSince() *timestamppb.Timestamp {
 	return nil
 }
 
+// Question asks what the node would do with a request; nothing is sent to a backend. The node answers in the order of
+// the questions.
+type Question struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The request's head as a client would send it in HTTP/1.1, at most 64 KiB.
+	Head []byte `protobuf:"bytes,2,opt,name=head,proto3" json:"head,omitempty"`
+	// It comes over TLS.
+	Tls           bool `protobuf:"varint,3,opt,name=tls,proto3" json:"tls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Question) Reset() {
+	*x = Question{}
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Question) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Question) ProtoMessage() {}
+
+func (x *Question) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Question.ProtoReflect.Descriptor instead.
+func (*Question) Descriptor() ([]byte, []int) {
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Question) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Question) GetHead() []byte {
+	if x != nil {
+		return x.Head
+	}
+	return nil
+}
+
+func (x *Question) GetTls() bool {
+	if x != nil {
+		return x.Tls
+	}
+	return false
+}
+
+// Answer is what the node's live generation would do.
+type Answer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The question's.
+	Id uint64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The name of the route that takes the request; empty: none does.
+	Route string `protobuf:"bytes,2,opt,name=route,proto3" json:"route,omitempty"`
+	// What a backend would be sent; unset: nothing would be.
+	Forward *Forward `protobuf:"bytes,3,opt,name=forward,proto3" json:"forward,omitempty"`
+	// The route's backends, at most 1,000, and how many there are.
+	Backends     []*BackendStatus `protobuf:"bytes,4,rep,name=backends,proto3" json:"backends,omitempty"`
+	BackendCount uint32           `protobuf:"varint,5,opt,name=backend_count,json=backendCount,proto3" json:"backend_count,omitempty"`
+	// Why, for people.
+	Reason string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The status of the proxy's own answer; 0: the answer is a backend's.
+	Status uint32 `protobuf:"varint,7,opt,name=status,proto3" json:"status,omitempty"`
+	// The revision that the node serves; 0: nothing.
+	Revision      uint64 `protobuf:"varint,8,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Answer) Reset() {
+	*x = Answer{}
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Answer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Answer) ProtoMessage() {}
+
+func (x *Answer) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Answer.ProtoReflect.Descriptor instead.
+func (*Answer) Descriptor() ([]byte, []int) {
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Answer) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Answer) GetRoute() string {
+	if x != nil {
+		return x.Route
+	}
+	return ""
+}
+
+func (x *Answer) GetForward() *Forward {
+	if x != nil {
+		return x.Forward
+	}
+	return nil
+}
+
+func (x *Answer) GetBackends() []*BackendStatus {
+	if x != nil {
+		return x.Backends
+	}
+	return nil
+}
+
+func (x *Answer) GetBackendCount() uint32 {
+	if x != nil {
+		return x.BackendCount
+	}
+	return 0
+}
+
+func (x *Answer) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Answer) GetStatus() uint32 {
+	if x != nil {
+		return x.Status
+	}
+	return 0
+}
+
+func (x *Answer) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type Forward struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Method string                 `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
+	// The request target: path and query.
+	Path          string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Host          string `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Forward) Reset() {
+	*x = Forward{}
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Forward) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Forward) ProtoMessage() {}
+
+func (x *Forward) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Forward.ProtoReflect.Descriptor instead.
+func (*Forward) Descriptor() ([]byte, []int) {
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Forward) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *Forward) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Forward) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
 var File_pyserve_fleet_v1_fleet_proto protoreflect.FileDescriptor
 
 const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
@@ -1622,22 +1887,24 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\vrelease_key\x18\x03 \x01(\fR\n" +
 	"releaseKey\x12\x1d\n" +
 	"\n" +
-	"cluster_id\x18\x04 \x01(\tR\tclusterId\"\xe3\x02\n" +
+	"cluster_id\x18\x04 \x01(\tR\tclusterId\"\x97\x03\n" +
 	"\bFromNode\x12/\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.pyserve.fleet.v1.HelloH\x00R\x05hello\x128\n" +
 	"\bprepared\x18\x02 \x01(\v2\x1a.pyserve.fleet.v1.PreparedH\x00R\bprepared\x12;\n" +
 	"\tcommitted\x18\x03 \x01(\v2\x1b.pyserve.fleet.v1.CommittedH\x00R\tcommitted\x129\n" +
 	"\tneed_full\x18\x04 \x01(\v2\x1a.pyserve.fleet.v1.NeedFullH\x00R\bneedFull\x122\n" +
 	"\x06status\x18\x05 \x01(\v2\x18.pyserve.fleet.v1.StatusH\x00R\x06status\x125\n" +
-	"\aleaving\x18\x06 \x01(\v2\x19.pyserve.fleet.v1.LeavingH\x00R\aleavingB\t\n" +
-	"\amessage\"\x9e\x02\n" +
+	"\aleaving\x18\x06 \x01(\v2\x19.pyserve.fleet.v1.LeavingH\x00R\aleaving\x122\n" +
+	"\x06answer\x18\a \x01(\v2\x18.pyserve.fleet.v1.AnswerH\x00R\x06answerB\t\n" +
+	"\amessage\"\xd8\x02\n" +
 	"\x06ToNode\x125\n" +
 	"\awelcome\x18\x01 \x01(\v2\x19.pyserve.fleet.v1.WelcomeH\x00R\awelcome\x12/\n" +
 	"\x05offer\x18\x02 \x01(\v2\x17.pyserve.fleet.v1.OfferH\x00R\x05offer\x12<\n" +
 	"\n" +
 	"offer_part\x18\x03 \x01(\v2\x1b.pyserve.fleet.v1.OfferPartH\x00R\tofferPart\x122\n" +
 	"\x06commit\x18\x04 \x01(\v2\x18.pyserve.fleet.v1.CommitH\x00R\x06commit\x12/\n" +
-	"\x05abort\x18\x05 \x01(\v2\x17.pyserve.fleet.v1.AbortH\x00R\x05abortB\t\n" +
+	"\x05abort\x18\x05 \x01(\v2\x17.pyserve.fleet.v1.AbortH\x00R\x05abort\x128\n" +
+	"\bquestion\x18\x06 \x01(\v2\x1a.pyserve.fleet.v1.QuestionH\x00R\bquestionB\t\n" +
 	"\amessage\"\x83\x01\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x17\n" +
@@ -1701,7 +1968,24 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x124\n" +
 	"\x05state\x18\x03 \x01(\x0e2\x1e.pyserve.fleet.v1.BackendStateR\x05state\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x120\n" +
-	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since*\x9c\x01\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"@\n" +
+	"\bQuestion\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
+	"\x04head\x18\x02 \x01(\fR\x04head\x12\x10\n" +
+	"\x03tls\x18\x03 \x01(\bR\x03tls\"\x91\x02\n" +
+	"\x06Answer\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
+	"\x05route\x18\x02 \x01(\tR\x05route\x123\n" +
+	"\aforward\x18\x03 \x01(\v2\x19.pyserve.fleet.v1.ForwardR\aforward\x12;\n" +
+	"\bbackends\x18\x04 \x03(\v2\x1f.pyserve.fleet.v1.BackendStatusR\bbackends\x12#\n" +
+	"\rbackend_count\x18\x05 \x01(\rR\fbackendCount\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06status\x18\a \x01(\rR\x06status\x12\x1a\n" +
+	"\brevision\x18\b \x01(\x04R\brevision\"I\n" +
+	"\aForward\x12\x16\n" +
+	"\x06method\x18\x01 \x01(\tR\x06method\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host*\x9c\x01\n" +
 	"\fBackendState\x12\x1d\n" +
 	"\x19BACKEND_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15BACKEND_STATE_UNKNOWN\x10\x01\x12\x19\n" +
@@ -1728,7 +2012,7 @@ func file_pyserve_fleet_v1_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_pyserve_fleet_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_pyserve_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_pyserve_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_pyserve_fleet_v1_fleet_proto_goTypes = []any{
 	(BackendState)(0),             // 0: pyserve.fleet.v1.BackendState
 	(*EnrollRequest)(nil),         // 1: pyserve.fleet.v1.EnrollRequest
@@ -1754,7 +2038,10 @@ var file_pyserve_fleet_v1_fleet_proto_goTypes = []any{
 	(*Leaving)(nil),               // 21: pyserve.fleet.v1.Leaving
 	(*Status)(nil),                // 22: pyserve.fleet.v1.Status
 	(*BackendStatus)(nil),         // 23: pyserve.fleet.v1.BackendStatus
-	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
+	(*Question)(nil),              // 24: pyserve.fleet.v1.Question
+	(*Answer)(nil),                // 25: pyserve.fleet.v1.Answer
+	(*Forward)(nil),               // 26: pyserve.fleet.v1.Forward
+	(*timestamppb.Timestamp)(nil), // 27: google.protobuf.Timestamp
 }
 var file_pyserve_fleet_v1_fleet_proto_depIdxs = []int32{
 	5,  // 0: pyserve.fleet.v1.EnrollResponse.identity:type_name -> pyserve.fleet.v1.Identity
@@ -1765,33 +2052,37 @@ var file_pyserve_fleet_v1_fleet_proto_depIdxs = []int32{
 	20, // 5: pyserve.fleet.v1.FromNode.need_full:type_name -> pyserve.fleet.v1.NeedFull
 	22, // 6: pyserve.fleet.v1.FromNode.status:type_name -> pyserve.fleet.v1.Status
 	21, // 7: pyserve.fleet.v1.FromNode.leaving:type_name -> pyserve.fleet.v1.Leaving
-	9,  // 8: pyserve.fleet.v1.ToNode.welcome:type_name -> pyserve.fleet.v1.Welcome
-	11, // 9: pyserve.fleet.v1.ToNode.offer:type_name -> pyserve.fleet.v1.Offer
-	12, // 10: pyserve.fleet.v1.ToNode.offer_part:type_name -> pyserve.fleet.v1.OfferPart
-	17, // 11: pyserve.fleet.v1.ToNode.commit:type_name -> pyserve.fleet.v1.Commit
-	18, // 12: pyserve.fleet.v1.ToNode.abort:type_name -> pyserve.fleet.v1.Abort
-	10, // 13: pyserve.fleet.v1.Hello.applied:type_name -> pyserve.fleet.v1.Release
-	10, // 14: pyserve.fleet.v1.Offer.release:type_name -> pyserve.fleet.v1.Release
-	13, // 15: pyserve.fleet.v1.OfferPart.removed:type_name -> pyserve.fleet.v1.ResourceKey
-	14, // 16: pyserve.fleet.v1.OfferPart.upserted:type_name -> pyserve.fleet.v1.Resource
-	16, // 17: pyserve.fleet.v1.Prepared.refusals:type_name -> pyserve.fleet.v1.Refusal
-	10, // 18: pyserve.fleet.v1.Committed.applied:type_name -> pyserve.fleet.v1.Release
-	10, // 19: pyserve.fleet.v1.Status.applied:type_name -> pyserve.fleet.v1.Release
-	23, // 20: pyserve.fleet.v1.Status.backends:type_name -> pyserve.fleet.v1.BackendStatus
-	16, // 21: pyserve.fleet.v1.Status.refusals:type_name -> pyserve.fleet.v1.Refusal
-	0,  // 22: pyserve.fleet.v1.BackendStatus.state:type_name -> pyserve.fleet.v1.BackendState
-	24, // 23: pyserve.fleet.v1.BackendStatus.since:type_name -> google.protobuf.Timestamp
-	1,  // 24: pyserve.fleet.v1.Enrollment.Enroll:input_type -> pyserve.fleet.v1.EnrollRequest
-	6,  // 25: pyserve.fleet.v1.Fleet.Connect:input_type -> pyserve.fleet.v1.FromNode
-	3,  // 26: pyserve.fleet.v1.Fleet.Renew:input_type -> pyserve.fleet.v1.RenewRequest
-	2,  // 27: pyserve.fleet.v1.Enrollment.Enroll:output_type -> pyserve.fleet.v1.EnrollResponse
-	7,  // 28: pyserve.fleet.v1.Fleet.Connect:output_type -> pyserve.fleet.v1.ToNode
-	4,  // 29: pyserve.fleet.v1.Fleet.Renew:output_type -> pyserve.fleet.v1.RenewResponse
-	27, // [27:30] is the sub-list for method output_type
-	24, // [24:27] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	25, // 8: pyserve.fleet.v1.FromNode.answer:type_name -> pyserve.fleet.v1.Answer
+	9,  // 9: pyserve.fleet.v1.ToNode.welcome:type_name -> pyserve.fleet.v1.Welcome
+	11, // 10: pyserve.fleet.v1.ToNode.offer:type_name -> pyserve.fleet.v1.Offer
+	12, // 11: pyserve.fleet.v1.ToNode.offer_part:type_name -> pyserve.fleet.v1.OfferPart
+	17, // 12: pyserve.fleet.v1.ToNode.commit:type_name -> pyserve.fleet.v1.Commit
+	18, // 13: pyserve.fleet.v1.ToNode.abort:type_name -> pyserve.fleet.v1.Abort
+	24, // 14: pyserve.fleet.v1.ToNode.question:type_name -> pyserve.fleet.v1.Question
+	10, // 15: pyserve.fleet.v1.Hello.applied:type_name -> pyserve.fleet.v1.Release
+	10, // 16: pyserve.fleet.v1.Offer.release:type_name -> pyserve.fleet.v1.Release
+	13, // 17: pyserve.fleet.v1.OfferPart.removed:type_name -> pyserve.fleet.v1.ResourceKey
+	14, // 18: pyserve.fleet.v1.OfferPart.upserted:type_name -> pyserve.fleet.v1.Resource
+	16, // 19: pyserve.fleet.v1.Prepared.refusals:type_name -> pyserve.fleet.v1.Refusal
+	10, // 20: pyserve.fleet.v1.Committed.applied:type_name -> pyserve.fleet.v1.Release
+	10, // 21: pyserve.fleet.v1.Status.applied:type_name -> pyserve.fleet.v1.Release
+	23, // 22: pyserve.fleet.v1.Status.backends:type_name -> pyserve.fleet.v1.BackendStatus
+	16, // 23: pyserve.fleet.v1.Status.refusals:type_name -> pyserve.fleet.v1.Refusal
+	0,  // 24: pyserve.fleet.v1.BackendStatus.state:type_name -> pyserve.fleet.v1.BackendState
+	27, // 25: pyserve.fleet.v1.BackendStatus.since:type_name -> google.protobuf.Timestamp
+	26, // 26: pyserve.fleet.v1.Answer.forward:type_name -> pyserve.fleet.v1.Forward
+	23, // 27: pyserve.fleet.v1.Answer.backends:type_name -> pyserve.fleet.v1.BackendStatus
+	1,  // 28: pyserve.fleet.v1.Enrollment.Enroll:input_type -> pyserve.fleet.v1.EnrollRequest
+	6,  // 29: pyserve.fleet.v1.Fleet.Connect:input_type -> pyserve.fleet.v1.FromNode
+	3,  // 30: pyserve.fleet.v1.Fleet.Renew:input_type -> pyserve.fleet.v1.RenewRequest
+	2,  // 31: pyserve.fleet.v1.Enrollment.Enroll:output_type -> pyserve.fleet.v1.EnrollResponse
+	7,  // 32: pyserve.fleet.v1.Fleet.Connect:output_type -> pyserve.fleet.v1.ToNode
+	4,  // 33: pyserve.fleet.v1.Fleet.Renew:output_type -> pyserve.fleet.v1.RenewResponse
+	31, // [31:34] is the sub-list for method output_type
+	28, // [28:31] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_fleet_v1_fleet_proto_init() }
@@ -1806,6 +2097,7 @@ func file_pyserve_fleet_v1_fleet_proto_init() {
 		(*FromNode_NeedFull)(nil),
 		(*FromNode_Status)(nil),
 		(*FromNode_Leaving)(nil),
+		(*FromNode_Answer)(nil),
 	}
 	file_pyserve_fleet_v1_fleet_proto_msgTypes[6].OneofWrappers = []any{
 		(*ToNode_Welcome)(nil),
@@ -1813,6 +2105,7 @@ func file_pyserve_fleet_v1_fleet_proto_init() {
 		(*ToNode_OfferPart)(nil),
 		(*ToNode_Commit)(nil),
 		(*ToNode_Abort)(nil),
+		(*ToNode_Question)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1820,7 +2113,7 @@ func file_pyserve_fleet_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_fleet_v1_fleet_proto_rawDesc), len(file_pyserve_fleet_v1_fleet_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   23,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

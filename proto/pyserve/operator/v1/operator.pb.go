@@ -1979,6 +1979,296 @@ func (x *RollbackRequest) GetOptions() *ApplyOptions {
 	return nil
 }
 
+type ExplainRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Method string                 `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
+	// http://host/path?query, https://…, or a path alone, which has no host.
+	Url string `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
+	// "Name: value". Host takes the place of the URL's.
+	Headers []string `protobuf:"bytes,3,rep,name=headers,proto3" json:"headers,omitempty"`
+	// Who is asked; empty: any node that serves.
+	Node          string `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainRequest) Reset() {
+	*x = ExplainRequest{}
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainRequest) ProtoMessage() {}
+
+func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
+func (*ExplainRequest) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ExplainRequest) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *ExplainRequest) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *ExplainRequest) GetHeaders() []string {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+func (x *ExplainRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type ExplainResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The route's name; empty: none takes the request.
+	Route string `protobuf:"bytes,1,opt,name=route,proto3" json:"route,omitempty"`
+	// Unset: nothing would be forwarded.
+	Forward *ExplainedForward `protobuf:"bytes,2,opt,name=forward,proto3" json:"forward,omitempty"`
+	// The route's backends, at most 1,000.
+	Backends []*ExplainedBackend `protobuf:"bytes,3,rep,name=backends,proto3" json:"backends,omitempty"`
+	Reason   string              `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The status of the proxy's own answer; 0: the answer is a backend's.
+	Status uint32 `protobuf:"varint,5,opt,name=status,proto3" json:"status,omitempty"`
+	// Who answered, and what it serves.
+	Node          string `protobuf:"bytes,6,opt,name=node,proto3" json:"node,omitempty"`
+	Revision      uint64 `protobuf:"varint,7,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainResponse) Reset() {
+	*x = ExplainResponse{}
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainResponse) ProtoMessage() {}
+
+func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
+func (*ExplainResponse) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ExplainResponse) GetRoute() string {
+	if x != nil {
+		return x.Route
+	}
+	return ""
+}
+
+func (x *ExplainResponse) GetForward() *ExplainedForward {
+	if x != nil {
+		return x.Forward
+	}
+	return nil
+}
+
+func (x *ExplainResponse) GetBackends() []*ExplainedBackend {
+	if x != nil {
+		return x.Backends
+	}
+	return nil
+}
+
+func (x *ExplainResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ExplainResponse) GetStatus() uint32 {
+	if x != nil {
+		return x.Status
+	}
+	return 0
+}
+
+func (x *ExplainResponse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ExplainResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type ExplainedForward struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Method string                 `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
+	// Path and query.
+	Path          string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Host          string `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainedForward) Reset() {
+	*x = ExplainedForward{}
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainedForward) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainedForward) ProtoMessage() {}
+
+func (x *ExplainedForward) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainedForward.ProtoReflect.Descriptor instead.
+func (*ExplainedForward) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ExplainedForward) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *ExplainedForward) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *ExplainedForward) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+type ExplainedBackend struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Address string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// healthy, unhealthy, ejected, unknown or draining.
+	State         string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainedBackend) Reset() {
+	*x = ExplainedBackend{}
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainedBackend) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainedBackend) ProtoMessage() {}
+
+func (x *ExplainedBackend) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainedBackend.ProtoReflect.Descriptor instead.
+func (*ExplainedBackend) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *ExplainedBackend) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *ExplainedBackend) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *ExplainedBackend) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 var File_pyserve_operator_v1_operator_proto protoreflect.FileDescriptor
 
 const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
@@ -2102,7 +2392,28 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\x05whole\x18\b \x01(\bR\x05whole\"j\n" +
 	"\x0fRollbackRequest\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12;\n" +
-	"\aoptions\x18\x02 \x01(\v2!.pyserve.operator.v1.ApplyOptionsR\aoptions*~\n" +
+	"\aoptions\x18\x02 \x01(\v2!.pyserve.operator.v1.ApplyOptionsR\aoptions\"h\n" +
+	"\x0eExplainRequest\x12\x16\n" +
+	"\x06method\x18\x01 \x01(\tR\x06method\x12\x10\n" +
+	"\x03url\x18\x02 \x01(\tR\x03url\x12\x18\n" +
+	"\aheaders\x18\x03 \x03(\tR\aheaders\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\"\x8b\x02\n" +
+	"\x0fExplainResponse\x12\x14\n" +
+	"\x05route\x18\x01 \x01(\tR\x05route\x12?\n" +
+	"\aforward\x18\x02 \x01(\v2%.pyserve.operator.v1.ExplainedForwardR\aforward\x12A\n" +
+	"\bbackends\x18\x03 \x03(\v2%.pyserve.operator.v1.ExplainedBackendR\bbackends\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06status\x18\x05 \x01(\rR\x06status\x12\x12\n" +
+	"\x04node\x18\x06 \x01(\tR\x04node\x12\x1a\n" +
+	"\brevision\x18\a \x01(\x04R\brevision\"R\n" +
+	"\x10ExplainedForward\x12\x16\n" +
+	"\x06method\x18\x01 \x01(\tR\x06method\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\"Z\n" +
+	"\x10ExplainedBackend\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason*~\n" +
 	"\fChangeAction\x12\x1d\n" +
 	"\x19CHANGE_ACTION_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15CHANGE_ACTION_CREATED\x10\x01\x12\x19\n" +
@@ -2123,7 +2434,7 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\x15APPLY_OUTCOME_REFUSED\x10\x03\x12\x1c\n" +
 	"\x18APPLY_OUTCOME_INCOMPLETE\x10\x04\x12\x19\n" +
 	"\x15APPLY_OUTCOME_DRY_RUN\x10\x05\x12\x1a\n" +
-	"\x16APPLY_OUTCOME_DETACHED\x10\x062\xb0\a\n" +
+	"\x16APPLY_OUTCOME_DETACHED\x10\x062\x86\b\n" +
 	"\bOperator\x12O\n" +
 	"\x05Apply\x12!.pyserve.operator.v1.ApplyRequest\x1a\x1f.pyserve.operator.v1.ApplyEvent(\x010\x01\x12M\n" +
 	"\x04Diff\x12 .pyserve.operator.v1.DiffRequest\x1a!.pyserve.operator.v1.DiffResponse(\x01\x12Z\n" +
@@ -2135,7 +2446,8 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\fListBackends\x12(.pyserve.operator.v1.ListBackendsRequest\x1a).pyserve.operator.v1.ListBackendsResponse0\x01\x12c\n" +
 	"\fListControls\x12(.pyserve.operator.v1.ListControlsRequest\x1a).pyserve.operator.v1.ListControlsResponse\x12h\n" +
 	"\rListRevisions\x12).pyserve.operator.v1.ListRevisionsRequest\x1a*.pyserve.operator.v1.ListRevisionsResponse0\x01\x12S\n" +
-	"\bRollback\x12$.pyserve.operator.v1.RollbackRequest\x1a\x1f.pyserve.operator.v1.ApplyEvent0\x01BAZ?github.com/pyserve/pyserve/proto/pyserve/operator/v1;operatorv1b\x06proto3"
+	"\bRollback\x12$.pyserve.operator.v1.RollbackRequest\x1a\x1f.pyserve.operator.v1.ApplyEvent0\x01\x12T\n" +
+	"\aExplain\x12#.pyserve.operator.v1.ExplainRequest\x1a$.pyserve.operator.v1.ExplainResponseBAZ?github.com/pyserve/pyserve/proto/pyserve/operator/v1;operatorv1b\x06proto3"
 
 var (
 	file_pyserve_operator_v1_operator_proto_rawDescOnce sync.Once
@@ -2150,7 +2462,7 @@ func file_pyserve_operator_v1_operator_proto_rawDescGZIP() []byte {
 }
 
 var file_pyserve_operator_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_pyserve_operator_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_pyserve_operator_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_pyserve_operator_v1_operator_proto_goTypes = []any{
 	(ChangeAction)(0),             // 0: pyserve.operator.v1.ChangeAction
 	(NodePhase)(0),                // 1: pyserve.operator.v1.NodePhase
@@ -2183,12 +2495,16 @@ var file_pyserve_operator_v1_operator_proto_goTypes = []any{
 	(*ListRevisionsResponse)(nil), // 28: pyserve.operator.v1.ListRevisionsResponse
 	(*RevisionSummary)(nil),       // 29: pyserve.operator.v1.RevisionSummary
 	(*RollbackRequest)(nil),       // 30: pyserve.operator.v1.RollbackRequest
-	nil,                           // 31: pyserve.operator.v1.BackendSummary.NodesEntry
-	(*durationpb.Duration)(nil),   // 32: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 33: google.protobuf.Timestamp
+	(*ExplainRequest)(nil),        // 31: pyserve.operator.v1.ExplainRequest
+	(*ExplainResponse)(nil),       // 32: pyserve.operator.v1.ExplainResponse
+	(*ExplainedForward)(nil),      // 33: pyserve.operator.v1.ExplainedForward
+	(*ExplainedBackend)(nil),      // 34: pyserve.operator.v1.ExplainedBackend
+	nil,                           // 35: pyserve.operator.v1.BackendSummary.NodesEntry
+	(*durationpb.Duration)(nil),   // 36: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 37: google.protobuf.Timestamp
 }
 var file_pyserve_operator_v1_operator_proto_depIdxs = []int32{
-	32, // 0: pyserve.operator.v1.ApplyOptions.timeout:type_name -> google.protobuf.Duration
+	36, // 0: pyserve.operator.v1.ApplyOptions.timeout:type_name -> google.protobuf.Duration
 	4,  // 1: pyserve.operator.v1.ApplyRequest.options:type_name -> pyserve.operator.v1.ApplyOptions
 	3,  // 2: pyserve.operator.v1.ApplyRequest.part:type_name -> pyserve.operator.v1.FilePart
 	7,  // 3: pyserve.operator.v1.ApplyEvent.problem:type_name -> pyserve.operator.v1.Problem
@@ -2202,40 +2518,44 @@ var file_pyserve_operator_v1_operator_proto_depIdxs = []int32{
 	7,  // 11: pyserve.operator.v1.DiffResponse.problems:type_name -> pyserve.operator.v1.Problem
 	8,  // 12: pyserve.operator.v1.DiffResponse.changes:type_name -> pyserve.operator.v1.Change
 	15, // 13: pyserve.operator.v1.GetStatusResponse.nodes:type_name -> pyserve.operator.v1.NodeStatus
-	33, // 14: pyserve.operator.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
+	37, // 14: pyserve.operator.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
 	20, // 15: pyserve.operator.v1.ListRoutesResponse.routes:type_name -> pyserve.operator.v1.RouteSummary
 	23, // 16: pyserve.operator.v1.ListBackendsResponse.backends:type_name -> pyserve.operator.v1.BackendSummary
-	33, // 17: pyserve.operator.v1.BackendSummary.since:type_name -> google.protobuf.Timestamp
-	31, // 18: pyserve.operator.v1.BackendSummary.nodes:type_name -> pyserve.operator.v1.BackendSummary.NodesEntry
+	37, // 17: pyserve.operator.v1.BackendSummary.since:type_name -> google.protobuf.Timestamp
+	35, // 18: pyserve.operator.v1.BackendSummary.nodes:type_name -> pyserve.operator.v1.BackendSummary.NodesEntry
 	26, // 19: pyserve.operator.v1.ListControlsResponse.controls:type_name -> pyserve.operator.v1.ControlSummary
 	29, // 20: pyserve.operator.v1.ListRevisionsResponse.revisions:type_name -> pyserve.operator.v1.RevisionSummary
-	33, // 21: pyserve.operator.v1.RevisionSummary.created:type_name -> google.protobuf.Timestamp
+	37, // 21: pyserve.operator.v1.RevisionSummary.created:type_name -> google.protobuf.Timestamp
 	4,  // 22: pyserve.operator.v1.RollbackRequest.options:type_name -> pyserve.operator.v1.ApplyOptions
-	5,  // 23: pyserve.operator.v1.Operator.Apply:input_type -> pyserve.operator.v1.ApplyRequest
-	11, // 24: pyserve.operator.v1.Operator.Diff:input_type -> pyserve.operator.v1.DiffRequest
-	13, // 25: pyserve.operator.v1.Operator.GetStatus:input_type -> pyserve.operator.v1.GetStatusRequest
-	13, // 26: pyserve.operator.v1.Operator.WatchStatus:input_type -> pyserve.operator.v1.GetStatusRequest
-	16, // 27: pyserve.operator.v1.Operator.GetConfig:input_type -> pyserve.operator.v1.GetConfigRequest
-	18, // 28: pyserve.operator.v1.Operator.ListRoutes:input_type -> pyserve.operator.v1.ListRoutesRequest
-	21, // 29: pyserve.operator.v1.Operator.ListBackends:input_type -> pyserve.operator.v1.ListBackendsRequest
-	24, // 30: pyserve.operator.v1.Operator.ListControls:input_type -> pyserve.operator.v1.ListControlsRequest
-	27, // 31: pyserve.operator.v1.Operator.ListRevisions:input_type -> pyserve.operator.v1.ListRevisionsRequest
-	30, // 32: pyserve.operator.v1.Operator.Rollback:input_type -> pyserve.operator.v1.RollbackRequest
-	6,  // 33: pyserve.operator.v1.Operator.Apply:output_type -> pyserve.operator.v1.ApplyEvent
-	12, // 34: pyserve.operator.v1.Operator.Diff:output_type -> pyserve.operator.v1.DiffResponse
-	14, // 35: pyserve.operator.v1.Operator.GetStatus:output_type -> pyserve.operator.v1.GetStatusResponse
-	14, // 36: pyserve.operator.v1.Operator.WatchStatus:output_type -> pyserve.operator.v1.GetStatusResponse
-	17, // 37: pyserve.operator.v1.Operator.GetConfig:output_type -> pyserve.operator.v1.GetConfigResponse
-	19, // 38: pyserve.operator.v1.Operator.ListRoutes:output_type -> pyserve.operator.v1.ListRoutesResponse
-	22, // 39: pyserve.operator.v1.Operator.ListBackends:output_type -> pyserve.operator.v1.ListBackendsResponse
-	25, // 40: pyserve.operator.v1.Operator.ListControls:output_type -> pyserve.operator.v1.ListControlsResponse
-	28, // 41: pyserve.operator.v1.Operator.ListRevisions:output_type -> pyserve.operator.v1.ListRevisionsResponse
-	6,  // 42: pyserve.operator.v1.Operator.Rollback:output_type -> pyserve.operator.v1.ApplyEvent
-	33, // [33:43] is the sub-list for method output_type
-	23, // [23:33] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	33, // 23: pyserve.operator.v1.ExplainResponse.forward:type_name -> pyserve.operator.v1.ExplainedForward
+	34, // 24: pyserve.operator.v1.ExplainResponse.backends:type_name -> pyserve.operator.v1.ExplainedBackend
+	5,  // 25: pyserve.operator.v1.Operator.Apply:input_type -> pyserve.operator.v1.ApplyRequest
+	11, // 26: pyserve.operator.v1.Operator.Diff:input_type -> pyserve.operator.v1.DiffRequest
+	13, // 27: pyserve.operator.v1.Operator.GetStatus:input_type -> pyserve.operator.v1.GetStatusRequest
+	13, // 28: pyserve.operator.v1.Operator.WatchStatus:input_type -> pyserve.operator.v1.GetStatusRequest
+	16, // 29: pyserve.operator.v1.Operator.GetConfig:input_type -> pyserve.operator.v1.GetConfigRequest
+	18, // 30: pyserve.operator.v1.Operator.ListRoutes:input_type -> pyserve.operator.v1.ListRoutesRequest
+	21, // 31: pyserve.operator.v1.Operator.ListBackends:input_type -> pyserve.operator.v1.ListBackendsRequest
+	24, // 32: pyserve.operator.v1.Operator.ListControls:input_type -> pyserve.operator.v1.ListControlsRequest
+	27, // 33: pyserve.operator.v1.Operator.ListRevisions:input_type -> pyserve.operator.v1.ListRevisionsRequest
+	30, // 34: pyserve.operator.v1.Operator.Rollback:input_type -> pyserve.operator.v1.RollbackRequest
+	31, // 35: pyserve.operator.v1.Operator.Explain:input_type -> pyserve.operator.v1.ExplainRequest
+	6,  // 36: pyserve.operator.v1.Operator.Apply:output_type -> pyserve.operator.v1.ApplyEvent
+	12, // 37: pyserve.operator.v1.Operator.Diff:output_type -> pyserve.operator.v1.DiffResponse
+	14, // 38: pyserve.operator.v1.Operator.GetStatus:output_type -> pyserve.operator.v1.GetStatusResponse
+	14, // 39: pyserve.operator.v1.Operator.WatchStatus:output_type -> pyserve.operator.v1.GetStatusResponse
+	17, // 40: pyserve.operator.v1.Operator.GetConfig:output_type -> pyserve.operator.v1.GetConfigResponse
+	19, // 41: pyserve.operator.v1.Operator.ListRoutes:output_type -> pyserve.operator.v1.ListRoutesResponse
+	22, // 42: pyserve.operator.v1.Operator.ListBackends:output_type -> pyserve.operator.v1.ListBackendsResponse
+	25, // 43: pyserve.operator.v1.Operator.ListControls:output_type -> pyserve.operator.v1.ListControlsResponse
+	28, // 44: pyserve.operator.v1.Operator.ListRevisions:output_type -> pyserve.operator.v1.ListRevisionsResponse
+	6,  // 45: pyserve.operator.v1.Operator.Rollback:output_type -> pyserve.operator.v1.ApplyEvent
+	32, // 46: pyserve.operator.v1.Operator.Explain:output_type -> pyserve.operator.v1.ExplainResponse
+	36, // [36:47] is the sub-list for method output_type
+	25, // [25:36] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_operator_v1_operator_proto_init() }
@@ -2259,7 +2579,7 @@ func file_pyserve_operator_v1_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_operator_v1_operator_proto_rawDesc), len(file_pyserve_operator_v1_operator_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   29,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

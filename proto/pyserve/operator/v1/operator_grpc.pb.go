@@ -31,6 +31,7 @@ const (
 	Operator_ListControls_FullMethodName  = "/pyserve.operator.v1.Operator/ListControls"
 	Operator_ListRevisions_FullMethodName = "/pyserve.operator.v1.Operator/ListRevisions"
 	Operator_Rollback_FullMethodName      = "/pyserve.operator.v1.Operator/Rollback"
+	Operator_Explain_FullMethodName       = "/pyserve.operator.v1.Operator/Explain"
 )
 
 // OperatorClient is the client API for Operator service.
@@ -58,6 +59,9 @@ type OperatorClient interface {
 	ListRevisions(ctx context.Context, in *ListRevisionsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListRevisionsResponse], error)
 	// Rollback makes what an earlier revision held a new revision, as Apply does with a document.
 	Rollback(ctx context.Context, in *RollbackRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ApplyEvent], error)
+	// Explain has a node say what it would do with a request.
+	// NOT_FOUND: there is no such node. FAILED_PRECONDITION: none is there to answer. DEADLINE_EXCEEDED: it did not.
+	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error)
 }
 
 type operatorClient struct {
@@ -228,6 +232,16 @@ func (c *operatorClient) Rollback(ctx context.Context, in *RollbackRequest, opts
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Operator_RollbackClient = grpc.ServerStreamingClient[ApplyEvent]
 
+func (c *operatorClient) Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExplainResponse)
+	err := c.cc.Invoke(ctx, Operator_Explain_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // OperatorServer is the server API for Operator service.
 // All implementations must embed UnimplementedOperatorServer
 // for forward compatibility.
@@ -253,6 +267,9 @@ type OperatorServer interface {
 	ListRevisions(*ListRevisionsRequest, grpc.ServerStreamingServer[ListRevisionsResponse]) error
 	// Rollback makes what an earlier revision held a new revision, as Apply does with a document.
 	Rollback(*RollbackRequest, grpc.ServerStreamingServer[ApplyEvent]) error
+	// Explain has a node say what it would do with a request.
+	// NOT_FOUND: there is no such node. FAILED_PRECONDITION: none is there to answer. DEADLINE_EXCEEDED: it did not.
+	Explain(context.Context, *ExplainRequest) (*ExplainResponse, error)
 	mustEmbedUnimplementedOperatorServer()
 }
 
@@ -292,6 +309,9 @@ func (UnimplementedOperatorServer) ListRevisions(*ListRevisionsRequest, grpc.Ser
 }
 func (UnimplementedOperatorServer) Rollback(*RollbackRequest, grpc.ServerStreamingServer[ApplyEvent]) error {
 	return status.Error(codes.Unimplemented, "method Rollback not implemented")
+}
+func (UnimplementedOperatorServer) Explain(context.Context, *ExplainRequest) (*ExplainResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Explain not implemented")
 }
 func (UnimplementedOperatorServer) mustEmbedUnimplementedOperatorServer() {}
 func (UnimplementedOperatorServer) testEmbeddedByValue()                  {}
@@ -430,6 +450,24 @@ func _Operator_Rollback_Handler(srv interface{}, stream grpc.ServerStream) error
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Operator_RollbackServer = grpc.ServerStreamingServer[ApplyEvent]
 
+func _Operator_Explain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExplainRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorServer).Explain(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Operator_Explain_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorServer).Explain(ctx, req.(*ExplainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Operator_ServiceDesc is the grpc.ServiceDesc for Operator service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -444,6 +482,10 @@ var Operator_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListControls",
 			Handler:    _Operator_ListControls_Handler,
+		},
+		{
+			MethodName: "Explain",
+			Handler:    _Operator_Explain_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

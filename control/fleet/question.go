@@ -1,0 +1,104 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
+)
+
+// Why a question has no answer.
+var (
+	// ErrNotConnected says that the node has no stream.
+	ErrNotConnected = errors.New("is not connected")
+	// ErrBusy says that too many questions to the node await their answers.
+	ErrBusy = errors.New("has too many questions to answer already")
+	// ErrGone says that the node's stream ended before it answered.
+	ErrGone = errors.New("went away before it answered")
+)
+
+const (
+	// maxQuestions is how many questions one node is asked at a time: a person asks one, and a loop of somebody's must not
+	// fill the memory or delay offers.
+	maxQuestions = 16
+	// maxAnswerBackends is how many backends of an answer are kept.
+	maxAnswerBackends = 1000
+)
+
+// question is one that awaits its answer. Its fields are guarded by the fleet's mu, but for the channel.
+type question struct {
+	m      *fleetv1.Question
+	sent   bool
+	answer chan *fleetv1.Answer // capacity 1
+}
+
+// Ask puts a question to a node and waits for its answer. The question's id is set here. It fails with
+// [ErrNotConnected], [ErrBusy] or [ErrGone], or with the cause of ctx: an older node does not answer at all.
+func (f *Fleet) Ask(ctx context.Context, name string, m *fleetv1.Question) (*fleetv1.Answer, error) {
+	q := &question{m: m, answer: make(chan *fleetv1.Answer, 1)}
+	s, err := f.enqueue(name, q)
+	if err != nil {
+		return nil, fmt.Errorf("node %s %w", name, err)
+	}
+	defer f.forget(s, q)
+	select {
+	case answer := <-q.answer:
+		return answer, nil
+	case <-s.ctx.Done():
+		return nil, fmt.Errorf("node %s %w", name, ErrGone)
+	case <-f.closed:
+		return nil, ErrClosed
+	case <-ctx.Done():
+		return nil, fmt.Errorf("node %s did not answer in time: %w", name, context.Cause(ctx))
+	}
+}
+
+func (f *Fleet) enqueue(name string, q *question) (*session, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := f.sessions[name]
+	switch {
+	case s == nil:
+		return nil, ErrNotConnected
+	case len(s.questions) >= maxQuestions:
+		return nil, ErrBusy
+	}
+	f.questions++
+	q.m.Id = f.questions
+	s.questions[q.m.Id] = q
+	s.wakeUp()
+	return s, nil
+}
+
+func (f *Fleet) forget(s *session, q *question) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(s.questions, q.m.GetId())
+}
+
+// ask gives the sender a question to send; nil: there is none. Offers come first.
+func (f *Fleet) ask(s *session) func() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, q := range s.questions {
+		if !q.sent {
+			q.sent = true
+			return func() error {
+				return f.transmit(s, &fleetv1.ToNode{Message: &fleetv1.ToNode_Question{Question: q.m}})
+			}
+		}
+	}
+	return nil
+}
+
+// answered hands an answer to whoever asked, where somebody still waits. The caller holds mu.
+func (s *session) answered(m *fleetv1.Answer) {
+	q := s.questions[m.GetId()]
+	if q == nil || !q.sent {
+		return
+	}
+	delete(s.questions, m.GetId())
+	m.Backends = m.Backends[:min(len(m.Backends), maxAnswerBackends)]
+	q.answer <- m
+}

@@ -1,0 +1,122 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/pyserve/pyserve/node/forward"
+	"github.com/pyserve/pyserve/node/http1"
+	"github.com/pyserve/pyserve/node/route"
+	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
+	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
+)
+
+// maxExplained is how many backends an answer names.
+const maxExplained = 1000
+
+// Explain answers what the live generation would do with a request, by asking the code that carries requests. Nothing is
+// sent to a backend, and no backend's turn is taken.
+func (n *Node) Explain(q *fleetv1.Question) *fleetv1.Answer {
+	e := n.proxy.Explain(q.GetHead(), q.GetTls())
+	a := &fleetv1.Answer{
+		Id: q.GetId(), Status: uint32(e.Status), Reason: text(reasonFor(e)), Revision: n.Applied().GetRevision(),
+	}
+	if e.Err != nil && e.Status == http.StatusInternalServerError {
+		n.logger.Error("a request that was asked about trips over a defect", "error", e.Err)
+	}
+	if e.Route == nil {
+		return a
+	}
+	a.Route = e.Route.Name()
+	if e.Target != "" {
+		a.Forward = &fleetv1.Forward{Method: text(e.Method), Path: text(e.Target), Host: text(e.Authority)}
+	}
+	all := statuses(e.Route.Name(), e.Route.Pool().Members())
+	a.BackendCount, a.Backends = uint32(len(all)), all[:min(len(all), maxExplained)]
+	return a
+}
+
+// text is what a message can carry.
+func text(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
+
+// reasonFor says in a sentence or two what becomes of a request, and why.
+func reasonFor(e forward.Explanation) string {
+	switch {
+	case e.Route != nil && e.Status != 0:
+		return fmt.Sprintf("%s; %s", matched(e), own(e))
+	case e.Route != nil:
+		return matched(e)
+	case e.Status == http.StatusNotFound:
+		return "no route matches " + e.Path + unmatched(e)
+	}
+	return own(e)
+}
+
+// own is the proxy's own answer.
+func own(e forward.Explanation) string {
+	sentence := strings.TrimSuffix(e.Sentence, ".")
+	var malformed http1.Reason // the sentence has it already
+	if e.Err != nil && e.Status == http.StatusBadRequest && !errors.As(e.Err, &malformed) {
+		sentence += ": " + e.Err.Error()
+	}
+	return fmt.Sprintf("the answer is the proxy's own, %d: %s", e.Status, sentence)
+}
+
+// matched says why the route takes the request.
+func matched(e forward.Explanation) string {
+	path, match := e.Route.Rule()
+	var why string
+	switch match {
+	case resourcev1.PathMatch_PATH_MATCH_EXACT:
+		why = fmt.Sprintf("the path is exactly %s", path)
+	case resourcev1.PathMatch_PATH_MATCH_REGEX:
+		why = fmt.Sprintf("no exact path or prefix matches, and %s is the first expression that does,", path)
+	default:
+		why = fmt.Sprintf("%s is the longest prefix of the path", path)
+	}
+	last := len(e.Steps) - 1
+	if last < 0 {
+		return why
+	}
+	why += " among the routes for " + hostOf(e.Steps[last])
+	if last > 0 {
+		why += "; those for " + list(e.Steps[:last], " and ") + " do not have the path"
+	}
+	return why
+}
+
+// unmatched says how near the request came to a route.
+func unmatched(e forward.Explanation) string {
+	var why string
+	switch {
+	case len(e.Steps) == 0 && e.Host == "":
+		why = ": no route is for every host, and the request names none"
+	case len(e.Steps) == 0:
+		why = fmt.Sprintf(": no route is for the host %s, and none is for every host", e.Host)
+	case len(e.Steps) == 1 && e.Steps[0].Host == "" && e.Host != "":
+		why = fmt.Sprintf(": no route is for the host %s, and none of those for every host has the path", e.Host)
+	default:
+		why = ": there are routes for " + list(e.Steps, " and ") + ", but none has the path"
+	}
+	if e.Near != nil {
+		why += fmt.Sprintf("; %s would take it in lower case: paths are compared with case", e.Near.Name())
+	}
+	return why
+}
+
+func list(steps []route.Step[*forward.Route], separator string) string {
+	hosts := make([]string, 0, len(steps))
+	for _, s := range steps {
+		hosts = append(hosts, hostOf(s))
+	}
+	return strings.Join(hosts, separator)
+}
+
+func hostOf(s route.Step[*forward.Route]) string {
+	if s.Host == "" {
+		return "every host"
+	}
+	return s.Host
+}
