@@ -185,11 +185,18 @@ func (c *conn) readHead() (int, bool) {
 func (c *conn) reject(err error) {
 	var reason http1.Reason
 	errors.As(err, &reason)
-	if reason == http1.HTTP2Preface && c.requests.Load() == 0 { // later it would come out of a request's body
+	first := c.requests.Load() == 0 // later, a preface would come out of a request's body
+	if first && reason == http1.HTTP2Preface {
 		c.front.http2.servePlain(c)
 		return
 	}
 	c.front.meter.Rejected(meter.Client, int(reason))
+	if first && reason == http1.UnknownProtocol && !c.secure {
+		// Who does not speak HTTP/1 could not read an answer. As a preface of HTTP/2 it is an error of the connection (RFC 9113
+		// section 3.4).
+		c.front.logger.Debug("connection closed", "client", c.peer, "error", err)
+		return
+	}
 	c.answerRejected(reason.Status(), "The request was not understood: "+reason.String()+".", err)
 }
 

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 
+	"github.com/pyserve/pyserve/node/http1"
 	"github.com/pyserve/pyserve/node/nodetest"
 	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
 )
@@ -806,6 +807,60 @@ func TestHTTP2BeginsAtAConnectionsBeginning(t *testing.T) {
 	if head := w.head("HTTP/1.1 "); strings.HasPrefix(head, "HTTP/1.1 2") {
 		t.Error(head)
 	}
+}
+
+// TestABeginningInAnUnknownProtocol is about RFC 9113 section 3.4: a bad preface is an error of the connection. What is closed
+// without an answer is only what cannot have been meant as HTTP/1.
+func TestABeginningInAnUnknownProtocol(t *testing.T) {
+	front, config := secure(t)
+	plain, secured := start(t, whole(mirror(t).Port())), startWith(t, settings{tls: front})
+	for _, c := range []struct {
+		name, begin string
+		p           *proxy
+		want        string // empty: nothing
+	}{
+		{"a preface of something", "INVALID CONNECTION PREFACE\r\n\r\n", plain, ""},
+		{"a preface of something, and more", "INVALID CONNECTION PREFACE\r\n\r\n" + strings.Repeat("x", 100_000), plain, ""},
+		{"a request of something", "GET / GOPHER\r\n\r\n", plain, ""},
+		{"a preface over TLS", "INVALID CONNECTION PREFACE\r\n\r\n", secured, "HTTP/1.1 400 "},
+		{"a preface behind a request", ask("/1") + "INVALID CONNECTION PREFACE\r\n\r\n", plain, "HTTP/1.1 200 "},
+		{"a preface behind an empty line", "\r\nINVALID CONNECTION PREFACE\r\n\r\n", plain, "HTTP/1.1 400 "},
+		{"four words", "AN INVALID CONNECTION PREFACE\r\n\r\n", plain, "HTTP/1.1 400 "},
+		{"no version", "GET /\r\n\r\n", plain, "HTTP/1.1 400 "},
+		{"the version of another protocol", "GET / FOO/1.1\r\n\r\n", plain, "HTTP/1.1 400 "},
+		{"a version in lower case", "GET / http/1.1\r\n\r\n", plain, "HTTP/1.1 400 "},
+		{"a version without a slash", "GET / HTTP1.1\r\n\r\n", plain, "HTTP/1.1 400 "},
+		{"a version that we do not speak", "GET / HTTP/9.9\r\n\r\n", plain, "HTTP/1.1 505 "},
+		{"a preface with the wrong version", "PRI * HTTP/3.0\r\n\r\n", plain, "HTTP/1.1 505 "},
+		{"a line that ends in LF", "INVALID CONNECTION PREFACE\n\n", plain, "HTTP/1.1 400 "},
+		{"no words", "\x00\x01\x02\r\n\r\n", plain, "HTTP/1.1 400 "},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := connect(t, c.p)
+			if c.p == secured {
+				w = connectTLS(t, c.p, config)
+			}
+			before := rejected(t, c.p, http1.UnknownProtocol)
+			io.WriteString(w, c.begin) // an error: it was cut off
+			if c.want == "" {
+				w.ended()
+				if n := rejected(t, c.p, http1.UnknownProtocol) - before; n != 1 {
+					t.Errorf("it was counted %v times", n)
+				}
+				return
+			}
+			w.head(c.want)
+			if strings.HasSuffix(c.want, "200 ") {
+				w.read(len("GET /1"))
+				w.head("HTTP/1.1 400 ")
+			}
+		})
+	}
+}
+
+// rejected is how many messages of clients were refused for a reason.
+func rejected(t testing.TB, p *proxy, reason http1.Reason) float64 {
+	return metric(t, p, "pyserve_rejected_messages_total", "side", "client", "reason", reason.String())
 }
 
 // A setting that comes twice counts as it comes last (RFC 9113 section 6.5.3).

@@ -33,6 +33,7 @@ const (
 	FragmentInTarget   // a "#" in the target
 	BadTarget          // a target in none of the four forms, or in one that the method does not have
 	BadAuthority       // userinfo, or no valid host and port, in the target
+	UnknownProtocol    // three words, of which the last is nothing like a version: what another protocol may begin with
 	BadVersion         // not a version of HTTP, "http/1.1" and "HTTP/1.10" included
 	UnsupportedVersion // another major version than 1
 
@@ -120,6 +121,7 @@ var reasons = [NumReasons]struct {
 	FragmentInTarget:   {"fragment in target", 400},
 	BadTarget:          {"bad target", 400},
 	BadAuthority:       {"bad authority", 400},
+	UnknownProtocol:    {"unknown protocol", 400},
 	BadVersion:         {"bad version", 400},
 	UnsupportedVersion: {"unsupported version", 505},
 

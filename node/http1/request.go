@@ -1,6 +1,9 @@
 package http1
 
-import "encoding/binary"
+import (
+	"bytes"
+	"encoding/binary"
+)
 
 // A Method is a request's method. 0 is any that is not among the constants, [Request.MethodName] tells.
 type Method uint8
@@ -121,6 +124,9 @@ func (r *Request) requestLine(buf []byte) Reason {
 		return notATarget(buf, target, targetEnd)
 	}
 	version, next, reason := parseVersion(buf, targetEnd+1)
+	if reason == BadVersion && start == 0 {
+		reason = notAVersion(buf, targetEnd+1)
+	}
 	if reason != none {
 		return reason
 	}
@@ -184,6 +190,27 @@ func notATarget(buf []byte, start, end int) Reason {
 		return BadVersion // HTTP/0.9 had none
 	}
 	return ControlInTarget
+}
+
+// notAVersion judges the third word of what begins a connection, or looks like it, where that is no version: it is UnknownProtocol
+// if it ends the line and cannot even be meant as one.
+func notAVersion(buf []byte, i int) Reason {
+	const name = "http"
+	end := skipVisible(buf[:min(len(buf), i+MaxMethod+1)], i)
+	word := buf[i:end]
+	switch {
+	case len(word) == 0, len(word) > MaxMethod, bytes.IndexByte(word, '/') >= 0, len(word) >= len(name) && equalFold(word[:len(name)], name):
+		return BadVersion
+	case end == len(buf):
+		return needMore
+	}
+	switch endOfLine(buf, end, BadVersion) {
+	case none:
+		return UnknownProtocol
+	case needMore:
+		return needMore
+	}
+	return BadVersion
 }
 
 // settleRequest is called at the end of the head.
