@@ -1,12 +1,13 @@
 // Package bundle owns the immutable form in which resources travel and rest: a [Bundle] is a set of resources with a
 // manifest and one digest; a [Delta] leads from one bundle to another; a release is a bundle's place in history with
-// control's signature; a [Directory] keeps the last two on disk.
+// control's signature; a [Directory] keeps the last two on disk, and the mark of the one that is on trial.
 //
 // It does not know the dialect (package config makes resources of documents) and does not decide which bundle is
 // right: control signs, nodes verify.
 //
 // The order of calls: [Encode] resources → [Sign] the digest → [Between] two bundles → send → [Delta.Apply] →
-// [Verify] → [Bundle.Decode] → [Directory.Stage] → [Staged.Commit].
+// [Verify] → [Bundle.Decode] → [Directory.Stage] → [Staged.BeginTrial] → (it is served) → [Staged.Commit] →
+// [Directory.ClearTrial].
 package bundle
 
 import (

@@ -6,14 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
-	"pgregory.net/rapid"
 
 	"github.com/pyserve/pyserve/config"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
@@ -22,12 +19,13 @@ import (
 
 func accept(*fleetv1.Release, *Bundle) error { return nil }
 
+// save stores a bundle after one that stood its trial.
 func save(d *Directory, release *fleetv1.Release, b *Bundle) error {
-	staged, err := d.Stage(release, b)
+	staged, err := d.Stage(release, b, 1)
 	if err != nil {
 		return err
 	}
-	return staged.Commit()
+	return staged.Commit(true)
 }
 
 func sample(t testing.TB, port uint32) *Bundle {
@@ -49,39 +47,6 @@ func sample(t testing.TB, port uint32) *Bundle {
 	return b
 }
 
-func drawBundle(t *rapid.T, label string) *Bundle {
-	resources := rapid.MapOf(
-		rapid.StringMatching(`[a-d]{0,2}`),
-		rapid.SliceOfN(rapid.Byte(), 0, 3),
-	).Draw(t, label)
-	var out []Resource
-	for name, body := range resources {
-		out = append(out, Resource{Key{config.KindRoute, name}, body})
-	}
-	b, err := New(out)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
-
-func TestDeltaAppliedToItsBaseGivesTheTarget(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		base, target := drawBundle(t, "base"), drawBundle(t, "target")
-		got, err := Between(base, target).Apply(base)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got.Digest() != target.Digest() {
-			t.Fatalf("digest %s, want %s", got.Digest(), target.Digest())
-		}
-		whole, err := Between(nil, target).Apply(nil)
-		if err != nil || whole.Digest() != target.Digest() {
-			t.Fatalf("the whole bundle came out as %v, %v", whole, err)
-		}
-	})
-}
-
 func TestDeltaAgainstAnotherBaseIsRefused(t *testing.T) {
 	a, b, c := sample(t, 1), sample(t, 2), sample(t, 3)
 	if _, err := Between(a, b).Apply(c); !errors.Is(err, ErrBase) {
@@ -96,16 +61,6 @@ func TestDeltaHoldsOnlyWhatDiffers(t *testing.T) {
 	d := Between(sample(t, 1), sample(t, 2))
 	if len(d.Removed) != 0 || len(d.Upserted) != 1 || d.Upserted[0].Kind != config.KindListener {
 		t.Fatalf("got %d removed and %v", len(d.Removed), d.Upserted)
-	}
-}
-
-func TestOrderOfResourcesDoesNotChangeTheDigest(t *testing.T) {
-	b := sample(t, 80)
-	shuffled := slices.Collect(b.All())
-	rand.New(rand.NewPCG(1, 2)).Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
-	again, err := New(shuffled)
-	if err != nil || again.Digest() != b.Digest() {
-		t.Fatalf("got %v, %v", again.Digest(), err)
 	}
 }
 
@@ -280,7 +235,7 @@ func TestFailedSaveLeavesTheCurrentBundle(t *testing.T) {
 func TestWhatACrashLeftIsRemoved(t *testing.T) {
 	dir := t.TempDir()
 	d, _ := OpenDirectory(dir)
-	if _, err := d.Stage(&fleetv1.Release{Revision: 1}, sample(t, 1)); err != nil {
+	if _, err := d.Stage(&fleetv1.Release{Revision: 1}, sample(t, 1), 1); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := OpenDirectory(dir); err != nil {
@@ -314,9 +269,7 @@ func FuzzUnmarshal(f *testing.F) {
 func FuzzFields(f *testing.F) {
 	f.Add([]byte{1, 2, 3})
 	f.Fuzz(func(t *testing.T, data []byte) {
-		body := append([]byte(fileMagic), data...)
-		sum := checksum(body)
-		if _, b, err := Unmarshal(append(body, sum[:]...)); err == nil && b == nil {
+		if _, b, err := Unmarshal(seal(append([]byte(fileMagic), data...))); err == nil && b == nil {
 			t.Fatal("neither a bundle nor an error")
 		}
 	})

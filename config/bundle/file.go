@@ -30,28 +30,39 @@ func Marshal(release *fleetv1.Release, b *Bundle) ([]byte, error) {
 		out = appendString(out, r.Name)
 		out = appendString(out, string(r.Body))
 	}
-	sum := checksum(out)
-	return append(out, sum[:]...), nil
+	return seal(out), nil
 }
 
-func checksum(data []byte) [sha256.Size]byte { return sha256.Sum256(data) }
+// seal ends a file with the SHA-256 of it.
+func seal(data []byte) []byte {
+	sum := sha256.Sum256(data)
+	return append(data, sum[:]...)
+}
+
+// unseal gives what lies between magic and the checksum that seal made.
+func unseal(magic string, data []byte) (*reader, error) {
+	body, ok := bytes.CutPrefix(data, []byte(magic))
+	if !ok {
+		return nil, errors.New("not a file of this kind and version, or damaged at its beginning")
+	}
+	if len(body) < sha256.Size {
+		return nil, errors.New("the file is cut short")
+	}
+	end := len(data) - sha256.Size
+	if sha256.Sum256(data[:end]) != [sha256.Size]byte(data[end:]) {
+		return nil, errors.New("the file is damaged: its checksum does not fit")
+	}
+	return &reader{rest: body[:len(body)-sha256.Size]}, nil
+}
 
 // Unmarshal reads what [Marshal] wrote. Any flipped or missing byte is an error. The signature is not looked at.
 func Unmarshal(data []byte) (*fleetv1.Release, *Bundle, error) {
-	body, ok := bytes.CutPrefix(data, []byte(fileMagic))
-	if !ok {
-		return nil, nil, errors.New("not a bundle file of this version")
+	r, err := unseal(fileMagic, data)
+	if err != nil {
+		return nil, nil, err
 	}
-	if len(body) < sha256.Size {
-		return nil, nil, errors.New("the bundle file is cut short")
-	}
-	end := len(data) - sha256.Size
-	if checksum(data[:end]) != [sha256.Size]byte(data[end:]) {
-		return nil, nil, errors.New("the bundle file is damaged: its checksum does not fit")
-	}
-	r := reader{rest: body[:len(body)-sha256.Size]}
 	release := &fleetv1.Release{}
-	if err := proto.Unmarshal(r.bytes(1<<10), release); err != nil {
+	if err := proto.Unmarshal(r.bytes(maxReleaseBytes), release); err != nil {
 		return nil, nil, fmt.Errorf("decode the release: %w", err)
 	}
 	count := r.uvarint(MaxResources)
@@ -63,11 +74,8 @@ func Unmarshal(data []byte) (*fleetv1.Release, *Bundle, error) {
 		key := Key{config.Kind(r.bytes(64)), string(r.bytes(MaxNameBytes))}
 		resources = append(resources, Resource{key, bytes.Clone(r.bytes(MaxBytes))})
 	}
-	if r.err != nil {
-		return nil, nil, r.err
-	}
-	if len(r.rest) > 0 {
-		return nil, nil, fmt.Errorf("the bundle file has %d bytes too many", len(r.rest))
+	if err := r.end(); err != nil {
+		return nil, nil, err
 	}
 	b, err := New(resources)
 	if err != nil {
@@ -88,7 +96,7 @@ func (r *reader) uvarint(limit uint64) uint64 {
 	case r.err != nil:
 		return 0
 	case n <= 0 || v > limit:
-		r.err = errors.New("the bundle file is malformed: a length is out of bounds")
+		r.err = errors.New("the file is malformed: a length is out of bounds")
 		return 0
 	}
 	r.rest = r.rest[n:]
@@ -98,7 +106,7 @@ func (r *reader) uvarint(limit uint64) uint64 {
 func (r *reader) bytes(limit uint64) []byte {
 	n := r.uvarint(limit)
 	if r.err == nil && n > uint64(len(r.rest)) {
-		r.err = errors.New("the bundle file is malformed: a field is cut short")
+		r.err = errors.New("the file is malformed: a field is cut short")
 	}
 	if r.err != nil {
 		return nil
@@ -106,4 +114,12 @@ func (r *reader) bytes(limit uint64) []byte {
 	out := r.rest[:n]
 	r.rest = r.rest[n:]
 	return out
+}
+
+// end gives the first error, and one where something is left.
+func (r *reader) end() error {
+	if r.err == nil && len(r.rest) > 0 {
+		return fmt.Errorf("the file has %d bytes too many", len(r.rest))
+	}
+	return r.err
 }
