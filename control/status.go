@@ -77,6 +77,9 @@ func (c *Control) nodes() []fleet.Node {
 
 func nodeStatus(n fleet.Node, active *store.Snapshot, gossip string) *operatorv1.NodeStatus {
 	state, note := stateOf(n, active)
+	if n.Connected && len(n.Notes) > 0 {
+		note = strings.TrimPrefix(note+"; "+strings.Join(n.Notes, "; "), "; ")
+	}
 	row := &operatorv1.NodeStatus{
 		Name: n.Name, State: state, Revision: n.Applied.GetRevision(), Listen: n.Listen,
 		Gossip: gossip, Note: note, Since: timestamppb.New(n.Since), Version: n.Version,

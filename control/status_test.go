@@ -59,7 +59,7 @@ func TestStateOfANode(t *testing.T) {
 	}
 }
 
-func TestGossipOfANodeThatGossipHasNotSeen(t *testing.T) {
+func TestGossipAndNotesOfANode(t *testing.T) {
 	for _, tt := range []struct {
 		node   fleet.Node
 		gossip string
@@ -72,6 +72,11 @@ func TestGossipOfANodeThatGossipHasNotSeen(t *testing.T) {
 		{fleet.Node{}, "", "dead", "its stream is gone"},
 		{fleet.Node{}, "suspect", "suspect", "its stream is gone"},
 		{fleet.Node{Left: true}, "", "left", ""},
+		// What a node says beside its state; of one that is not there, it is not known to be true.
+		{fleet.Node{Connected: true, Applied: &fleetv1.Release{}, Notes: []string{"a", "b"}}, "alive", "alive", "a; b"},
+		{fleet.Node{Connected: true, Applied: &fleetv1.Release{}, Notes: []string{"a"}}, "", "suspect", "a"},
+		{fleet.Node{Connected: true, Rejected: true, Refusals: []*fleetv1.Refusal{{Reason: "no"}}, Notes: []string{"a"}}, "alive", "alive", "no; a"},
+		{fleet.Node{Notes: []string{"a"}}, "", "dead", "its stream is gone"},
 	} {
 		if row := nodeStatus(tt.node, nil, tt.gossip); row.GetGossip() != tt.want || row.GetNote() != tt.note {
 			t.Errorf("%+v seen as %q: got %s (%s), want %s (%s)", tt.node, tt.gossip, row.GetGossip(), row.GetNote(), tt.want, tt.note)

@@ -111,9 +111,11 @@ func TestKillsInTheMiddleOfApplies(t *testing.T) {
 	document := func(i int) string {
 		return route(fmt.Sprintf("/a%d", i), b.port) + fmt.Sprintf("    - {path: /b%d, host: 127.0.0.1, port: %d}\n", i, b.port)
 	}
-	c.mustApply(document(0))
-	current := 0
+	came := 0
 	for round := 1; round <= 8; round++ {
+		// A node that is killed twice within 30 s of taking a revision gives it up, so every round begins with one of its own.
+		current := 100 + round
+		c.mustApply(document(current))
 		victims := [][]*daemon{{c.control}, {c.node("n1")}, {c.control, c.node("n2")}, {c.control, c.node("n1"), c.node("n2")}}[round%4]
 		file := c.write(fmt.Sprintf("round-%d.yaml", round), document(round))
 		var r result
@@ -137,6 +139,7 @@ func TestKillsInTheMiddleOfApplies(t *testing.T) {
 		switch running {
 		case document(round):
 			current = round
+			came++
 		case document(current):
 			if r.code == 0 {
 				t.Errorf("round %d: apply said that it was done, and it is not:\n%s", round, r.stdout)
@@ -150,7 +153,7 @@ func TestKillsInTheMiddleOfApplies(t *testing.T) {
 			}
 		}
 	}
-	if current == 0 {
+	if came == 0 {
 		t.Log("no apply came through")
 	}
 }

@@ -451,6 +451,21 @@ func TestTLSIsTurnedOnAndOffOnTheSamePort(t *testing.T) {
 	wantBody(t, "http://"+address+"/", "x /")
 }
 
+// An expired certificate is the client's to refuse, and not every client does: a node that did not serve would serve nobody.
+func TestCertificateThatHasExpiredIsServed(t *testing.T) {
+	pair := certtest.New(t).IssueUntil(t, time.Now().Add(-time.Hour), "127.0.0.1")
+	n := newNode(t, Options{})
+	apply(t, n, 1, nodetest.NewBuild().Route("/", saying(t, "x")).Serve(pair.ChainPEM, pair.KeyPEM))
+	res, err := client(t, &tls.Config{InsecureSkipVerify: true}).Get("https://" + n.ListenAddress() + "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	if !res.TLS.PeerCertificates[0].Equal(pair.TLS.Leaf) {
+		t.Error("another certificate is shown")
+	}
+}
+
 // upgrading is a backend that echoes WebSocket messages, and tells how the reading of each connection ended.
 func upgrading(t *testing.T) (port uint32, ends chan error) {
 	t.Helper()

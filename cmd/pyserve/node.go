@@ -178,6 +178,10 @@ func startNode(ctx context.Context, o nodeOptions, logger *slog.Logger) (_ *node
 	}
 	p.undo.add(runAgent(a))
 	p.undo.add(p.node.Stop)
+	p.undo.add(func(context.Context) error {
+		a.Stopping() // before the drain, which a second signal may cut short
+		return nil
+	})
 	return p, nil
 }
 

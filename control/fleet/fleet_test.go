@@ -1,8 +1,10 @@
 package fleet
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -489,6 +491,25 @@ func TestStatusIsKept(t *testing.T) {
 	})
 }
 
+func TestNotesOfANodeAreShownAndLoggedOnce(t *testing.T) {
+	var log bytes.Buffer
+	story(t, Options{Logger: slog.New(slog.NewTextHandler(&log, nil))}, func(t *testing.T, f *Fleet) {
+		c := open(t, f, "n1", nil)
+		for _, notes := range [][]string{{"one"}, {"one"}, {"one", "two"}, nil, {"two"}} {
+			c.Say(fleettest.Status(&fleetv1.Status{Notes: notes}))
+			synctest.Wait()
+			if got := f.Nodes()[0].Notes; !slices.Equal(got, notes) {
+				t.Errorf("shown: %q, said: %q", got, notes)
+			}
+		}
+		for note, want := range map[string]int{"note=one": 1, "note=two": 2} {
+			if n := strings.Count(log.String(), note); n != want {
+				t.Errorf("%s is logged %d times, want %d", note, n, want)
+			}
+		}
+	})
+}
+
 func TestVerdictsComeAsChangesOfEachOther(t *testing.T) {
 	story(t, Options{}, func(t *testing.T, f *Fleet) {
 		a, b := open(t, f, "a", nil), open(t, f, "b", nil)
@@ -569,6 +590,7 @@ func TestWhatANodeMakesControlRememberIsBounded(t *testing.T) {
 	m := &fleetv1.Status{Listen: long, GossipAddress: long}
 	for range 10 * maxRefusals {
 		m.Refusals = append(m.Refusals, fleettest.Refusal(long, long))
+		m.Notes = append(m.Notes, long)
 	}
 	if !s.status(m) {
 		t.Error("no news")
@@ -578,6 +600,9 @@ func TestWhatANodeMakesControlRememberIsBounded(t *testing.T) {
 	}
 	if note := s.node.Reason(); len(note) > 3*namedRefusals*maxText || !strings.HasSuffix(note, "and 90 more") {
 		t.Errorf("the note has %d bytes and ends %q", len(note), note[len(note)-20:])
+	}
+	if len(s.node.Notes) != maxNotes || len(s.node.Notes[0]) > maxText+4 {
+		t.Errorf("%d notes are kept", len(s.node.Notes))
 	}
 	// Names of 60 KiB: the bytes are the limit.
 	huge := strings.Repeat("n", 60<<10)

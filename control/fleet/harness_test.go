@@ -37,7 +37,9 @@ func newTarget(t testing.TB, revision uint64, bodies map[string]string) *Target 
 }
 
 func newFleet(options Options) *Fleet {
-	options.Logger = slog.New(slog.DiscardHandler)
+	if options.Logger == nil {
+		options.Logger = slog.New(slog.DiscardHandler)
+	}
 	options.Welcome = func() *fleetv1.Welcome { return &fleetv1.Welcome{ControlName: "c1"} }
 	return New(options)
 }

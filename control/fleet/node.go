@@ -29,6 +29,8 @@ type Node struct {
 	Rejected bool
 	// Refusals is why; also without Refused, where the node itself reports what stands in its way.
 	Refusals []*fleetv1.Refusal
+	// Notes are what else the node wants to be known, one sentence each.
+	Notes []string
 }
 
 // Reason is Refusals as one line.

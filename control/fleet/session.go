@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -85,7 +86,8 @@ func (f *Fleet) Serve(name string, stream Stream) (left bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	f.options.Logger.Info("node connected", "node", name, "revision", hello.GetApplied().GetRevision(), "version", s.node.Version)
+	f.options.Logger.Info("node connected", "node", name, "revision", hello.GetApplied().GetRevision(),
+		"on_disk", hello.GetStored().GetRevision(), "version", s.node.Version)
 	<-s.ctx.Done()
 	err = context.Cause(s.ctx)
 	left = f.finish(s)
@@ -320,7 +322,9 @@ func (f *Fleet) observe(s *session, m *fleetv1.FromNode) (news bool, tell func()
 			return true, f.needFull(s, clip(m.NeedFull.GetReason()))
 		}
 	case *fleetv1.FromNode_Status:
-		return s.status(m.Status), nil
+		notes := s.node.Notes
+		news = s.status(m.Status)
+		return news, f.tellNotes(s.name, notes, s.node.Notes)
 	case *fleetv1.FromNode_Answer:
 		s.answered(m.Answer)
 	case *fleetv1.FromNode_Leaving:
@@ -366,6 +370,7 @@ const (
 	maxBackends     = 500_000
 	maxBackendBytes = 64 << 20
 	maxRefusals     = 100
+	maxNotes        = 10
 	maxText         = 1 << 10
 )
 
@@ -377,6 +382,7 @@ func (s *session) status(m *fleetv1.Status) (news bool) {
 	}
 	s.node.Listen, s.node.Gossip = clip(m.GetListen()), clip(m.GetGossipAddress())
 	s.node.Draining, s.node.Refusals = m.GetDraining(), bounded(m.GetRefusals())
+	s.node.Notes = clipped(m.GetNotes())
 	if m.GetBackendsFull() {
 		clear(s.backends)
 		s.backendBytes = 0
@@ -385,7 +391,20 @@ func (s *session) status(m *fleetv1.Status) (news bool) {
 		s.remember(b)
 	}
 	return !proto.Equal(applied, s.applied) || before.Listen != s.node.Listen || before.Gossip != s.node.Gossip ||
-		before.Draining != s.node.Draining || describeRefusals(before.Refusals) != describeRefusals(s.node.Refusals)
+		before.Draining != s.node.Draining || describeRefusals(before.Refusals) != describeRefusals(s.node.Refusals) || !slices.Equal(before.Notes, s.node.Notes)
+}
+
+// tellNotes logs those that are new; nil: none is.
+func (f *Fleet) tellNotes(name string, before, now []string) (tell func()) {
+	fresh := slices.DeleteFunc(slices.Clone(now), func(note string) bool { return slices.Contains(before, note) })
+	if len(fresh) == 0 {
+		return nil
+	}
+	return func() {
+		for _, note := range fresh {
+			f.options.Logger.Warn("node is in trouble", "node", name, "note", note)
+		}
+	}
 }
 
 func (s *session) remember(b *fleetv1.BackendStatus) {
@@ -405,6 +424,14 @@ func bounded(refusals []*fleetv1.Refusal) []*fleetv1.Refusal {
 		r.Field, r.Reason = clip(r.GetField()), clip(r.GetReason())
 	}
 	return refusals
+}
+
+func clipped(notes []string) []string {
+	notes = notes[:min(len(notes), maxNotes)]
+	for i := range notes {
+		notes[i] = clip(notes[i])
+	}
+	return notes
 }
 
 // clip bounds a text that a node made.

@@ -1,15 +1,16 @@
 // Package agent is the node's side of the conversation with control: it enrols the node, keeps one stream open to
 // whichever control answers, takes bundles off it, has the node prepare and serve them, and reports what the node
-// does. It keeps the last known good bundle on disk and lets the node serve from it before any control was reached.
+// does. It keeps the last known good bundle on disk and lets the node serve from it before any control was reached; one
+// that ends the process again and again is given up for the one before.
 //
 // It does not forward requests and does not know what gossip is: it hands over what control says about gossip.
 //
-// The order of calls: [LoadIdentity] or [Enroll] → [New] → [Agent.Boot] → [Agent.Run] until its context ends.
+// The order of calls: [LoadIdentity] or [Enroll] → [New] → [Agent.Boot] → [Agent.Run] until its context ends;
+// [Agent.Stopping] as soon as it is known that it will.
 package agent
 
 import (
 	"context"
-	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -18,6 +19,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -49,26 +51,25 @@ type Options struct {
 	Welcomed func(*Identity)
 	// Logger is required.
 	Logger *slog.Logger
-	// Now is the clock for certificate renewal; nil: time.Now.
+	// Now is the clock for certificate renewal and trials; nil: time.Now.
 	Now func() time.Time
 }
 
-// Agent is driven by one goroutine, which calls Boot and then Run.
+// Agent is driven by one goroutine, which calls Boot and then Run; only Stopping may be called beside it.
 type Agent struct {
-	options   Options
-	identity  atomic.Pointer[Identity]
-	directory *bundle.Directory
-	bootID    string
-	pause     backoff
+	options  Options
+	identity atomic.Pointer[Identity]
+	bootID   string
+	pause    backoff
+	memory   memory
 
 	applied  *bundle.Bundle // what the node serves; nil: nothing
-	epoch    uint64         // the highest that was served, or lies on disk; never gone back from
-	stored   bool           // there is a bundle on disk that could not be served yet
+	waiting  bool           // there is a bundle on disk that could not be served yet
 	refusals []*fleetv1.Refusal
 	troubles map[string]string // what was last logged about a control, by address
 }
 
-// New opens the node's bundle directory.
+// New opens the node's bundle directory, which nobody else has open.
 func New(o Options) (*Agent, error) {
 	if o.Now == nil {
 		o.Now = time.Now
@@ -79,40 +80,18 @@ func New(o Options) (*Agent, error) {
 	}
 	boot := make([]byte, 8)
 	rand.Read(boot)
-	a := &Agent{options: o, directory: directory, bootID: hex.EncodeToString(boot), troubles: map[string]string{}}
+	a := &Agent{options: o, bootID: hex.EncodeToString(boot), troubles: map[string]string{}}
+	a.memory = memory{directory: directory, trial: openTrial(directory, o.Now, o.Logger)}
+	if mark := a.memory.trial.mark; mark != nil {
+		a.memory.epoch = mark.Release.GetEpoch() // it was served
+	}
 	a.identity.Store(o.Identity)
 	return a, nil
 }
 
-// Boot lets the node serve the last known good bundle from disk. A node without one, or with one that cannot be read
-// or served, is left as it is, and the log says why: control has the bundle as well.
-func (a *Agent) Boot() {
-	accept := func(release *fleetv1.Release, b *bundle.Bundle) error {
-		return bundle.Verify(ed25519.PublicKey(a.identity.Load().ReleaseKey), release, b)
-	}
-	release, b, skipped, err := a.directory.Load(accept)
-	if skipped != nil {
-		a.options.Logger.Error("passed over a bundle on disk", "reason", skipped)
-	}
-	a.stored = false
-	switch {
-	case errors.Is(err, bundle.ErrEmpty):
-		return
-	case err != nil:
-		a.options.Logger.Error("no bundle on disk can be used; waiting for control's", "reason", err)
-		return
-	}
-	a.epoch = max(a.epoch, release.GetEpoch())
-	prepared, refusals := a.compile(release, b)
-	if refusals != nil {
-		a.stored = true
-		a.tellRefusals(release, "cannot serve the last known good bundle", refusals)
-		return
-	}
-	a.options.Node.Apply(prepared)
-	a.applied, a.refusals = b, nil
-	a.options.Logger.Info("serving the last known good bundle", "revision", release.GetRevision(), "digest", b.Digest().Short())
-}
+// Stopping says that the process was told to end: however it ends from now on, that is not held against the bundle that is
+// served. The end of Run's context says so as well, where nobody did before the node was drained.
+func (a *Agent) Stopping() { a.memory.trial.pause() }
 
 // tellRefusals keeps refusals for Status and logs them when they are news.
 func (a *Agent) tellRefusals(release *fleetv1.Release, what string, refusals []*fleetv1.Refusal) {
@@ -127,6 +106,9 @@ func (a *Agent) tellRefusals(release *fleetv1.Release, what string, refusals []*
 // Run keeps a stream to a control until ctx ends, then says that the node leaves. Everything it started has ended
 // when it returns.
 func (a *Agent) Run(ctx context.Context) {
+	var watching sync.WaitGroup
+	watching.Go(func() { a.memory.trial.watch(ctx) })
+	defer watching.Wait()
 	for attempt := 0; ctx.Err() == nil; attempt++ {
 		address := a.options.Controls[attempt%len(a.options.Controls)]
 		err := a.converse(ctx, address)
@@ -134,9 +116,10 @@ func (a *Agent) Run(ctx context.Context) {
 			return
 		}
 		a.tellTrouble(address, err)
-		if a.stored && a.applied == nil {
+		if a.waiting && a.applied == nil {
 			a.Boot()
 		}
+		a.saveWhenDue()
 		if a.pause.wait(ctx) != nil {
 			return
 		}

@@ -36,11 +36,11 @@ func store(t *testing.T, dir string, s *script, bundles ...*bundle.Bundle) {
 		t.Fatal(err)
 	}
 	for i, b := range bundles {
-		staged, err := d.Stage(s.sign(1, uint64(i+1), b), b)
+		staged, err := d.Stage(s.sign(1, uint64(i+1), b), b, 1)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := staged.Commit(); err != nil {
+		if err := staged.Commit(true); err != nil {
 			t.Fatal(err)
 		}
 	}

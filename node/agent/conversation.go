@@ -54,6 +54,7 @@ type prepared struct {
 	bundle     *bundle.Bundle
 	generation *node.Generation
 	staged     *bundle.Staged
+	tries      uint64 // which one it is
 }
 
 const (
@@ -121,7 +122,7 @@ func (c *conversation) run(ctx context.Context) error {
 	c.group.Go(func() { c.hurry(ctx) })
 	hello := &fleetv1.Hello{
 		Name: c.agent.identity.Load().Name, BootId: c.agent.bootID, Version: c.agent.options.Version,
-		Applied: c.agent.options.Node.Applied(),
+		Applied: c.agent.options.Node.Applied(), Stored: c.agent.memory.stored,
 	}
 	if err := c.stream.Send(&fleetv1.FromNode{Message: &fleetv1.FromNode_Hello{Hello: hello}}); err != nil {
 		return c.sendFailure(err)
@@ -137,6 +138,7 @@ func (c *conversation) run(ctx context.Context) error {
 			err = c.handle(ctx, m)
 		case <-ticker.C:
 			c.renewWhenDue(ctx)
+			c.agent.saveWhenDue()
 			err = c.sendStatus(false)
 		case <-changed:
 			err = c.sendStatus(true)
@@ -333,20 +335,24 @@ func (c *conversation) prepare(o *offer) error {
 		}})
 	case err != nil: // sending it again would change nothing
 		return c.refuse(nonce, release, refusal("", err))
-	case release.GetEpoch() < c.agent.epoch:
-		return c.refuse(nonce, release, refusal("", fmt.Errorf("the bundle is of epoch %d, and the node has one of epoch %d", release.GetEpoch(), c.agent.epoch)))
+	case release.GetEpoch() < c.agent.memory.epoch:
+		return c.refuse(nonce, release, refusal("", fmt.Errorf("the bundle is of epoch %d, and the node has one of epoch %d", release.GetEpoch(), c.agent.memory.epoch)))
+	}
+	if failed := c.agent.memory.trial.failed(); failed != nil && sameRelease(failed, release) {
+		return c.refuse(nonce, release, refusal("", crashError{release.GetRevision()}))
 	}
 	generation, refusals := c.agent.compile(release, b)
 	if refusals != nil {
 		return c.refuse(nonce, release, refusals)
 	}
-	staged, err := c.agent.directory.Stage(release, b)
+	tries := c.agent.memory.trial.tries(release)
+	staged, err := c.agent.memory.directory.Stage(release, b, tries)
 	if err != nil {
 		c.agent.options.Node.Discard(generation)
 		return c.refuse(nonce, release, refusal("--data-dir", err))
 	}
 	c.agent.refusals = nil
-	c.prepared = &prepared{nonce, release, b, generation, staged}
+	c.prepared = &prepared{nonce, release, b, generation, staged, tries}
 	return c.answer(nonce, nil)
 }
 
@@ -377,23 +383,24 @@ func (c *conversation) answer(nonce uint64, refusals []*fleetv1.Refusal) error {
 	}})
 }
 
-// commit serves what was prepared. The disk comes after the swap: a node whose disk fails now serves what the fleet
-// serves, and says so in its log.
+// commit serves what was prepared. The mark of its trial comes before the swap, so that a crash right after it counts. The
+// bundle's place on disk comes after: a node whose disk fails now serves what the fleet serves, and says so.
 func (c *conversation) commit(nonce uint64) error {
 	p, a := c.prepared, c.agent
 	if p == nil || p.nonce != nonce {
 		return nil
 	}
 	c.prepared = nil
+	stood := a.stood()
+	a.memory.trial.begin(p.release, p.staged, p.tries)
 	a.options.Node.Apply(p.generation)
 	if applied := a.options.Node.Applied(); applied != p.release {
-		p.staged.Discard() // the node began to drain meanwhile
+		a.memory.trial.withdraw(p.release) // the node began to drain meanwhile
+		p.staged.Discard()
 		return c.committed(nonce, applied)
 	}
-	a.applied, a.epoch, a.stored = p.bundle, p.release.GetEpoch(), false
-	if err := p.staged.Commit(); err != nil {
-		a.options.Logger.Error("serving a revision that is not on disk: a restart without control would serve the one before", "revision", p.release.GetRevision(), "error", err)
-	}
+	a.applied, a.memory.epoch, a.waiting = p.bundle, p.release.GetEpoch(), false
+	a.save(p.staged, p.release, p.bundle, stood)
 	a.options.Logger.Info("serving a new revision", "revision", p.release.GetRevision(), "digest", p.bundle.Digest().Short())
 	// First what follows from it, its address and backends: an apply returns with Committed, and whoever asks then is to
 	// be told of now.
@@ -415,7 +422,7 @@ func (c *conversation) sendStatus(look bool) error {
 	n := c.agent.options.Node
 	m := &fleetv1.Status{
 		Applied: n.Applied(), Listen: n.ListenAddress(), Draining: n.Draining(), Refusals: c.agent.refusals,
-		BackendsFull: c.told == nil,
+		Notes: c.agent.notes(), BackendsFull: c.told == nil,
 	}
 	if c.agent.options.Gossip != nil {
 		m.GossipAddress = c.agent.options.Gossip()

@@ -61,8 +61,8 @@ func TestAbortDropsWhatWasPrepared(t *testing.T) {
 	if r.node.Applied() != nil {
 		t.Error("something is served")
 	}
-	if left, _ := filepath.Glob(filepath.Join(r.dir, "bundles", "*")); len(left) != 1 {
-		t.Errorf("the disk holds %v, want what is prepared now", left)
+	if left, _ := filepath.Glob(filepath.Join(r.dir, "bundles", "*")); len(left) != 2 {
+		t.Errorf("the disk holds %v, want the bundle that is prepared now and its mark", left)
 	}
 }
 

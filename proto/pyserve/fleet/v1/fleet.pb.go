@@ -669,7 +669,9 @@ type Hello struct {
 	// The program's version.
 	Version string `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
 	// What the node serves; unset: nothing yet.
-	Applied       *Release `protobuf:"bytes,4,opt,name=applied,proto3" json:"applied,omitempty"`
+	Applied *Release `protobuf:"bytes,4,opt,name=applied,proto3" json:"applied,omitempty"`
+	// What lies on the node's disk and can be read: what it would serve after a restart; unset: nothing.
+	Stored        *Release `protobuf:"bytes,5,opt,name=stored,proto3" json:"stored,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -728,6 +730,13 @@ func (x *Hello) GetVersion() string {
 func (x *Hello) GetApplied() *Release {
 	if x != nil {
 		return x.Applied
+	}
+	return nil
+}
+
+func (x *Hello) GetStored() *Release {
+	if x != nil {
+		return x.Stored
 	}
 	return nil
 }
@@ -1468,7 +1477,10 @@ type Status struct {
 	Backends     []*BackendStatus `protobuf:"bytes,5,rep,name=backends,proto3" json:"backends,omitempty"`
 	BackendsFull bool             `protobuf:"varint,6,opt,name=backends_full,json=backendsFull,proto3" json:"backends_full,omitempty"`
 	// Refused since the last Commit and still true; empty: nothing.
-	Refusals      []*Refusal `protobuf:"bytes,7,rep,name=refusals,proto3" json:"refusals,omitempty"`
+	Refusals []*Refusal `protobuf:"bytes,7,rep,name=refusals,proto3" json:"refusals,omitempty"`
+	// What an operator should know and what keeps the node from nothing: a bundle that is not on its disk, for one. One
+	// sentence each.
+	Notes         []string `protobuf:"bytes,8,rep,name=notes,proto3" json:"notes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1548,6 +1560,13 @@ func (x *Status) GetBackendsFull() bool {
 func (x *Status) GetRefusals() []*Refusal {
 	if x != nil {
 		return x.Refusals
+	}
+	return nil
+}
+
+func (x *Status) GetNotes() []string {
+	if x != nil {
+		return x.Notes
 	}
 	return nil
 }
@@ -1905,12 +1924,13 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x06commit\x18\x04 \x01(\v2\x18.pyserve.fleet.v1.CommitH\x00R\x06commit\x12/\n" +
 	"\x05abort\x18\x05 \x01(\v2\x17.pyserve.fleet.v1.AbortH\x00R\x05abort\x128\n" +
 	"\bquestion\x18\x06 \x01(\v2\x1a.pyserve.fleet.v1.QuestionH\x00R\bquestionB\t\n" +
-	"\amessage\"\x83\x01\n" +
+	"\amessage\"\xb6\x01\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\tR\aversion\x123\n" +
-	"\aapplied\x18\x04 \x01(\v2\x19.pyserve.fleet.v1.ReleaseR\aapplied\"p\n" +
+	"\aapplied\x18\x04 \x01(\v2\x19.pyserve.fleet.v1.ReleaseR\aapplied\x121\n" +
+	"\x06stored\x18\x05 \x01(\v2\x19.pyserve.fleet.v1.ReleaseR\x06stored\"p\n" +
 	"\aWelcome\x12\x1f\n" +
 	"\vgossip_keys\x18\x01 \x03(\fR\n" +
 	"gossipKeys\x12!\n" +
@@ -1954,7 +1974,7 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\bNeedFull\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\t\n" +
-	"\aLeaving\"\xb1\x02\n" +
+	"\aLeaving\"\xc7\x02\n" +
 	"\x06Status\x123\n" +
 	"\aapplied\x18\x01 \x01(\v2\x19.pyserve.fleet.v1.ReleaseR\aapplied\x12\x16\n" +
 	"\x06listen\x18\x02 \x01(\tR\x06listen\x12%\n" +
@@ -1962,7 +1982,8 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\bdraining\x18\x04 \x01(\bR\bdraining\x12;\n" +
 	"\bbackends\x18\x05 \x03(\v2\x1f.pyserve.fleet.v1.BackendStatusR\bbackends\x12#\n" +
 	"\rbackends_full\x18\x06 \x01(\bR\fbackendsFull\x125\n" +
-	"\brefusals\x18\a \x03(\v2\x19.pyserve.fleet.v1.RefusalR\brefusals\"\xbf\x01\n" +
+	"\brefusals\x18\a \x03(\v2\x19.pyserve.fleet.v1.RefusalR\brefusals\x12\x14\n" +
+	"\x05notes\x18\b \x03(\tR\x05notes\"\xbf\x01\n" +
 	"\rBackendStatus\x12\x14\n" +
 	"\x05route\x18\x01 \x01(\tR\x05route\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x124\n" +
@@ -2060,29 +2081,30 @@ var file_pyserve_fleet_v1_fleet_proto_depIdxs = []int32{
 	18, // 13: pyserve.fleet.v1.ToNode.abort:type_name -> pyserve.fleet.v1.Abort
 	24, // 14: pyserve.fleet.v1.ToNode.question:type_name -> pyserve.fleet.v1.Question
 	10, // 15: pyserve.fleet.v1.Hello.applied:type_name -> pyserve.fleet.v1.Release
-	10, // 16: pyserve.fleet.v1.Offer.release:type_name -> pyserve.fleet.v1.Release
-	13, // 17: pyserve.fleet.v1.OfferPart.removed:type_name -> pyserve.fleet.v1.ResourceKey
-	14, // 18: pyserve.fleet.v1.OfferPart.upserted:type_name -> pyserve.fleet.v1.Resource
-	16, // 19: pyserve.fleet.v1.Prepared.refusals:type_name -> pyserve.fleet.v1.Refusal
-	10, // 20: pyserve.fleet.v1.Committed.applied:type_name -> pyserve.fleet.v1.Release
-	10, // 21: pyserve.fleet.v1.Status.applied:type_name -> pyserve.fleet.v1.Release
-	23, // 22: pyserve.fleet.v1.Status.backends:type_name -> pyserve.fleet.v1.BackendStatus
-	16, // 23: pyserve.fleet.v1.Status.refusals:type_name -> pyserve.fleet.v1.Refusal
-	0,  // 24: pyserve.fleet.v1.BackendStatus.state:type_name -> pyserve.fleet.v1.BackendState
-	27, // 25: pyserve.fleet.v1.BackendStatus.since:type_name -> google.protobuf.Timestamp
-	26, // 26: pyserve.fleet.v1.Answer.forward:type_name -> pyserve.fleet.v1.Forward
-	23, // 27: pyserve.fleet.v1.Answer.backends:type_name -> pyserve.fleet.v1.BackendStatus
-	1,  // 28: pyserve.fleet.v1.Enrollment.Enroll:input_type -> pyserve.fleet.v1.EnrollRequest
-	6,  // 29: pyserve.fleet.v1.Fleet.Connect:input_type -> pyserve.fleet.v1.FromNode
-	3,  // 30: pyserve.fleet.v1.Fleet.Renew:input_type -> pyserve.fleet.v1.RenewRequest
-	2,  // 31: pyserve.fleet.v1.Enrollment.Enroll:output_type -> pyserve.fleet.v1.EnrollResponse
-	7,  // 32: pyserve.fleet.v1.Fleet.Connect:output_type -> pyserve.fleet.v1.ToNode
-	4,  // 33: pyserve.fleet.v1.Fleet.Renew:output_type -> pyserve.fleet.v1.RenewResponse
-	31, // [31:34] is the sub-list for method output_type
-	28, // [28:31] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	10, // 16: pyserve.fleet.v1.Hello.stored:type_name -> pyserve.fleet.v1.Release
+	10, // 17: pyserve.fleet.v1.Offer.release:type_name -> pyserve.fleet.v1.Release
+	13, // 18: pyserve.fleet.v1.OfferPart.removed:type_name -> pyserve.fleet.v1.ResourceKey
+	14, // 19: pyserve.fleet.v1.OfferPart.upserted:type_name -> pyserve.fleet.v1.Resource
+	16, // 20: pyserve.fleet.v1.Prepared.refusals:type_name -> pyserve.fleet.v1.Refusal
+	10, // 21: pyserve.fleet.v1.Committed.applied:type_name -> pyserve.fleet.v1.Release
+	10, // 22: pyserve.fleet.v1.Status.applied:type_name -> pyserve.fleet.v1.Release
+	23, // 23: pyserve.fleet.v1.Status.backends:type_name -> pyserve.fleet.v1.BackendStatus
+	16, // 24: pyserve.fleet.v1.Status.refusals:type_name -> pyserve.fleet.v1.Refusal
+	0,  // 25: pyserve.fleet.v1.BackendStatus.state:type_name -> pyserve.fleet.v1.BackendState
+	27, // 26: pyserve.fleet.v1.BackendStatus.since:type_name -> google.protobuf.Timestamp
+	26, // 27: pyserve.fleet.v1.Answer.forward:type_name -> pyserve.fleet.v1.Forward
+	23, // 28: pyserve.fleet.v1.Answer.backends:type_name -> pyserve.fleet.v1.BackendStatus
+	1,  // 29: pyserve.fleet.v1.Enrollment.Enroll:input_type -> pyserve.fleet.v1.EnrollRequest
+	6,  // 30: pyserve.fleet.v1.Fleet.Connect:input_type -> pyserve.fleet.v1.FromNode
+	3,  // 31: pyserve.fleet.v1.Fleet.Renew:input_type -> pyserve.fleet.v1.RenewRequest
+	2,  // 32: pyserve.fleet.v1.Enrollment.Enroll:output_type -> pyserve.fleet.v1.EnrollResponse
+	7,  // 33: pyserve.fleet.v1.Fleet.Connect:output_type -> pyserve.fleet.v1.ToNode
+	4,  // 34: pyserve.fleet.v1.Fleet.Renew:output_type -> pyserve.fleet.v1.RenewResponse
+	32, // [32:35] is the sub-list for method output_type
+	29, // [29:32] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_fleet_v1_fleet_proto_init() }

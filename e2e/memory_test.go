@@ -1,0 +1,150 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestANodeServesWithinASecondWithoutControl: control is stopped, and a node that starts serves from its disk at once,
+// whether it was stopped or killed before.
+func TestANodeServesWithinASecondWithoutControl(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, "n1")
+	b := newBackend(t, "b")
+	c.mustApply(route("/", b.port))
+	c.control.stop(t)
+	n := c.node("n1")
+	client := newClient(t, nil, false)
+	var quickest time.Duration
+	// The machine may be busy with other things for one start, not for each.
+	for i, end := range []func(){func() { n.stop(t) }, func() { n.kill() }, func() { n.stop(t) }} {
+		end()
+		began := time.Now()
+		c.start(n)
+		c.ready(n)
+		took := time.Since(began)
+		if i == 0 || took < quickest {
+			quickest = took
+		}
+		get(t, client, "http://"+n.listen+"/x").seen(t)
+		if code := probe(n.admin, "/readyz"); code != http.StatusOK {
+			t.Errorf("start %d: /readyz says %d", i, code)
+		}
+		n.logs(t, "serving the last known good bundle")
+		n.logs(t, "no stream to control; trying on")
+	}
+	if quickest > time.Second {
+		t.Errorf("the quickest start took %s", quickest)
+	}
+}
+
+// damageBundle turns a bit in the middle of a node's current bundle.
+func damageBundle(t *testing.T, n *daemon) {
+	t.Helper()
+	path := filepath.Join(n.dataDir, "bundles", "current.bundle")
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[len(data)/2] ^= 1
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestADamagedBundleIsPassedOver: the node serves the one before, says so, and has the newest again as soon as control is
+// there.
+func TestADamagedBundleIsPassedOver(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, "n1")
+	b := newBackend(t, "b")
+	c.mustApply(route("/old", b.port))
+	c.mustApply(route("/new", b.port))
+	n := c.node("n1")
+	client := newClient(t, nil, false)
+	n.stop(t)
+	c.control.stop(t)
+	damageBundle(t, n)
+
+	c.start(n)
+	c.ready(n)
+	n.logs(t, "passed over a bundle on disk")
+	n.logs(t, "its checksum does not fit")
+	get(t, client, "http://"+n.listen+"/old/x").seen(t)
+
+	c.restartControl()
+	s := c.converged()
+	if got := s.row("n1"); got.Revision != 2 || got.Note != "" {
+		t.Errorf("with control again: %+v", got)
+	}
+	get(t, client, "http://"+n.listen+"/new/x").seen(t)
+	c.control.logs(t, "the newest bundle on its disk cannot be used")
+
+	// And it is on the disk again.
+	c.control.stop(t)
+	n.kill()
+	c.start(n)
+	c.ready(n)
+	get(t, client, "http://"+n.listen+"/new/x").seen(t)
+}
+
+// TestARevisionThatEndsANodeTwiceIsGivenUp: the node serves the one before, refuses this one, and status says why; until
+// another revision comes, or the node is stopped and started.
+func TestARevisionThatEndsANodeTwiceIsGivenUp(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, "n1", "n2")
+	b := newBackend(t, "b")
+	n := c.node("n1")
+	client := newClient(t, nil, false)
+	crashTwice := func() {
+		t.Helper()
+		n.kill()
+		c.start(n)
+		c.ready(n)
+		n.kill()
+		c.start(n)
+		c.ready(n)
+	}
+	c.mustApply(route("/good", b.port))
+	bad := route("/bad", b.port)
+	c.mustApply(bad)
+	n.kill()
+	c.start(n)
+	c.ready(n)
+	get(t, client, "http://"+n.listen+"/bad/x").seen(t)
+	n.kill()
+	c.start(n)
+	c.ready(n)
+	n.logs(t, "fell back to the revision before")
+	get(t, client, "http://"+n.listen+"/good/x").seen(t)
+	const reason = "ended 2 times within 30s of serving revision 2"
+	s := c.statusShows("n1 rejected", func(s status) bool { return s.row("n1").State == "rejected" })
+	if got := s.row("n1"); got.Revision != 1 || !strings.Contains(got.Note, reason) || s.Converged {
+		t.Errorf("after two crashes: %+v", s)
+	}
+	if got := s.row("n2"); got.Revision != 2 || got.State != "ready" {
+		t.Errorf("the other node: %+v", got)
+	}
+	c.apply(bad).wants(t, 1, "n1", reason)
+
+	// Another revision is taken.
+	c.mustApply(route("/better", b.port))
+	if got := c.converged().row("n1"); got.Revision != 3 || got.Note != "" {
+		t.Errorf("after another apply: %+v", got)
+	}
+	get(t, client, "http://"+n.listen+"/better/x").seen(t)
+
+	// Who stops and starts the node has it try again.
+	crashTwice()
+	c.statusShows("n1 rejected", func(s status) bool { return s.row("n1").State == "rejected" })
+	n.stop(t)
+	c.start(n)
+	c.ready(n)
+	c.statusShows("n1 at revision 3", func(s status) bool { return s.Converged && s.row("n1").State == "ready" && s.row("n1").Revision == 3 })
+	get(t, client, fmt.Sprintf("http://%s/better/x", n.listen)).seen(t)
+}
