@@ -17,8 +17,13 @@ import (
 const maxFileBytes = 1 << 20
 
 // Files gives the content of a file that a document names: relative names as the document has them. An error becomes a
-// problem of the line that names the file.
+// problem of the line that names the file. With [ErrHeld] it is a warning, and the content that comes with it is used.
 type Files func(name string) ([]byte, error)
+
+// ErrHeld says that a file is not where its document is, but that control has its content from an earlier apply. Where a
+// [Files] gives no content with it, the resources have the file's name in the place of the content, and are good for
+// checking the rest of the document alone.
+var ErrHeld = errors.New("control holds it")
 
 // fileCache reads each file once, however many routes name it, and keeps what was found in it. So a problem of a file is
 // told once as well.
@@ -42,7 +47,7 @@ func (c *fileCache) get(name string) ([]byte, error) {
 	found, ok := c.content[name]
 	if !ok {
 		found.data, found.err = c.read(name)
-		if found.err == nil && len(found.data) > maxFileBytes {
+		if len(found.data) > maxFileBytes {
 			found = fileContent{err: fmt.Errorf("it has %d bytes, at most %d are read", len(found.data), maxFileBytes)}
 		}
 		c.content[name] = found
@@ -66,6 +71,10 @@ func (r *reader) fileName(v value) (string, bool) {
 // content gives what the named file holds.
 func (r *reader) content(name option[string]) ([]byte, bool) {
 	data, err := r.files.get(name.value)
+	if errors.Is(err, ErrHeld) {
+		r.warnf(name.at, "%s was not found: the one that control holds is used", quote(name.value))
+		return data, true
+	}
 	if err != nil {
 		// The name stands in the message already.
 		if e, ok := errors.AsType[*fs.PathError](err); ok {
@@ -75,6 +84,15 @@ func (r *reader) content(name option[string]) ([]byte, bool) {
 		return nil, false
 	}
 	return data, true
+}
+
+// standIn says that there is only the file's name to go by.
+func (r *reader) standIn(file option[string]) bool {
+	if !file.isSet() {
+		return false
+	}
+	data, err := r.files.get(file.value)
+	return data == nil && errors.Is(err, ErrHeld)
 }
 
 // sslSettings are the ssl section as written.
@@ -133,6 +151,9 @@ func (r *reader) keyPair(certFile, keyFile option[string]) keyPair {
 }
 
 func (r *reader) readKeyPair(certFile, keyFile option[string]) keyPair {
+	if r.standIn(certFile) || r.standIn(keyFile) {
+		return r.nameKeyPair(certFile, keyFile)
+	}
 	var certificates []*x509.Certificate
 	var key *pem.Block
 	if certFile.isSet() {
@@ -155,6 +176,17 @@ func (r *reader) readKeyPair(certFile, keyFile option[string]) keyPair {
 	}
 	r.warnOfDates(certFile, certificates[0])
 	return pair
+}
+
+// nameKeyPair gives the files' names for a pair of which at least one is elsewhere, and looks into the other.
+func (r *reader) nameKeyPair(certFile, keyFile option[string]) keyPair {
+	if certFile.isSet() && !r.standIn(certFile) {
+		r.certificates(certFile)
+	}
+	if keyFile.isSet() && !r.standIn(keyFile) {
+		r.privateKey(keyFile)
+	}
+	return keyPair{[]byte(certFile.value), []byte(keyFile.value)}
 }
 
 // certificates gives those of a file, nil with a problem where there are none or one is broken.
@@ -219,7 +251,11 @@ func (r *reader) privateKey(file option[string]) *pem.Block {
 func (r *reader) authorities(file option[string]) []byte {
 	bundle, ok := r.files.authorities[file.value]
 	if !ok {
-		bundle = encodeCertificates(r.certificates(file))
+		if r.standIn(file) {
+			bundle = []byte(file.value)
+		} else {
+			bundle = encodeCertificates(r.certificates(file))
+		}
 		r.files.authorities[file.value] = bundle
 	}
 	return bundle

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 	"strings"
 	"time"
@@ -23,19 +22,11 @@ type Document struct {
 	Files map[string][]byte
 }
 
-func (d Document) file(name string) ([]byte, error) {
-	data, ok := d.Files[name]
-	if !ok {
-		return nil, fmt.Errorf("%s was not sent along: %w", name, fs.ErrNotExist)
-	}
-	return data, nil
-}
-
 // Apply makes a document what the whole fleet serves. emit is told, from the calling goroutine, what happens on the
 // way. What is refused is no error: the result says so, and nothing has changed. An error means that control could
 // not do it, and it says whether the revision was stored.
 func (c *Control) Apply(ctx context.Context, author string, document Document, o *operatorv1.ApplyOptions, emit func(*operatorv1.ApplyEvent)) (*operatorv1.ApplyResult, error) {
-	resources, problems := config.Parse(document.Data, document.file)
+	resources, problems := config.Parse(document.Data, c.filesOf(document))
 	for _, p := range problems {
 		emit(&operatorv1.ApplyEvent{Event: &operatorv1.ApplyEvent_Problem{Problem: problemMessage(p)}})
 	}
@@ -255,15 +246,17 @@ func (c *Control) drive(ctx context.Context, plan *rollout.Rollout, target *flee
 
 // unchanged makes no revision, and yet tells the truth: it waits until the connected nodes serve what is active.
 func (c *Control) unchanged(ctx context.Context, o *operatorv1.ApplyOptions, emit func(*operatorv1.ApplyEvent)) (*operatorv1.ApplyResult, error) {
+	if o.GetDetach() || o.GetDryRun() { // nobody is asked, so that nothing is said of nodes
+		result := c.result(operatorv1.ApplyOutcome_APPLY_OUTCOME_UNCHANGED, "")
+		result.Reason = activeAlready(result.GetRevision())
+		return result, nil
+	}
 	target := c.fleet.Target()
 	var names []string
 	for _, node := range c.fleet.Nodes() {
 		if node.Connected {
 			names = append(names, node.Name)
 		}
-	}
-	if o.GetDetach() || o.GetDryRun() {
-		names = nil
 	}
 	plan := rollout.New(names)
 	c.tellAway(plan, emit)
@@ -274,9 +267,11 @@ func (c *Control) unchanged(ctx context.Context, o *operatorv1.ApplyOptions, emi
 	return result, err
 }
 
+func activeAlready(revision uint64) string { return fmt.Sprintf("revision %d is active already", revision) }
+
 // Diff compares a document with what is active, and changes nothing.
 func (c *Control) Diff(document Document) (*operatorv1.DiffResponse, error) {
-	resources, problems := config.Parse(document.Data, document.file)
+	resources, problems := config.Parse(document.Data, c.filesOf(document))
 	m := &operatorv1.DiffResponse{}
 	for _, p := range problems {
 		m.Problems = append(m.Problems, problemMessage(p))

@@ -80,7 +80,7 @@ func (c *Control) Rollback(ctx context.Context, author string, number uint64, o 
 	case number == active.Number:
 		result, err := c.unchanged(ctx, o, emit)
 		if result.GetOutcome() == operatorv1.ApplyOutcome_APPLY_OUTCOME_UNCHANGED {
-			result.Reason = fmt.Sprintf("revision %d is active already", number)
+			result.Reason = activeAlready(number)
 		}
 		return result, err
 	}

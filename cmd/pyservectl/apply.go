@@ -39,7 +39,7 @@ returns. What already runs is "unchanged" and makes no new revision.`,
 			if err := flags.check(); err != nil {
 				return err
 			}
-			d, err := checked(cmd, args[0])
+			d, err := s.checked(cmd, args[0])
 			if err != nil {
 				return err
 			}

@@ -126,6 +126,10 @@ func (v *applyView) finish(r *operatorv1.ApplyResult) {
 	case operatorv1.ApplyOutcome_APPLY_OUTCOME_UNCHANGED:
 		if reason := r.GetReason(); reason != "" {
 			revision = printable(reason)
+			if len(v.result.Nodes) == 0 { // none was asked
+				fmt.Fprintf(v.out, "unchanged: %s\n", revision)
+				return
+			}
 		}
 		fmt.Fprintf(v.out, "unchanged: %s, %s\n", revision, v.served())
 	case operatorv1.ApplyOutcome_APPLY_OUTCOME_DRY_RUN:

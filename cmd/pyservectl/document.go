@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -166,18 +168,43 @@ func count(n int, noun string) string {
 	return fmt.Sprintf("%d %ss", n, noun)
 }
 
-// checked reads a document and checks it offline, so that a file with errors never travels.
-func checked(cmd *cobra.Command, path string) (*document, error) {
+// checked reads a document and checks it offline, so that a file with errors never travels. Of files that are not there
+// control is asked whether it holds them.
+func (s *settings) checked(cmd *cobra.Command, path string) (*document, error) {
 	d, err := readDocument(path, cmd.InOrStdin())
 	if err != nil {
 		return nil, err
 	}
 	resources, problems := d.check()
+	if missing := d.missing(); resources == nil && len(missing) > 0 {
+		err := s.connected(cmd, func(ctx context.Context, c *client) error {
+			m, err := c.FindFiles(ctx, &operatorv1.FindFilesRequest{Names: missing})
+			for _, name := range m.GetNames() {
+				d.unread[name] = config.ErrHeld
+			}
+			return plain(err)
+		})
+		if err != nil {
+			fmt.Fprintln(cmd.ErrOrStderr(), "warning: control cannot be asked whether it holds the files that are missing:", err)
+		}
+		resources, problems = d.check()
+	}
 	if resources == nil {
 		printProblems(cmd.ErrOrStderr(), d.name, problems)
 		return nil, errNo
 	}
 	return d, nil
+}
+
+// missing names the files that the document names and that are not there.
+func (d *document) missing() []string {
+	var names []string
+	for name, err := range d.unread {
+		if errors.Is(err, fs.ErrNotExist) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 func newDiffCommand(s *settings) *cobra.Command {
@@ -189,7 +216,7 @@ Exit code 0 says that nothing would change, 1 that something would.`,
 		Example: `  pyservectl diff config.yaml`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			d, err := checked(cmd, args[0])
+			d, err := s.checked(cmd, args[0])
 			if err != nil {
 				return err
 			}

@@ -235,8 +235,10 @@ func TestApplyIsTold(t *testing.T) {
 			[]*operatorv1.ApplyEvent{node("n1", committed, ""), node("n2", away, "its stream is gone")}, 1, "",
 			"node n1: serving\nnode n2: away: its stream is gone\napplied: revision 4 (abababababab), served by 1 node; away, and served by them when they return: n2\n", "", false,
 		},
-		"no node":   {nil, 1, "", "applied: revision 4 (abababababab), no node is connected; nodes serve it when they come\n", "", false},
-		"unchanged": {[]*operatorv1.ApplyEvent{node("n1", committed, "")}, 2, "", "node n1: serving\nunchanged: revision 4 (abababababab), served by 1 node\n", "", false},
+		"no node":                     {nil, 1, "", "applied: revision 4 (abababababab), no node is connected; nodes serve it when they come\n", "", false},
+		"unchanged, and nobody asked": {nil, 2, "revision 4 is active already", "unchanged: revision 4 is active already\n", "", false},
+		"where it was gone back to":   {[]*operatorv1.ApplyEvent{node("n1", committed, "")}, 2, "revision 4 is active already", "node n1: serving\nunchanged: revision 4 is active already, served by 1 node\n", "", false},
+		"unchanged":                   {[]*operatorv1.ApplyEvent{node("n1", committed, "")}, 2, "", "node n1: serving\nunchanged: revision 4 (abababababab), served by 1 node\n", "", false},
 		"refused": {
 			[]*operatorv1.ApplyEvent{node("n1", refused, "server.port: in\nuse")}, 3, "node n1 refuses it: server.port: in use",
 			"node n1: refused: server.port: in use\n", "refused, nothing was changed: node n1 refuses it: server.port: in use; revision 4 (abababababab) is active\n", true,

@@ -28,9 +28,10 @@ var permissions = map[string]identity.Role{
 	operatorv1.Operator_ListRevisions_FullMethodName: identity.RoleViewer,
 	operatorv1.Operator_Explain_FullMethodName:       identity.RoleViewer,
 	// Diff changes nothing, but takes a whole document with its keys to be compiled.
-	operatorv1.Operator_Diff_FullMethodName:     identity.RoleEditor,
-	operatorv1.Operator_Apply_FullMethodName:    identity.RoleEditor,
-	operatorv1.Operator_Rollback_FullMethodName: identity.RoleEditor,
+	operatorv1.Operator_Diff_FullMethodName:      identity.RoleEditor,
+	operatorv1.Operator_Apply_FullMethodName:     identity.RoleEditor,
+	operatorv1.Operator_Rollback_FullMethodName:  identity.RoleEditor,
+	operatorv1.Operator_FindFiles_FullMethodName: identity.RoleEditor,
 
 	operatorv1.Access_CreateToken_FullMethodName:   identity.RoleAdmin,
 	operatorv1.Access_ListTokens_FullMethodName:    identity.RoleAdmin,

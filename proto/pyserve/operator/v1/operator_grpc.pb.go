@@ -32,6 +32,7 @@ const (
 	Operator_ListRevisions_FullMethodName = "/pyserve.operator.v1.Operator/ListRevisions"
 	Operator_Rollback_FullMethodName      = "/pyserve.operator.v1.Operator/Rollback"
 	Operator_Explain_FullMethodName       = "/pyserve.operator.v1.Operator/Explain"
+	Operator_FindFiles_FullMethodName     = "/pyserve.operator.v1.Operator/FindFiles"
 )
 
 // OperatorClient is the client API for Operator service.
@@ -62,6 +63,9 @@ type OperatorClient interface {
 	// Explain has a node say what it would do with a request.
 	// NOT_FOUND: there is no such node. FAILED_PRECONDITION: none is there to answer. DEADLINE_EXCEEDED: it did not.
 	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error)
+	// FindFiles tells which files that a document names control holds from the active one, so that they need not be sent
+	// along. It never gives what is in them.
+	FindFiles(ctx context.Context, in *FindFilesRequest, opts ...grpc.CallOption) (*FindFilesResponse, error)
 }
 
 type operatorClient struct {
@@ -242,6 +246,16 @@ func (c *operatorClient) Explain(ctx context.Context, in *ExplainRequest, opts .
 	return out, nil
 }
 
+func (c *operatorClient) FindFiles(ctx context.Context, in *FindFilesRequest, opts ...grpc.CallOption) (*FindFilesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FindFilesResponse)
+	err := c.cc.Invoke(ctx, Operator_FindFiles_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // OperatorServer is the server API for Operator service.
 // All implementations must embed UnimplementedOperatorServer
 // for forward compatibility.
@@ -270,6 +284,9 @@ type OperatorServer interface {
 	// Explain has a node say what it would do with a request.
 	// NOT_FOUND: there is no such node. FAILED_PRECONDITION: none is there to answer. DEADLINE_EXCEEDED: it did not.
 	Explain(context.Context, *ExplainRequest) (*ExplainResponse, error)
+	// FindFiles tells which files that a document names control holds from the active one, so that they need not be sent
+	// along. It never gives what is in them.
+	FindFiles(context.Context, *FindFilesRequest) (*FindFilesResponse, error)
 	mustEmbedUnimplementedOperatorServer()
 }
 
@@ -312,6 +329,9 @@ func (UnimplementedOperatorServer) Rollback(*RollbackRequest, grpc.ServerStreami
 }
 func (UnimplementedOperatorServer) Explain(context.Context, *ExplainRequest) (*ExplainResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Explain not implemented")
+}
+func (UnimplementedOperatorServer) FindFiles(context.Context, *FindFilesRequest) (*FindFilesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method FindFiles not implemented")
 }
 func (UnimplementedOperatorServer) mustEmbedUnimplementedOperatorServer() {}
 func (UnimplementedOperatorServer) testEmbeddedByValue()                  {}
@@ -468,6 +488,24 @@ func _Operator_Explain_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Operator_FindFiles_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FindFilesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorServer).FindFiles(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Operator_FindFiles_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorServer).FindFiles(ctx, req.(*FindFilesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Operator_ServiceDesc is the grpc.ServiceDesc for Operator service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -486,6 +524,10 @@ var Operator_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Explain",
 			Handler:    _Operator_Explain_Handler,
+		},
+		{
+			MethodName: "FindFiles",
+			Handler:    _Operator_FindFiles_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
