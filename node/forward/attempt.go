@@ -86,13 +86,18 @@ func (x *exchange) attempt(b *upstream.Backend) *failure {
 		if f != nil {
 			return f
 		}
-		b.CountRequest()
 		stale := x.conn.Reused()
 		f = x.ask()
+		if f != errNotQuiet {
+			b.CountRequest()
+		}
 		if f == nil {
 			return nil
 		}
 		x.closeBackend()
+		if f == errNotQuiet {
+			continue // with the next that is kept, or a new one
+		}
 		if f.class == ClassUpstreamBefore && !(stale && x.silent(f)) {
 			b.CountFailure()
 		}
@@ -108,19 +113,16 @@ func (x *exchange) silent(f *failure) bool {
 	return f.class == ClassUpstreamBefore && !f.answered && !f.timeout && !x.pumped && x.interims == 0
 }
 
-// connect takes a kept connection, or opens one. A kept one is looked at first, which costs a system call: what a backend has
-// sent while it was idle, such as a 408 before it closes or the body of an answer that has none, would be read as the answer to
-// this request.
+// errNotQuiet says that a kept connection has ended or said something while it was idle. What a backend has sent then, such as
+// a 408 before it closes or the body of an answer that has none, would be read as the answer to this request. Nothing was sent.
+var errNotQuiet = &failure{class: ClassUpstreamBefore, unsent: true}
+
+// connect takes a kept connection, or opens one. Whether a kept one is as it was left, ask finds out.
 func (x *exchange) connect(b *upstream.Backend, kept bool) *failure {
-	for kept {
-		c := b.Take()
-		if c == nil {
-			break
-		}
-		if c.Alive() {
+	if kept {
+		if c := b.Take(); c != nil {
 			return x.use(c)
 		}
-		c.Close()
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), x.route.timeouts.Connect)
 	defer cancel()
@@ -179,23 +181,72 @@ func (x *exchange) ask() *failure {
 	if err := x.appendRequestHead(x.conn.Backend()); err != nil {
 		return ours(err)
 	}
-	complete, f := x.writeRequest()
-	if f != nil {
+	complete, f := x.gather()
+	switch {
+	case f != nil:
 		return f
+	case !x.conn.Reused():
+	case complete && x.conn.Asks():
+		return x.askAtOnce()
+	case !x.conn.Alive():
+		return errNotQuiet
 	}
-	if complete {
-		x.outcome = uploadOutcome{complete: true}
-		if !x.arm(&x.main, phaseAnswer, x.front.after(x.route.timeouts.ResponseHeader)) {
-			return x.attemptFailure(context.Canceled, false)
+	return x.askInTurn(x.out, complete)
+}
+
+// askAtOnce asks over a kept connection, with the whole request in one write.
+func (x *exchange) askAtOnce() *failure {
+	if !x.arm(&x.main, phaseAnswer, x.front.after(x.route.timeouts.ResponseHeader)) {
+		return x.attemptFailure(context.Canceled, false)
+	}
+	x.outcome = uploadOutcome{complete: true}
+	quiet, wrote, n, err := x.conn.Ask(x.out, x.back[x.to:])
+	x.to += n
+	switch {
+	case !quiet:
+		return errNotQuiet
+	case n > 0:
+		return x.awaitAnswer()
+	case wrote == len(x.out):
+		return x.unanswered(err, false)
+	case err != nil:
+		return x.unwritten(err)
+	}
+	if !x.arm(&x.main, phaseAnswer, x.front.after(x.route.timeouts.Idle)) { // the backend takes its time, but takes it
+		return x.attemptFailure(context.Canceled, false)
+	}
+	return x.askInTurn(x.out[wrote:], true)
+}
+
+// askInTurn writes out, then the rest of the body where that is not complete, and reads the answer.
+func (x *exchange) askInTurn(out []byte, complete bool) *failure {
+	if _, err := x.conn.Write(out); err != nil {
+		return x.unwritten(err)
+	}
+	if !complete {
+		if f := x.startUpload(); f != nil {
+			return f
 		}
-	} else if f := x.startUpload(); f != nil {
-		return f
+		return x.awaitAnswer()
+	}
+	x.outcome = uploadOutcome{complete: true}
+	if !x.arm(&x.main, phaseAnswer, x.front.after(x.route.timeouts.ResponseHeader)) {
+		return x.attemptFailure(context.Canceled, false)
 	}
 	return x.awaitAnswer()
 }
 
-// writeRequest writes the head and what there is of the body, mostly in one write. It reports whether that was all.
-func (x *exchange) writeRequest() (complete bool, f *failure) {
+// unwritten goes on where the request could not be written: the backend may have answered before it closed, "413" most of all.
+func (x *exchange) unwritten(err error) *failure {
+	if f := x.interruption(err); f != nil {
+		return f
+	}
+	x.outcome = uploadOutcome{backend: fmt.Errorf("send the request: %w", err)}
+	return x.awaitAnswer()
+}
+
+// gather puts what there is of the body behind the head, and reports whether that is all of it.
+func (x *exchange) gather() (complete bool, f *failure) {
 	x.received, x.outcome = 0, uploadOutcome{} // there may have been an attempt before
 	x.peer.rewind()
 	done := x.request.Framing == http1.None
@@ -211,14 +262,6 @@ func (x *exchange) writeRequest() (complete bool, f *failure) {
 		x.received += int64(len(wire))
 		x.out = append(x.out, wire...)
 		done = last
-	}
-	if _, err := x.conn.Write(x.out); err != nil {
-		if f := x.interruption(err); f != nil {
-			return false, f
-		}
-		// It may have answered before it closed: "413", most of all.
-		x.outcome = uploadOutcome{backend: fmt.Errorf("send the request: %w", err)}
-		return false, nil
 	}
 	return done, nil
 }
@@ -269,12 +312,17 @@ func (x *exchange) readAnswerHead(began *bool) (int, *failure) {
 		x.to += m
 		*began = *began || m > 0
 		if m == 0 {
-			if err == io.EOF {
-				err = io.ErrUnexpectedEOF
-			}
-			return 0, x.attemptFailure(fmt.Errorf("read the answer: %w", err), *began)
+			return 0, x.unanswered(err, *began)
 		}
 	}
+}
+
+// unanswered is the failure of an answer that could not be read to the end of its head.
+func (x *exchange) unanswered(err error, began bool) *failure {
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return x.attemptFailure(fmt.Errorf("read the answer: %w", err), began)
 }
 
 // growBack makes room behind a head that fills the buffer. Parse bounds heads, so this happens twice at most.

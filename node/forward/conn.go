@@ -12,6 +12,7 @@ import (
 
 	"github.com/pyserve/pyserve/node/http1"
 	"github.com/pyserve/pyserve/node/meter"
+	"github.com/pyserve/pyserve/node/socket"
 )
 
 // conn is a client's HTTP/1 connection. It is the peer of its exchanges, of which there is one at a time.
@@ -19,7 +20,7 @@ type conn struct {
 	watch
 	front  *Front
 	nc     net.Conn
-	tcp    *net.TCPConn // nc itself; nil over TLS
+	tcp    *net.TCPConn // what nc is made of; nil over TLS
 	socket *net.TCPConn // nc, or what is below TLS; nil where it is no TCP
 	stale  func() bool
 	number uint32
@@ -49,7 +50,7 @@ func newConn(f *Front, nc net.Conn, tcp *net.TCPConn, stale func() bool) *conn {
 		c.raw, _ = tcp.SyscallConn() // an error means that it is closed, which reading will tell
 	}
 	if plain, ok := nc.(*net.TCPConn); ok {
-		c.tcp = plain
+		c.tcp, c.nc = plain, socket.New(plain)
 		c.wait = waitable(c.raw)
 	} else {
 		c.secure = tcp != nil

@@ -46,7 +46,7 @@ func (f *Front) Serve(nc net.Conn, tcp *net.TCPConn, stale func() bool) {
 	c.run()
 	if !c.handed {
 		f.forget(&c.watch)
-		nc.Close() // an error means that it is closed
+		c.nc.Close() // an error means that it is closed
 	}
 	f.meter.Connected(c.number, -1)
 	f.exit()

@@ -23,9 +23,6 @@ type uploadOutcome struct {
 
 // startUpload sends the rest of the body in a goroutine of its own, until endUpload.
 func (x *exchange) startUpload() *failure {
-	if x.outcome.backend != nil {
-		return nil // there is nobody who wants it
-	}
 	x.outcome = uploadOutcome{}
 	if !x.arm(&x.main, phaseAnswer, never) {
 		return x.attemptFailure(context.Canceled, false)

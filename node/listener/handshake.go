@@ -7,6 +7,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/pyserve/pyserve/node/socket"
 )
 
 // serveTLS runs the handshake in the connection's goroutine and gives the connection to the engine that ALPN chose.
@@ -29,7 +31,7 @@ func (l *Listener) shakeHands(tcp *net.TCPConn, config *tls.Config) *tls.Conn {
 		return nil
 	}
 	defer l.handshakes.leave(tcp)
-	conn := tls.Server(tcp, config)
+	conn := tls.Server(socket.New(tcp), config)
 	err := tcp.SetDeadline(time.Now().Add(l.handshakeTimeout))
 	if err == nil {
 		err = conn.Handshake()

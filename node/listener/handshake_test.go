@@ -12,6 +12,7 @@ import (
 
 	"github.com/pyserve/pyserve/node/certtest"
 	"github.com/pyserve/pyserve/node/nodetest"
+	"github.com/pyserve/pyserve/node/socket"
 )
 
 func serverConfig(t testing.TB, a *certtest.Authority) *tls.Config {
@@ -73,7 +74,7 @@ func TestALPNChoosesTheEngine(t *testing.T) {
 	l := started(t, Options{TLS: always(serverConfig(t, authority)), Front: &front{
 		http1: func(conn net.Conn, tcp *net.TCPConn, _ func() bool) bool {
 			secure, ok := conn.(*tls.Conn)
-			if !ok || secure.NetConn() != net.Conn(tcp) {
+			if !ok || secure.NetConn().(*socket.Conn).TCP() != tcp {
 				t.Errorf("%T over %T", conn, tcp)
 			}
 			io.WriteString(conn, "one")

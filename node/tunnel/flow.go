@@ -33,11 +33,12 @@ type flow struct {
 	early    []byte             // was read from src before there was a tunnel
 	raw      syscall.RawConn    // of src; nil: src is read by Read
 	ready    func(uintptr) bool // take, made a value once
+	passing  func(uintptr) bool // passReady, likewise
 	held     *[]byte            // from the pool; nil: none
 	own      []byte             // where raw is nil
-	got      int                // what take has read, or how it failed
-	failed   error
-	long     bool // the last read gave much: there is probably more
+	got      int                // what take has read
+	failed   error              // how take or passReady failed
+	long     bool               // the last read gave much: there is probably more
 	frames   frames
 	toClient bool
 
@@ -85,6 +86,9 @@ func (f *flow) pass() error {
 			return err
 		}
 		f.early = nil
+	}
+	if f.raw != nil {
+		return f.passRaw()
 	}
 	for {
 		b, err := f.receive()
@@ -143,17 +147,22 @@ func (f *flow) receive() ([]byte, error) {
 			err = nil // it will come again
 		}
 	}
-	switch {
-	case err == nil:
+	if err == nil {
 		return into[:n], nil
-	case errors.Is(err, io.EOF):
-	case errors.Is(err, os.ErrDeadlineExceeded) && f.link.leaving.Load() != nil:
-		err = errLeave
-	default:
-		err = fmt.Errorf("read from %s: %w", f.src.RemoteAddr(), err)
 	}
 	f.release()
-	return nil, err
+	return nil, f.readFailure(err)
+}
+
+// readFailure says what it means that src could not be read.
+func (f *flow) readFailure(err error) error {
+	switch {
+	case errors.Is(err, io.EOF):
+		return err
+	case errors.Is(err, os.ErrDeadlineExceeded) && f.link.leaving.Load() != nil:
+		return errLeave
+	}
+	return fmt.Errorf("read from %s: %w", f.src.RemoteAddr(), err)
 }
 
 // hold takes a buffer from the pool.

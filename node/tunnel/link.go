@@ -43,7 +43,7 @@ func newLink(s *Set, t Tunnel) *link {
 func (f *flow) join(l *link, opposite *flow, src, dst net.Conn, early []byte) {
 	f.link, f.opposite, f.src, f.dst, f.early = l, opposite, src, dst, early
 	if f.raw = rawOf(src); f.raw != nil {
-		f.ready = f.take
+		f.ready, f.passing = f.take, f.passReady
 	} else {
 		f.own = make([]byte, ownSize)
 	}

@@ -1,4 +1,4 @@
-//go:build !unix
+//go:build !linux
 
 package tunnel
 
@@ -13,3 +13,7 @@ func rawOf(net.Conn) syscall.RawConn { return nil }
 func (f *flow) wait() (int, error) { return f.src.Read(f.own) }
 
 func (f *flow) take(uintptr) bool { return true }
+
+func (f *flow) passRaw() error { return f.failed }
+
+func (f *flow) passReady(uintptr) bool { return true }

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/pyserve/pyserve/node/socket"
 )
 
 // Backend is one server: who it is, what is thought of its health, and the connections to it. Its methods may be called
@@ -174,6 +176,9 @@ func (b *Backend) Dial(ctx context.Context) (net.Conn, error) {
 	conn, err := b.connect(ctx)
 	if err != nil {
 		return nil, &DialError{Address: b.address, Err: err}
+	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		conn = socket.New(tcp)
 	}
 	if b.tls == nil {
 		return conn, nil

@@ -7,19 +7,21 @@ import (
 	"net"
 	"os"
 	"time"
+
+	"github.com/pyserve/pyserve/node/socket"
 )
 
 // Conn is one connection to a backend, in the hands of one request at a time: who has it from Open or Take gives it back
 // with Keep or ends it with Close. Only Close may be called by others meanwhile; they must be done before Keep.
 type Conn struct {
-	// As it is spoken over: *net.TCPConn, or *tls.Conn with the handshake done; whatever Options.DialContext gives in the
+	// As it is spoken over: *socket.Conn, or *tls.Conn with the handshake done; whatever Options.DialContext gives in the
 	// place of TCP. Not to be closed by itself: Conn.Close counts.
 	net.Conn
 
 	backend *Backend
-	plain   *net.TCPConn // nil: over TLS, or no TCP
+	plain   *socket.Conn // nil: over TLS, or no TCP
 	secured bool
-	socket  socket
+	kernel  kernelSide
 	epoch   uint64 // of the backend's addresses when it was opened
 
 	// Guarded by backend.conns.mu.
@@ -53,14 +55,14 @@ func newConn(b *Backend, conn net.Conn, epoch uint64) *Conn {
 	if t, ok := conn.(*tls.Conn); ok {
 		c.secured, below = true, t.NetConn()
 	}
-	tcp, ok := below.(*net.TCPConn)
+	plain, ok := below.(*socket.Conn)
 	if !ok {
 		return c
 	}
 	if !c.secured {
-		c.plain = tcp
+		c.plain = plain
 	}
-	c.socket.open(tcp)
+	c.kernel.open(plain.TCP())
 	return c
 }
 
@@ -72,7 +74,20 @@ func (b *Backend) Take() *Conn { return b.conns.take() }
 func (c *Conn) Backend() *Backend { return c.backend }
 
 // Plain is the connection as TCP, for splice and for tunnels; nil where it is spoken over TLS or is no TCP.
-func (c *Conn) Plain() *net.TCPConn { return c.plain }
+func (c *Conn) Plain() *net.TCPConn {
+	if c.plain == nil {
+		return nil
+	}
+	return c.plain.TCP()
+}
+
+// Asks says whether Ask may be called: over plain TCP, on systems that know how.
+func (c *Conn) Asks() bool { return c.plain != nil && c.plain.Asks() }
+
+// Ask is Alive, Write and Read in one, see [socket.Conn.Ask].
+func (c *Conn) Ask(out, into []byte) (quiet bool, wrote, n int, err error) {
+	return c.plain.Ask(out, into)
+}
 
 // CloseWrite tells the peer that nothing more will come, as *net.TCPConn and *tls.Conn do; over other connections it ends both
 // directions, which is the only way there to tell.
@@ -94,7 +109,7 @@ func (c *Conn) Reused() bool { return c.reused }
 // Over TLS, unread bytes may be session tickets, which only reading would tell apart. They come before the first answer, so
 // that little is lost by taking them for the worse.
 func (c *Conn) Alive() bool {
-	spoken, ended := c.socket.ask()
+	spoken, ended := c.kernel.ask()
 	return !ended && !spoken
 }
 

@@ -21,6 +21,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/pyserve/pyserve/node/certtest"
+	"github.com/pyserve/pyserve/node/socket"
 	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
 )
 
@@ -430,7 +431,7 @@ func TestPlainIsForTCPAlone(t *testing.T) {
 	_, b := piped(t, Options{})
 	other := open(t, b)
 	defer other.Close()
-	if overTCP.Plain() == nil || overTCP.Plain() != overTCP.Conn || overTLS.Plain() != nil || other.Plain() != nil {
+	if overTCP.Plain() == nil || overTCP.Plain() != overTCP.Conn.(*socket.Conn).TCP() || overTLS.Plain() != nil || other.Plain() != nil {
 		t.Errorf("over TCP %v, over TLS %v, over a pipe %v", overTCP.Plain(), overTLS.Plain(), other.Plain())
 	}
 	if !other.Alive() {

@@ -1,10 +1,10 @@
-//go:build unix
-
 package forward
 
 import (
 	"os"
 	"syscall"
+
+	"github.com/pyserve/pyserve/node/socket"
 )
 
 // waitable is raw where the socket can be waited for without a buffer.
@@ -16,19 +16,14 @@ func (c *conn) takeReady(fd uintptr) bool {
 	if c.x == nil {
 		c.hold()
 	}
-	for {
-		n, err := syscall.Read(int(fd), c.x.in)
-		switch err {
-		case nil:
-			c.got, c.failed = n, nil
-		case syscall.EINTR:
-			continue
-		case syscall.EAGAIN:
-			c.release()
-			return false
-		default:
-			c.got, c.failed = 0, os.NewSyscallError("read", err)
-		}
-		return true
+	n, errno := socket.Read(fd, c.x.in)
+	if errno == syscall.EAGAIN {
+		c.release()
+		return false
 	}
+	c.got, c.failed = n, nil
+	if errno != 0 {
+		c.failed = os.NewSyscallError("read", errno)
+	}
+	return true
 }

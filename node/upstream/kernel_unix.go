@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socket is the kernel's side of a connection, to be asked about without taking anything from it. Asked by one at a time.
-type socket struct {
+// kernelSide is the kernel's side of a connection, to be asked about without taking anything from it. Asked by one at a time.
+type kernelSide struct {
 	raw  syscall.RawConn // nil: cannot be asked
 	peek func(uintptr)   // peekNow, made a value once
 	into [1]byte
@@ -18,7 +18,7 @@ type socket struct {
 	err  error
 }
 
-func (s *socket) open(c *net.TCPConn) {
+func (s *kernelSide) open(c *net.TCPConn) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return // closed: whoever speaks over it will be told
@@ -28,7 +28,7 @@ func (s *socket) open(c *net.TCPConn) {
 
 // ask says whether there are bytes to be read, and whether the peer has ended the connection, which is not seen behind such
 // bytes. Both are false where it cannot be told.
-func (s *socket) ask() (spoken, ended bool) {
+func (s *kernelSide) ask() (spoken, ended bool) {
 	if s.raw == nil {
 		return false, false
 	}
@@ -42,7 +42,7 @@ func (s *socket) ask() (spoken, ended bool) {
 	return s.got > 0, s.got <= 0
 }
 
-func (s *socket) peekNow(fd uintptr) {
+func (s *kernelSide) peekNow(fd uintptr) {
 	for {
 		// It does not wait: all of net's sockets are non-blocking.
 		if s.got, _, s.err = unix.Recvfrom(int(fd), s.into[:], unix.MSG_PEEK); s.err != unix.EINTR {

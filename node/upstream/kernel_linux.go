@@ -7,14 +7,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socket is the kernel's side of a connection, to be asked about without reading from it. Asked by one at a time.
-type socket struct {
+// kernelSide is the kernel's side of a connection, to be asked about without reading from it. Asked by one at a time.
+type kernelSide struct {
 	raw  syscall.RawConn // nil: cannot be asked
 	poll func(uintptr)   // pollNow, made a value once
 	fds  [1]unix.PollFd
 }
 
-func (s *socket) open(c *net.TCPConn) {
+func (s *kernelSide) open(c *net.TCPConn) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return // closed: whoever speaks over it will be told
@@ -24,7 +24,7 @@ func (s *socket) open(c *net.TCPConn) {
 
 // ask says whether there are bytes to be read, and whether the peer has ended the connection, though it be behind such bytes.
 // Both are false where it cannot be told.
-func (s *socket) ask() (spoken, ended bool) {
+func (s *kernelSide) ask() (spoken, ended bool) {
 	if s.raw == nil {
 		return false, false
 	}
@@ -36,7 +36,7 @@ func (s *socket) ask() (spoken, ended bool) {
 	return got&unix.POLLIN != 0, got&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0
 }
 
-func (s *socket) pollNow(fd uintptr) {
+func (s *kernelSide) pollNow(fd uintptr) {
 	for {
 		s.fds[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN | unix.POLLRDHUP}
 		// Any other error is the kernel's want of memory: Revents is 0 then.

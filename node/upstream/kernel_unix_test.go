@@ -54,7 +54,7 @@ func connected(t testing.TB, secured bool) (c *Conn, peer net.Conn) {
 func awaitBytes(t *testing.T, c *Conn) {
 	t.Helper()
 	c.SetReadDeadline(time.Now().Add(5 * time.Second))
-	err := c.socket.raw.Read(func(fd uintptr) bool {
+	err := c.kernel.raw.Read(func(fd uintptr) bool {
 		_, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK)
 		return err != syscall.EAGAIN
 	})

@@ -1,0 +1,99 @@
+package tunnel
+
+import (
+	"io"
+	"net"
+	"os"
+	"syscall"
+
+	"github.com/pyserve/pyserve/node/socket"
+)
+
+// rawOf is src as the kernel's socket, where reading it is no more than a read(2); otherwise nil.
+func rawOf(src net.Conn) syscall.RawConn {
+	var tcp *net.TCPConn
+	switch c := src.(type) {
+	case *net.TCPConn:
+		tcp = c
+	case *socket.Conn:
+		tcp = c.TCP()
+	case interface{ Plain() *net.TCPConn }:
+		// A connection that is counted where it was opened, but read as what it is.
+		tcp = c.Plain()
+	}
+	if tcp == nil {
+		return nil
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil || raw.Control(socket.CountQueue) != nil {
+		return nil // closed: Read will say so
+	}
+	return raw
+}
+
+// wait returns once bytes have come, which are in f.held then: while there are none, it holds no buffer.
+func (f *flow) wait() (n int, err error) {
+	if err := f.raw.Read(f.ready); err != nil {
+		return 0, err
+	}
+	return f.got, f.failed
+}
+
+// take reads without blocking and reports whether there was an answer; where not, it is called again when there is one.
+func (f *flow) take(fd uintptr) bool {
+	f.hold()
+	n, errno := socket.Read(fd, *f.held)
+	f.got, f.failed = n, nil
+	switch {
+	case errno == syscall.EAGAIN:
+		f.release()
+		return false
+	case errno != 0:
+		f.failed = os.NewSyscallError("read", errno)
+	case n == 0:
+		f.failed = io.EOF
+	}
+	return true
+}
+
+// passRaw is pass where the kernel tells what it has: one system call reads a message, one writes it, and there is none to
+// find out that there is no other.
+func (f *flow) passRaw() error {
+	if err := f.raw.Read(f.passing); err != nil {
+		return f.readFailure(err)
+	}
+	return f.failed
+}
+
+// passReady passes on what there is. It is called when something may have come, and says false to be called again.
+func (f *flow) passReady(fd uintptr) bool {
+	for more := true; more; {
+		if f.link.leaving.Load() != nil {
+			f.failed = errLeave
+			return true
+		}
+		if more = f.passOnce(fd); f.failed != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// passOnce passes on one read, and says whether there is more.
+func (f *flow) passOnce(fd uintptr) (more bool) {
+	f.hold()
+	defer f.release()
+	n, more, errno := socket.ReadQueue(fd, *f.held)
+	switch {
+	case errno == syscall.EAGAIN:
+	case errno != 0:
+		f.failed = f.readFailure(os.NewSyscallError("read", errno))
+	case n == 0:
+		f.failed = io.EOF
+	default:
+		f.long = n >= shortSize
+		f.link.touch()
+		f.failed = f.forward((*f.held)[:n])
+	}
+	return more
+}
