@@ -31,7 +31,11 @@ func flood(t *testing.T, p *proxy, c *framed, limit int, more func(i int) []byte
 		}
 		if i%64 == 0 {
 			served(t, p)
-			if n := runtime.NumGoroutine(); n > goroutines+3*maxStreams+50 {
+			if n := metric(t, p, "pyserve_requests_in_flight"); n > maxStreams+1 {
+				t.Fatalf("%v requests at once", n)
+			}
+			// Three for each request, two of them the test's own backend's, and as many for requests that end.
+			if n := runtime.NumGoroutine(); n > goroutines+6*maxStreams+50 {
 				t.Fatalf("%d goroutines, %d before", n, goroutines)
 			}
 		}
