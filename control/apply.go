@@ -10,6 +10,7 @@ import (
 
 	"github.com/pyserve/pyserve/config"
 	"github.com/pyserve/pyserve/config/bundle"
+	"github.com/pyserve/pyserve/control/audit"
 	"github.com/pyserve/pyserve/control/fleet"
 	"github.com/pyserve/pyserve/control/rollout"
 	"github.com/pyserve/pyserve/control/store"
@@ -100,6 +101,7 @@ func (c *Control) advance(ctx context.Context, next candidate, o *operatorv1.App
 	digest := next.bundle.Digest()
 	target := &fleet.Target{Release: bundle.Sign(c.authority.ReleaseKey(), epoch, revision, digest), Bundle: next.bundle}
 
+	audit.Describe(ctx, "revision %d, digest %s", revision, digest)
 	plan, err := c.prepare(ctx, target, o, emit)
 	if err != nil {
 		return nil, err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/pyserve/pyserve/control/audit"
 	"github.com/pyserve/pyserve/control/identity"
 )
 
@@ -36,6 +37,15 @@ func (c *Control) CreateContext(ctx context.Context, name string, role identity.
 	leaf, err := x509.ParseCertificate(certificate)
 	if err != nil {
 		return nil, fmt.Errorf("parse the certificate that was issued: %w", err)
+	}
+	// Nothing else is written, so the entry is: a certificate that the trail does not know is not handed out.
+	audit.Describe(ctx, "context %s, role %s, until %s", name, role, leaf.NotAfter.UTC().Format(time.RFC3339))
+	if note := audit.From(ctx); note != nil {
+		entry, _ := note.Entry(c.options.Now())
+		if err := c.store.AppendAudit(ctx, entry); err != nil {
+			return nil, err
+		}
+		note.Keep()
 	}
 	c.options.Logger.Info("issued a context", "name", name, "role", role, "until", leaf.NotAfter)
 	return &IssuedContext{

@@ -77,6 +77,7 @@ type Control struct {
 	applying  chan struct{} // a place for the one apply that is under way
 	registry  sync.Mutex    // held from reading a node's record to writing it
 	streams   streams
+	refusals  refusals
 	decoded   atomic.Pointer[decoded]
 	unfollow  context.CancelFunc
 	following sync.WaitGroup

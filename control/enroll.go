@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/pyserve/pyserve/control/audit"
 	"github.com/pyserve/pyserve/control/fleet"
 	"github.com/pyserve/pyserve/control/identity"
 	"github.com/pyserve/pyserve/control/store"
@@ -30,6 +31,9 @@ func (c *Control) Enroll(ctx context.Context, token, name string, request []byte
 	if err := identity.CheckToken(token, identity.TokenJoin, c.token); err != nil {
 		return nil, err
 	}
+	// From here on it is somebody with a token: the audit trail keeps also that they were refused.
+	audit.Name(ctx, name, identity.RoleNode.String())
+	audit.Describe(ctx, "token %s", identity.TokenID(token))
 	c.registry.Lock()
 	defer c.registry.Unlock()
 	if c.fleet.Connected(name) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/pyserve/pyserve/control/audit"
 	"github.com/pyserve/pyserve/control/fleet"
 	"github.com/pyserve/pyserve/control/identity"
 )
@@ -17,6 +18,7 @@ var ErrNoNode = errors.New("no node of that name is registered")
 // believed any more, and status shows it no longer. What it serves, it serves on, from its own memory. It says whether
 // the node was connected here, and fails with [ErrNoNode].
 func (c *Control) RevokeNode(ctx context.Context, name string) (connected bool, err error) {
+	audit.Describe(ctx, "node %.80q", name)
 	c.registry.Lock()
 	defer c.registry.Unlock()
 	if _, known := c.store.Node(name); !known {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pyserve/pyserve/control/audit"
 	"github.com/pyserve/pyserve/control/identity"
 	"github.com/pyserve/pyserve/control/store"
 )
@@ -65,11 +66,27 @@ func (c *Control) CreateToken(ctx context.Context, r TokenRequest) (string, stor
 	if r.TTL > 0 {
 		stored.Expires = record.Created.Add(r.TTL)
 	}
+	audit.Describe(ctx, "%s token %s, %s", stored.Kind, stored.ID, limits(stored))
 	if err := c.store.PutToken(ctx, stored); err != nil {
 		return "", store.Token{}, err
 	}
 	c.options.Logger.Info("made a token", "id", stored.ID, "kind", stored.Kind, "author", r.Author)
 	return token, stored, nil
+}
+
+// limits says in words what bounds a token.
+func limits(t store.Token) string {
+	text := "for any name"
+	if t.Pattern != "" {
+		text = fmt.Sprintf("for names like %s", t.Pattern)
+	}
+	if t.MaxUses > 0 {
+		text += fmt.Sprintf(", %d uses", t.MaxUses)
+	}
+	if t.Expires.IsZero() {
+		return text + ", without end"
+	}
+	return text + ", until " + t.Expires.UTC().Format(time.RFC3339)
 }
 
 // Tokens gives all tokens, in the order of their ids.
@@ -85,10 +102,12 @@ func (c *Control) TokenIsValid(t store.Token) bool {
 // empty: none. The file is made anew at the next start: then there is always one that works. It fails with
 // [store.ErrTokenGone].
 func (c *Control) RevokeToken(ctx context.Context, id string) (revoked store.Token, file string, err error) {
+	audit.Describe(ctx, "token %.80q", id)
 	revoked, known := c.store.Token(id)
 	if !known {
 		return store.Token{}, "", fmt.Errorf("token %.80q: %w", id, store.ErrTokenGone)
 	}
+	audit.Describe(ctx, "%s token %s", revoked.Kind, id)
 	if err := c.store.RemoveToken(ctx, id); err != nil {
 		return store.Token{}, "", err
 	}
@@ -139,6 +158,7 @@ func (c *Control) makeTokens(ctx context.Context) error {
 		if err == nil && identity.CheckToken(strings.TrimSpace(string(data)), kind, c.token) == nil {
 			continue
 		}
+		ctx, _ := audit.Begin(ctx, c.options.Name, identity.RoleControl.String(), "", "Start")
 		token, _, err := c.CreateToken(ctx, TokenRequest{Kind: kind, Author: "control " + c.options.Name})
 		if err != nil {
 			return fmt.Errorf("register the token of %s: %w", path, err)

@@ -229,3 +229,55 @@ func TestRoles(t *testing.T) {
 		t.Errorf("%v, %v", info.Mode(), err)
 	}
 }
+
+// TestAudit finds in the trail who did what, and who was not let do it, over a restart.
+func TestAudit(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, "n1")
+	c.mustApply(route("/", newBackend(t, "b").port))
+	c.apply(route("/", 9), "--expect-revision", "9").wants(t, 1)
+	viewer := c.write("viewer.yaml", c.ctl("context", "create", "victor", "--role", "viewer").must(t, 0).stdout)
+	runToEnd(t, command{name: "pyservectl", program: programs.pyservectl, args: []string{"--context", viewer, "node", "revoke", "n1"}, dir: c.dir}, "").
+		wants(t, 2, "needs the role admin")
+	token := strings.TrimSpace(c.ctl("token", "create").must(t, 0).stdout)
+	c.ctl("token", "revoke", strings.Split(token, ".")[1]).must(t, 0)
+	c.ctl("rollback").wants(t, 1)
+	c.ctl("node", "revoke", "n1").must(t, 0)
+	c.control.kill()
+	c.restartControl()
+	r := c.ctl("audit", "-o", "json").must(t, 0)
+	var trail struct {
+		Verified bool
+		Entries  []struct {
+			Sequence                                    uint64
+			Actor, Role, Address, Method, What, Outcome string
+		}
+	}
+	if err := json.Unmarshal([]byte(r.stdout), &trail); err != nil || !trail.Verified {
+		t.Fatalf("%v\n%s", err, r.stdout)
+	}
+	var lines []string
+	for i, e := range trail.Entries {
+		if e.Sequence != uint64(i+1) {
+			t.Errorf("entry %d has number %d", i+1, e.Sequence)
+		}
+		lines = append(lines, fmt.Sprintf("%s (%s) %s %s: %s", e.Actor, e.Role, e.Method, e.What, e.Outcome))
+	}
+	all := strings.Join(lines, "\n")
+	for _, want := range []string{
+		"control (control) Start", "n1 (node) Enroll token", "admin (admin) Apply revision 1, digest ", "refused: revision 1 is active, not 9",
+		"admin (admin) CreateContext context victor, role viewer", "victor (viewer) RevokeNode", "admin (admin) CreateToken", "admin (admin) RevokeToken",
+		"admin (admin) Rollback", `admin (admin) RevokeNode node "n1": done`,
+	} {
+		if !strings.Contains(all, want) {
+			t.Errorf("the trail has no %q:\n%s", want, all)
+		}
+	}
+	if secret := strings.Split(token, ".")[2]; strings.Contains(r.stdout, secret) {
+		t.Error("the trail holds a token's secret")
+	}
+	few := c.ctl("audit", "--limit", "1").must(t, 0, "ENTRY", "is whole")
+	if strings.Count(few.stdout, "\n") != 2 {
+		t.Errorf("--limit 1 shows\n%s", few.stdout)
+	}
+}

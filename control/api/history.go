@@ -3,6 +3,7 @@ package api
 import (
 	"google.golang.org/grpc"
 
+	"github.com/pyserve/pyserve/control/audit"
 	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
 )
 
@@ -17,7 +18,8 @@ func (o *operator) Rollback(request *operatorv1.RollbackRequest, stream grpc.Ser
 	if err := checkOptions(options); err != nil {
 		return err
 	}
-	return telling(stream, func(emit func(*operatorv1.ApplyEvent)) (*operatorv1.ApplyResult, error) {
+	audit.Describe(stream.Context(), "back to revision %d", request.GetRevision())
+	return telling(stream, options, func(emit func(*operatorv1.ApplyEvent)) (*operatorv1.ApplyResult, error) {
 		return o.control.Rollback(stream.Context(), caller(stream.Context()).Name, request.GetRevision(), options, emit)
 	})
 }

@@ -79,7 +79,10 @@ func (g gate) admit(ctx context.Context, method string) (context.Context, error)
 		return nil, status.Errorf(codes.Unauthenticated, "a certificate of this cluster is needed: %v", err)
 	}
 	if !who.Role.Includes(need) {
-		return nil, denied(who, need, method)
+		err := denied(who, need, method)
+		_, conclude := g.begin(ctx, who, method)
+		conclude(err)
+		return nil, err
 	}
 	return context.WithValue(ctx, peerKey{}, who), nil
 }
@@ -110,7 +113,9 @@ func (g gate) unary(ctx context.Context, request any, info *grpc.UnaryServerInfo
 	if err != nil {
 		return nil, err
 	}
+	ctx, conclude := g.begin(ctx, caller(ctx), info.FullMethod)
 	response, err = next(ctx, request)
+	conclude(err)
 	return response, coded(err)
 }
 
@@ -120,7 +125,10 @@ func (g gate) stream(server any, stream grpc.ServerStream, info *grpc.StreamServ
 	if err != nil {
 		return err
 	}
-	return coded(next(server, admitted{stream, ctx}))
+	ctx, conclude := g.begin(ctx, caller(ctx), info.FullMethod)
+	err = next(server, admitted{stream, ctx})
+	conclude(err)
+	return coded(err)
 }
 
 // recovered keeps one caller's call from ending control for all.

@@ -4,12 +4,14 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/pyserve/pyserve/control"
+	"github.com/pyserve/pyserve/control/audit"
 	"github.com/pyserve/pyserve/control/fleet"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
@@ -69,25 +71,36 @@ func (o *operator) Apply(stream grpc.BidiStreamingServer[operatorv1.ApplyRequest
 	if err != nil {
 		return err
 	}
-	return telling(stream, func(emit func(*operatorv1.ApplyEvent)) (*operatorv1.ApplyResult, error) {
+	audit.Describe(stream.Context(), "a document of %d bytes", len(document.Data))
+	return telling(stream, options, func(emit func(*operatorv1.ApplyEvent)) (*operatorv1.ApplyResult, error) {
 		return o.control.Apply(stream.Context(), caller(stream.Context()).Name, document, options, emit)
 	})
 }
 
 // telling runs what makes a new revision and sends what it tells on the way, and at last its result.
-func telling(stream grpc.ServerStreamingServer[operatorv1.ApplyEvent], run func(emit func(*operatorv1.ApplyEvent)) (*operatorv1.ApplyResult, error)) error {
+func telling(stream grpc.ServerStreamingServer[operatorv1.ApplyEvent], o *operatorv1.ApplyOptions, run func(emit func(*operatorv1.ApplyEvent)) (*operatorv1.ApplyResult, error)) error {
 	var sending error
 	emit := func(event *operatorv1.ApplyEvent) {
 		if sending == nil {
 			sending = stream.Send(event)
 		}
 	}
+	if o.GetDryRun() {
+		audit.Skip(stream.Context())
+	}
 	result, err := run(emit)
 	if err != nil {
 		return err
 	}
+	audit.Conclude(stream.Context(), outcome(result))
 	emit(&operatorv1.ApplyEvent{Event: &operatorv1.ApplyEvent_Result{Result: result}})
 	return sending
+}
+
+// outcome says for the audit trail what became of an apply that made no revision.
+func outcome(result *operatorv1.ApplyResult) string {
+	word := strings.ToLower(strings.TrimPrefix(result.GetOutcome().String(), "APPLY_OUTCOME_"))
+	return strings.TrimSuffix(word+": "+result.GetReason(), ": ")
 }
 
 func checkOptions(o *operatorv1.ApplyOptions) error {

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/pyserve/pyserve/control/audit"
 	storev1 "github.com/pyserve/pyserve/proto/pyserve/store/v1"
 )
 
@@ -54,8 +55,15 @@ func sampleState(t testing.TB) *state {
 			ID: "t1", Kind: "join", Hash: [32]byte{2}, Created: someTime, Expires: someTime.Add(time.Hour), MaxUses: 2, Pattern: "n*", Author: "admin",
 		}).toProto(),
 	}}})
-	mustApply(t, s, useToken("t1", "join", "n3", someTime))
+	use := useToken("t1", "join", "n3", someTime)
+	use.Audit = someAudit()
+	mustApply(t, s, use)
+	mustApply(t, s, &storev1.Command{Action: &storev1.Command_AppendAudit{AppendAudit: &storev1.AppendAudit{}}, Audit: someAudit()})
 	return s
+}
+
+func someAudit() *storev1.AuditEntry {
+	return auditToProto(&audit.Entry{Time: someTime, Actor: "admin", Role: "admin", Address: "127.0.0.1:1", Method: "Apply", What: "revision 1", Outcome: audit.Done})
 }
 
 func useToken(id, kind, name string, at time.Time) *storev1.Command {
@@ -183,6 +191,7 @@ func FuzzCommand(f *testing.F) {
 	seed(commitOf(f, s, routes(f, map[string]string{"a": "four", "d": "two"}), "document"))
 	seed(&storev1.Command{Version: 1, Action: &storev1.Command_RemoveNode{RemoveNode: &storev1.RemoveNode{Name: "n1"}}})
 	seed(useToken("t1", "join", "n4", someTime))
+	seed(&storev1.Command{Version: 1, Action: &storev1.Command_AppendAudit{AppendAudit: &storev1.AppendAudit{}}, Audit: someAudit()})
 	seed(&storev1.Command{Version: 1, Action: &storev1.Command_RemoveToken{RemoveToken: &storev1.RemoveToken{Id: "t1"}}})
 	data := written(f, s)
 	f.Fuzz(func(t *testing.T, raw []byte) {

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/pyserve/pyserve/config/bundle"
+	"github.com/pyserve/pyserve/control/audit"
 	storev1 "github.com/pyserve/pyserve/proto/pyserve/store/v1"
 )
 
@@ -38,14 +39,18 @@ type capture struct {
 	tokens  []Token
 	servers []Server
 	results []result
+	anchor  audit.Anchor
+	entries []audit.Entry
 }
 
 // capture shares what is never changed: versions, and slices that are only appended to or replaced.
 func (s *state) capture() *capture {
-	return &capture{
+	c := &capture{
 		epoch: s.epoch, active: s.active, past: s.past, lines: s.lines, nodes: sorted(s.nodes), tokens: sorted(s.tokens),
 		servers: sorted(s.servers), results: s.results.order,
 	}
+	c.anchor, c.entries = s.trail.Entries()
+	return c
 }
 
 // Persist implements raft.FSMSnapshot.
@@ -90,6 +95,7 @@ func (c *capture) writeTo(to io.Writer) error {
 	for _, r := range c.results {
 		w.record(&storev1.SnapshotRecord{Record: &storev1.SnapshotRecord_Result{Result: r.toProto()}})
 	}
+	w.trail(c)
 	w.record(&storev1.SnapshotRecord{Record: &storev1.SnapshotRecord_End{
 		End: &storev1.SnapshotEnd{Sha256: w.sum.Sum(nil)},
 	}})
@@ -118,6 +124,18 @@ func (w *snapshotWriter) record(r *storev1.SnapshotRecord) {
 	}
 	w.sum.Write(w.scratch)
 	_, w.err = w.to.Write(w.scratch)
+}
+
+// trail writes the audit trail, oldest entry first.
+func (w *snapshotWriter) trail(c *capture) {
+	if c.anchor.Sequence > 0 {
+		w.record(&storev1.SnapshotRecord{Record: &storev1.SnapshotRecord_AuditAnchor{
+			AuditAnchor: &storev1.AuditAnchor{Sequence: c.anchor.Sequence, Hash: c.anchor.Hash[:]},
+		}})
+	}
+	for i := range c.entries {
+		w.record(&storev1.SnapshotRecord{Record: &storev1.SnapshotRecord_AuditEntry{AuditEntry: auditToProto(&c.entries[i])}})
+	}
 }
 
 // history writes the active version and those before it, newest first, every body before its first use.
@@ -170,6 +188,8 @@ type snapshotReader struct {
 	bodies    map[sum][]byte
 	bodyBytes int
 	resources []bundle.Resource // of the active bundle
+	anchor    audit.Anchor
+	entries   []audit.Entry
 }
 
 func (r *snapshotReader) read() error {
@@ -249,6 +269,10 @@ func (r *snapshotReader) take(record *storev1.SnapshotRecord) error {
 		}
 		r.state.results.add(done)
 		return nil
+	case *storev1.SnapshotRecord_AuditAnchor:
+		return r.auditAnchor(is.AuditAnchor)
+	case *storev1.SnapshotRecord_AuditEntry:
+		return r.auditEntry(is.AuditEntry)
 	}
 	return errors.New("it is damaged: a record says nothing that this program knows")
 }
@@ -354,6 +378,30 @@ func (r *snapshotReader) line(m *storev1.Revision) error {
 	return nil
 }
 
+func (r *snapshotReader) auditAnchor(m *storev1.AuditAnchor) error {
+	h, err := hashFrom(m.GetHash())
+	if err != nil {
+		return err
+	}
+	if r.anchor.Sequence > 0 || len(r.entries) > 0 || m.GetSequence() == 0 {
+		return errors.New("it is damaged: the audit trail's anchor is out of order")
+	}
+	r.anchor = audit.Anchor{Sequence: m.GetSequence(), Hash: h}
+	return nil
+}
+
+func (r *snapshotReader) auditEntry(m *storev1.AuditEntry) error {
+	e, err := auditFrom(m)
+	if err != nil {
+		return err
+	}
+	if len(r.entries) >= audit.Kept {
+		return errors.New("it is damaged: its audit trail is too long")
+	}
+	r.entries = append(r.entries, e)
+	return nil
+}
+
 // finish checks what only the whole can tell.
 func (r *snapshotReader) finish(end *storev1.SnapshotEnd) error {
 	if !r.begun || !bytes.Equal(end.GetSha256(), r.sum.Sum(nil)) {
@@ -369,6 +417,7 @@ func (r *snapshotReader) finish(end *storev1.SnapshotEnd) error {
 		return errors.New("it is damaged: it holds resources of no revision")
 	}
 	slices.Reverse(r.state.past)
+	r.state.trail = audit.Restore(r.anchor, r.entries)
 	return r.state.checkLines()
 }
 

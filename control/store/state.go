@@ -10,6 +10,7 @@ import (
 
 	"github.com/pyserve/pyserve/config"
 	"github.com/pyserve/pyserve/config/bundle"
+	"github.com/pyserve/pyserve/control/audit"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 	storev1 "github.com/pyserve/pyserve/proto/pyserve/store/v1"
 )
@@ -41,6 +42,7 @@ type state struct {
 	tokens    map[string]Token
 	servers   map[string]Server // by id
 	results   results
+	trail     audit.Trail
 }
 
 // version is one whole revision.
@@ -97,8 +99,15 @@ func (s *state) apply(c *storev1.Command) error {
 	if _, done := s.results.known[id]; done {
 		return nil
 	}
+	entry, err := auditFrom(c.GetAudit())
+	if err != nil && c.GetAudit() != nil {
+		return err
+	}
 	if err := s.act(c); err != nil {
 		return err
+	}
+	if c.GetAudit() != nil {
+		s.trail.Append(entry)
 	}
 	s.results.add(result{id, c.GetCommitRevision().GetRevision().GetRelease().GetRevision()})
 	return nil
@@ -127,6 +136,8 @@ func (s *state) act(c *storev1.Command) error {
 		return s.removeToken(action.RemoveToken)
 	case *storev1.Command_UseToken:
 		return s.useToken(action.UseToken)
+	case *storev1.Command_AppendAudit:
+		return nil // apply does it
 	case *storev1.Command_PutServer:
 		return s.putServer(action.PutServer.GetServer())
 	case *storev1.Command_RemoveServer:

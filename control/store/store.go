@@ -318,7 +318,13 @@ func (s *Store) settle() {
 
 // write puts a command into the log, here or where the leader is, and returns when it is on disk and applied, or was
 // refused. It may ask more than once: the command has a request id.
-func (s *Store) write(ctx context.Context, c *storev1.Command) error {
+func (s *Store) write(ctx context.Context, c *storev1.Command) (err error) {
+	kept := attest(ctx, c, s.now())
+	defer func() {
+		if err == nil {
+			kept()
+		}
+	}()
 	if len(c.GetRequestId()) == 0 {
 		id := NewRequestID()
 		c.RequestId = id[:]

@@ -727,6 +727,225 @@ func (x *CreateContextResponse) GetExpires() *timestamppb.Timestamp {
 	return nil
 }
 
+type ListAuditRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditRequest) Reset() {
+	*x = ListAuditRequest{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditRequest) ProtoMessage() {}
+
+func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
+func (*ListAuditRequest) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{11}
+}
+
+type ListAuditResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the first message: the last entry that is no longer kept, sequence and hash; 0 and 32 zeros: all are.
+	AnchorSequence uint64        `protobuf:"varint,1,opt,name=anchor_sequence,json=anchorSequence,proto3" json:"anchor_sequence,omitempty"`
+	AnchorHash     []byte        `protobuf:"bytes,2,opt,name=anchor_hash,json=anchorHash,proto3" json:"anchor_hash,omitempty"`
+	Entries        []*AuditEntry `protobuf:"bytes,3,rep,name=entries,proto3" json:"entries,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ListAuditResponse) Reset() {
+	*x = ListAuditResponse{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditResponse) ProtoMessage() {}
+
+func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
+func (*ListAuditResponse) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ListAuditResponse) GetAnchorSequence() uint64 {
+	if x != nil {
+		return x.AnchorSequence
+	}
+	return 0
+}
+
+func (x *ListAuditResponse) GetAnchorHash() []byte {
+	if x != nil {
+		return x.AnchorHash
+	}
+	return nil
+}
+
+func (x *ListAuditResponse) GetEntries() []*AuditEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+// AuditEntry is one line of the audit trail. Its hash is over all of it but the hash itself.
+type AuditEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// From 1, without gaps.
+	Sequence uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Time     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	// Who, in which role, from where.
+	Actor   string `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	Role    string `protobuf:"bytes,4,opt,name=role,proto3" json:"role,omitempty"`
+	Address string `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"`
+	// What was called, and with what.
+	Method string `protobuf:"bytes,6,opt,name=method,proto3" json:"method,omitempty"`
+	What   string `protobuf:"bytes,7,opt,name=what,proto3" json:"what,omitempty"`
+	// "done", or why not.
+	Outcome string `protobuf:"bytes,8,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	// SHA-256 of the entry before, and of this one.
+	Previous      []byte `protobuf:"bytes,9,opt,name=previous,proto3" json:"previous,omitempty"`
+	Hash          []byte `protobuf:"bytes,10,opt,name=hash,proto3" json:"hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditEntry) Reset() {
+	*x = AuditEntry{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditEntry) ProtoMessage() {}
+
+func (x *AuditEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
+func (*AuditEntry) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *AuditEntry) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *AuditEntry) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *AuditEntry) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetPrevious() []byte {
+	if x != nil {
+		return x.Previous
+	}
+	return nil
+}
+
+func (x *AuditEntry) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
 var File_pyserve_operator_v1_access_proto protoreflect.FileDescriptor
 
 const file_pyserve_operator_v1_access_proto_rawDesc = "" +
@@ -772,11 +991,30 @@ const file_pyserve_operator_v1_access_proto_rawDesc = "" +
 	"\tendpoints\x18\x02 \x03(\tR\tendpoints\x12 \n" +
 	"\vcertificate\x18\x03 \x01(\fR\vcertificate\x12'\n" +
 	"\x0fca_certificates\x18\x04 \x03(\fR\x0ecaCertificates\x124\n" +
-	"\aexpires\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires*T\n" +
+	"\aexpires\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\x12\n" +
+	"\x10ListAuditRequest\"\x98\x01\n" +
+	"\x11ListAuditResponse\x12'\n" +
+	"\x0fanchor_sequence\x18\x01 \x01(\x04R\x0eanchorSequence\x12\x1f\n" +
+	"\vanchor_hash\x18\x02 \x01(\fR\n" +
+	"anchorHash\x129\n" +
+	"\aentries\x18\x03 \x03(\v2\x1f.pyserve.operator.v1.AuditEntryR\aentries\"\x92\x02\n" +
+	"\n" +
+	"AuditEntry\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12.\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x12\n" +
+	"\x04role\x18\x04 \x01(\tR\x04role\x12\x18\n" +
+	"\aaddress\x18\x05 \x01(\tR\aaddress\x12\x16\n" +
+	"\x06method\x18\x06 \x01(\tR\x06method\x12\x12\n" +
+	"\x04what\x18\a \x01(\tR\x04what\x12\x18\n" +
+	"\aoutcome\x18\b \x01(\tR\aoutcome\x12\x1a\n" +
+	"\bprevious\x18\t \x01(\fR\bprevious\x12\x12\n" +
+	"\x04hash\x18\n" +
+	" \x01(\fR\x04hash*T\n" +
 	"\tTokenKind\x12\x1a\n" +
 	"\x16TOKEN_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fTOKEN_KIND_JOIN\x10\x01\x12\x16\n" +
-	"\x12TOKEN_KIND_CONTROL\x10\x022\xf2\x03\n" +
+	"\x12TOKEN_KIND_CONTROL\x10\x022\xd0\x04\n" +
 	"\x06Access\x12`\n" +
 	"\vCreateToken\x12'.pyserve.operator.v1.CreateTokenRequest\x1a(.pyserve.operator.v1.CreateTokenResponse\x12]\n" +
 	"\n" +
@@ -784,7 +1022,8 @@ const file_pyserve_operator_v1_access_proto_rawDesc = "" +
 	"\vRevokeToken\x12'.pyserve.operator.v1.RevokeTokenRequest\x1a(.pyserve.operator.v1.RevokeTokenResponse\x12]\n" +
 	"\n" +
 	"RevokeNode\x12&.pyserve.operator.v1.RevokeNodeRequest\x1a'.pyserve.operator.v1.RevokeNodeResponse\x12f\n" +
-	"\rCreateContext\x12).pyserve.operator.v1.CreateContextRequest\x1a*.pyserve.operator.v1.CreateContextResponseBAZ?github.com/pyserve/pyserve/proto/pyserve/operator/v1;operatorv1b\x06proto3"
+	"\rCreateContext\x12).pyserve.operator.v1.CreateContextRequest\x1a*.pyserve.operator.v1.CreateContextResponse\x12\\\n" +
+	"\tListAudit\x12%.pyserve.operator.v1.ListAuditRequest\x1a&.pyserve.operator.v1.ListAuditResponse0\x01BAZ?github.com/pyserve/pyserve/proto/pyserve/operator/v1;operatorv1b\x06proto3"
 
 var (
 	file_pyserve_operator_v1_access_proto_rawDescOnce sync.Once
@@ -799,7 +1038,7 @@ func file_pyserve_operator_v1_access_proto_rawDescGZIP() []byte {
 }
 
 var file_pyserve_operator_v1_access_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_pyserve_operator_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_pyserve_operator_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_pyserve_operator_v1_access_proto_goTypes = []any{
 	(TokenKind)(0),                // 0: pyserve.operator.v1.TokenKind
 	(*CreateTokenRequest)(nil),    // 1: pyserve.operator.v1.CreateTokenRequest
@@ -813,35 +1052,42 @@ var file_pyserve_operator_v1_access_proto_goTypes = []any{
 	(*RevokeNodeResponse)(nil),    // 9: pyserve.operator.v1.RevokeNodeResponse
 	(*CreateContextRequest)(nil),  // 10: pyserve.operator.v1.CreateContextRequest
 	(*CreateContextResponse)(nil), // 11: pyserve.operator.v1.CreateContextResponse
-	(*durationpb.Duration)(nil),   // 12: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*ListAuditRequest)(nil),      // 12: pyserve.operator.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),     // 13: pyserve.operator.v1.ListAuditResponse
+	(*AuditEntry)(nil),            // 14: pyserve.operator.v1.AuditEntry
+	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
 }
 var file_pyserve_operator_v1_access_proto_depIdxs = []int32{
 	0,  // 0: pyserve.operator.v1.CreateTokenRequest.kind:type_name -> pyserve.operator.v1.TokenKind
-	12, // 1: pyserve.operator.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	15, // 1: pyserve.operator.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	5,  // 2: pyserve.operator.v1.CreateTokenResponse.summary:type_name -> pyserve.operator.v1.TokenSummary
 	5,  // 3: pyserve.operator.v1.ListTokensResponse.tokens:type_name -> pyserve.operator.v1.TokenSummary
 	0,  // 4: pyserve.operator.v1.TokenSummary.kind:type_name -> pyserve.operator.v1.TokenKind
-	13, // 5: pyserve.operator.v1.TokenSummary.created:type_name -> google.protobuf.Timestamp
-	13, // 6: pyserve.operator.v1.TokenSummary.expires:type_name -> google.protobuf.Timestamp
+	16, // 5: pyserve.operator.v1.TokenSummary.created:type_name -> google.protobuf.Timestamp
+	16, // 6: pyserve.operator.v1.TokenSummary.expires:type_name -> google.protobuf.Timestamp
 	5,  // 7: pyserve.operator.v1.RevokeTokenResponse.summary:type_name -> pyserve.operator.v1.TokenSummary
-	12, // 8: pyserve.operator.v1.CreateContextRequest.ttl:type_name -> google.protobuf.Duration
-	13, // 9: pyserve.operator.v1.CreateContextResponse.expires:type_name -> google.protobuf.Timestamp
-	1,  // 10: pyserve.operator.v1.Access.CreateToken:input_type -> pyserve.operator.v1.CreateTokenRequest
-	3,  // 11: pyserve.operator.v1.Access.ListTokens:input_type -> pyserve.operator.v1.ListTokensRequest
-	6,  // 12: pyserve.operator.v1.Access.RevokeToken:input_type -> pyserve.operator.v1.RevokeTokenRequest
-	8,  // 13: pyserve.operator.v1.Access.RevokeNode:input_type -> pyserve.operator.v1.RevokeNodeRequest
-	10, // 14: pyserve.operator.v1.Access.CreateContext:input_type -> pyserve.operator.v1.CreateContextRequest
-	2,  // 15: pyserve.operator.v1.Access.CreateToken:output_type -> pyserve.operator.v1.CreateTokenResponse
-	4,  // 16: pyserve.operator.v1.Access.ListTokens:output_type -> pyserve.operator.v1.ListTokensResponse
-	7,  // 17: pyserve.operator.v1.Access.RevokeToken:output_type -> pyserve.operator.v1.RevokeTokenResponse
-	9,  // 18: pyserve.operator.v1.Access.RevokeNode:output_type -> pyserve.operator.v1.RevokeNodeResponse
-	11, // 19: pyserve.operator.v1.Access.CreateContext:output_type -> pyserve.operator.v1.CreateContextResponse
-	15, // [15:20] is the sub-list for method output_type
-	10, // [10:15] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	15, // 8: pyserve.operator.v1.CreateContextRequest.ttl:type_name -> google.protobuf.Duration
+	16, // 9: pyserve.operator.v1.CreateContextResponse.expires:type_name -> google.protobuf.Timestamp
+	14, // 10: pyserve.operator.v1.ListAuditResponse.entries:type_name -> pyserve.operator.v1.AuditEntry
+	16, // 11: pyserve.operator.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	1,  // 12: pyserve.operator.v1.Access.CreateToken:input_type -> pyserve.operator.v1.CreateTokenRequest
+	3,  // 13: pyserve.operator.v1.Access.ListTokens:input_type -> pyserve.operator.v1.ListTokensRequest
+	6,  // 14: pyserve.operator.v1.Access.RevokeToken:input_type -> pyserve.operator.v1.RevokeTokenRequest
+	8,  // 15: pyserve.operator.v1.Access.RevokeNode:input_type -> pyserve.operator.v1.RevokeNodeRequest
+	10, // 16: pyserve.operator.v1.Access.CreateContext:input_type -> pyserve.operator.v1.CreateContextRequest
+	12, // 17: pyserve.operator.v1.Access.ListAudit:input_type -> pyserve.operator.v1.ListAuditRequest
+	2,  // 18: pyserve.operator.v1.Access.CreateToken:output_type -> pyserve.operator.v1.CreateTokenResponse
+	4,  // 19: pyserve.operator.v1.Access.ListTokens:output_type -> pyserve.operator.v1.ListTokensResponse
+	7,  // 20: pyserve.operator.v1.Access.RevokeToken:output_type -> pyserve.operator.v1.RevokeTokenResponse
+	9,  // 21: pyserve.operator.v1.Access.RevokeNode:output_type -> pyserve.operator.v1.RevokeNodeResponse
+	11, // 22: pyserve.operator.v1.Access.CreateContext:output_type -> pyserve.operator.v1.CreateContextResponse
+	13, // 23: pyserve.operator.v1.Access.ListAudit:output_type -> pyserve.operator.v1.ListAuditResponse
+	18, // [18:24] is the sub-list for method output_type
+	12, // [12:18] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_operator_v1_access_proto_init() }
@@ -855,7 +1101,7 @@ func file_pyserve_operator_v1_access_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_operator_v1_access_proto_rawDesc), len(file_pyserve_operator_v1_access_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   11,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,6 +24,7 @@ const (
 	Access_RevokeToken_FullMethodName   = "/pyserve.operator.v1.Access/RevokeToken"
 	Access_RevokeNode_FullMethodName    = "/pyserve.operator.v1.Access/RevokeNode"
 	Access_CreateContext_FullMethodName = "/pyserve.operator.v1.Access/CreateContext"
+	Access_ListAudit_FullMethodName     = "/pyserve.operator.v1.Access/ListAudit"
 )
 
 // AccessClient is the client API for Access service.
@@ -43,6 +44,8 @@ type AccessClient interface {
 	RevokeNode(ctx context.Context, in *RevokeNodeRequest, opts ...grpc.CallOption) (*RevokeNodeResponse, error)
 	// CreateContext issues an operator's certificate.
 	CreateContext(ctx context.Context, in *CreateContextRequest, opts ...grpc.CallOption) (*CreateContextResponse, error)
+	// ListAudit gives the whole audit trail, oldest first, in parts: who asks can verify its chain.
+	ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListAuditResponse], error)
 }
 
 type accessClient struct {
@@ -103,6 +106,25 @@ func (c *accessClient) CreateContext(ctx context.Context, in *CreateContextReque
 	return out, nil
 }
 
+func (c *accessClient) ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListAuditResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Access_ServiceDesc.Streams[0], Access_ListAudit_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ListAuditRequest, ListAuditResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Access_ListAuditClient = grpc.ServerStreamingClient[ListAuditResponse]
+
 // AccessServer is the server API for Access service.
 // All implementations must embed UnimplementedAccessServer
 // for forward compatibility.
@@ -120,6 +142,8 @@ type AccessServer interface {
 	RevokeNode(context.Context, *RevokeNodeRequest) (*RevokeNodeResponse, error)
 	// CreateContext issues an operator's certificate.
 	CreateContext(context.Context, *CreateContextRequest) (*CreateContextResponse, error)
+	// ListAudit gives the whole audit trail, oldest first, in parts: who asks can verify its chain.
+	ListAudit(*ListAuditRequest, grpc.ServerStreamingServer[ListAuditResponse]) error
 	mustEmbedUnimplementedAccessServer()
 }
 
@@ -144,6 +168,9 @@ func (UnimplementedAccessServer) RevokeNode(context.Context, *RevokeNodeRequest)
 }
 func (UnimplementedAccessServer) CreateContext(context.Context, *CreateContextRequest) (*CreateContextResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateContext not implemented")
+}
+func (UnimplementedAccessServer) ListAudit(*ListAuditRequest, grpc.ServerStreamingServer[ListAuditResponse]) error {
+	return status.Error(codes.Unimplemented, "method ListAudit not implemented")
 }
 func (UnimplementedAccessServer) mustEmbedUnimplementedAccessServer() {}
 func (UnimplementedAccessServer) testEmbeddedByValue()                {}
@@ -256,6 +283,17 @@ func _Access_CreateContext_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Access_ListAudit_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ListAuditRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AccessServer).ListAudit(m, &grpc.GenericServerStream[ListAuditRequest, ListAuditResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Access_ListAuditServer = grpc.ServerStreamingServer[ListAuditResponse]
+
 // Access_ServiceDesc is the grpc.ServiceDesc for Access service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -284,6 +322,12 @@ var Access_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Access_CreateContext_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "ListAudit",
+			Handler:       _Access_ListAudit_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "pyserve/operator/v1/access.proto",
 }

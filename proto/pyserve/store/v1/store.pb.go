@@ -46,10 +46,14 @@ type Command struct {
 	//	*Command_RaiseEpoch
 	//	*Command_RemoveToken
 	//	*Command_UseToken
+	//	*Command_AppendAudit
 	Action isCommand_Action `protobuf_oneof:"action"`
 	// 16 random bytes that name the wish behind the command: a second command of the same id changes nothing. Empty: the
 	// command is always applied.
-	RequestId     []byte `protobuf:"bytes,15,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId []byte `protobuf:"bytes,15,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Who asked for it, for the audit trail; without sequence and hashes, which its place in the log decides. Unset: it is
+	// no change that anybody asked for.
+	Audit         *AuditEntry `protobuf:"bytes,29,opt,name=audit,proto3" json:"audit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -179,9 +183,25 @@ func (x *Command) GetUseToken() *UseToken {
 	return nil
 }
 
+func (x *Command) GetAppendAudit() *AppendAudit {
+	if x != nil {
+		if x, ok := x.Action.(*Command_AppendAudit); ok {
+			return x.AppendAudit
+		}
+	}
+	return nil
+}
+
 func (x *Command) GetRequestId() []byte {
 	if x != nil {
 		return x.RequestId
+	}
+	return nil
+}
+
+func (x *Command) GetAudit() *AuditEntry {
+	if x != nil {
+		return x.Audit
 	}
 	return nil
 }
@@ -226,6 +246,11 @@ type Command_UseToken struct {
 	UseToken *UseToken `protobuf:"bytes,31,opt,name=use_token,json=useToken,proto3,oneof"`
 }
 
+type Command_AppendAudit struct {
+	// Nothing but what audit says.
+	AppendAudit *AppendAudit `protobuf:"bytes,32,opt,name=append_audit,json=appendAudit,proto3,oneof"`
+}
+
 func (*Command_CommitRevision) isCommand_Action() {}
 
 func (*Command_PutNode) isCommand_Action() {}
@@ -243,6 +268,8 @@ func (*Command_RaiseEpoch) isCommand_Action() {}
 func (*Command_RemoveToken) isCommand_Action() {}
 
 func (*Command_UseToken) isCommand_Action() {}
+
+func (*Command_AppendAudit) isCommand_Action() {}
 
 // CommitRevision makes a bundle the active one, as the revision after the one that is active.
 type CommitRevision struct {
@@ -725,6 +752,214 @@ func (x *UseToken) GetKeyHash() []byte {
 	return nil
 }
 
+type AppendAudit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AppendAudit) Reset() {
+	*x = AppendAudit{}
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AppendAudit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AppendAudit) ProtoMessage() {}
+
+func (x *AppendAudit) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AppendAudit.ProtoReflect.Descriptor instead.
+func (*AppendAudit) Descriptor() ([]byte, []int) {
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{10}
+}
+
+// AuditEntry is one line of the audit trail.
+type AuditEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// From 1, without gaps.
+	Sequence uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Time     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	Actor    string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	Role     string                 `protobuf:"bytes,4,opt,name=role,proto3" json:"role,omitempty"`
+	Address  string                 `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"`
+	Method   string                 `protobuf:"bytes,6,opt,name=method,proto3" json:"method,omitempty"`
+	What     string                 `protobuf:"bytes,7,opt,name=what,proto3" json:"what,omitempty"`
+	Outcome  string                 `protobuf:"bytes,8,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	// SHA-256 of the entry before, and of this one; 32 bytes.
+	Previous      []byte `protobuf:"bytes,9,opt,name=previous,proto3" json:"previous,omitempty"`
+	Hash          []byte `protobuf:"bytes,10,opt,name=hash,proto3" json:"hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditEntry) Reset() {
+	*x = AuditEntry{}
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditEntry) ProtoMessage() {}
+
+func (x *AuditEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
+func (*AuditEntry) Descriptor() ([]byte, []int) {
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *AuditEntry) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *AuditEntry) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *AuditEntry) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetPrevious() []byte {
+	if x != nil {
+		return x.Previous
+	}
+	return nil
+}
+
+func (x *AuditEntry) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+// AuditAnchor is the last entry that was cut off the trail: what the first one that is kept follows.
+type AuditAnchor struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Hash          []byte                 `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditAnchor) Reset() {
+	*x = AuditAnchor{}
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditAnchor) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditAnchor) ProtoMessage() {}
+
+func (x *AuditAnchor) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditAnchor.ProtoReflect.Descriptor instead.
+func (*AuditAnchor) Descriptor() ([]byte, []int) {
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *AuditAnchor) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *AuditAnchor) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
 type Revision struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Number, epoch, digest and signature. Only number and digest where the revision is no longer kept whole.
@@ -740,7 +975,7 @@ type Revision struct {
 
 func (x *Revision) Reset() {
 	*x = Revision{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[10]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -752,7 +987,7 @@ func (x *Revision) String() string {
 func (*Revision) ProtoMessage() {}
 
 func (x *Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[10]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -765,7 +1000,7 @@ func (x *Revision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revision.ProtoReflect.Descriptor instead.
 func (*Revision) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{10}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Revision) GetRelease() *v1.Release {
@@ -816,7 +1051,7 @@ type ResourceReference struct {
 
 func (x *ResourceReference) Reset() {
 	*x = ResourceReference{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[11]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -828,7 +1063,7 @@ func (x *ResourceReference) String() string {
 func (*ResourceReference) ProtoMessage() {}
 
 func (x *ResourceReference) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[11]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -841,7 +1076,7 @@ func (x *ResourceReference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceReference.ProtoReflect.Descriptor instead.
 func (*ResourceReference) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{11}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ResourceReference) GetKind() string {
@@ -882,7 +1117,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[12]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -894,7 +1129,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[12]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -907,7 +1142,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{12}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Node) GetName() string {
@@ -968,7 +1203,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[13]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -980,7 +1215,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[13]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -993,7 +1228,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{13}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Token) GetId() string {
@@ -1081,7 +1316,7 @@ type Server struct {
 
 func (x *Server) Reset() {
 	*x = Server{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[14]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1093,7 +1328,7 @@ func (x *Server) String() string {
 func (*Server) ProtoMessage() {}
 
 func (x *Server) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[14]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1106,7 +1341,7 @@ func (x *Server) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Server.ProtoReflect.Descriptor instead.
 func (*Server) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{14}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Server) GetId() string {
@@ -1170,7 +1405,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[15]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1182,7 +1417,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[15]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1195,7 +1430,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{15}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Result) GetRequestId() []byte {
@@ -1214,7 +1449,8 @@ func (x *Result) GetRevision() uint64 {
 
 // SnapshotRecord is one piece of a snapshot, which is: a header; every body once; the active bundle's resources and
 // revision; the revisions before it that are kept whole, newest first; the lines of older ones, oldest first; nodes,
-// tokens and servers in the order of their names; the last results, oldest first; the end.
+// tokens and servers in the order of their names; the last results, oldest first; the audit
+// trail's anchor and its entries, oldest first; the end.
 type SnapshotRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Record:
@@ -1230,6 +1466,8 @@ type SnapshotRecord struct {
 	//	*SnapshotRecord_End
 	//	*SnapshotRecord_Server
 	//	*SnapshotRecord_Result
+	//	*SnapshotRecord_AuditAnchor
+	//	*SnapshotRecord_AuditEntry
 	Record        isSnapshotRecord_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1237,7 +1475,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[16]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1249,7 +1487,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[16]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1262,7 +1500,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{16}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -1371,6 +1609,24 @@ func (x *SnapshotRecord) GetResult() *Result {
 	return nil
 }
 
+func (x *SnapshotRecord) GetAuditAnchor() *AuditAnchor {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_AuditAnchor); ok {
+			return x.AuditAnchor
+		}
+	}
+	return nil
+}
+
+func (x *SnapshotRecord) GetAuditEntry() *AuditEntry {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_AuditEntry); ok {
+			return x.AuditEntry
+		}
+	}
+	return nil
+}
+
 type isSnapshotRecord_Record interface {
 	isSnapshotRecord_Record()
 }
@@ -1419,6 +1675,14 @@ type SnapshotRecord_Result struct {
 	Result *Result `protobuf:"bytes,17,opt,name=result,proto3,oneof"`
 }
 
+type SnapshotRecord_AuditAnchor struct {
+	AuditAnchor *AuditAnchor `protobuf:"bytes,30,opt,name=audit_anchor,json=auditAnchor,proto3,oneof"`
+}
+
+type SnapshotRecord_AuditEntry struct {
+	AuditEntry *AuditEntry `protobuf:"bytes,31,opt,name=audit_entry,json=auditEntry,proto3,oneof"`
+}
+
 func (*SnapshotRecord_Header) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Body) isSnapshotRecord_Record() {}
@@ -1441,6 +1705,10 @@ func (*SnapshotRecord_Server) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Result) isSnapshotRecord_Record() {}
 
+func (*SnapshotRecord_AuditAnchor) isSnapshotRecord_Record() {}
+
+func (*SnapshotRecord_AuditEntry) isSnapshotRecord_Record() {}
+
 type SnapshotHeader struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The first version is 1.
@@ -1452,7 +1720,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[17]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1464,7 +1732,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[17]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1477,7 +1745,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{17}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SnapshotHeader) GetVersion() uint32 {
@@ -1504,7 +1772,7 @@ type ActiveRevision struct {
 
 func (x *ActiveRevision) Reset() {
 	*x = ActiveRevision{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[18]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1516,7 +1784,7 @@ func (x *ActiveRevision) String() string {
 func (*ActiveRevision) ProtoMessage() {}
 
 func (x *ActiveRevision) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[18]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1529,7 +1797,7 @@ func (x *ActiveRevision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActiveRevision.ProtoReflect.Descriptor instead.
 func (*ActiveRevision) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{18}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ActiveRevision) GetRevision() *Revision {
@@ -1559,7 +1827,7 @@ type PastRevision struct {
 
 func (x *PastRevision) Reset() {
 	*x = PastRevision{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[19]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1571,7 +1839,7 @@ func (x *PastRevision) String() string {
 func (*PastRevision) ProtoMessage() {}
 
 func (x *PastRevision) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[19]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1584,7 +1852,7 @@ func (x *PastRevision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PastRevision.ProtoReflect.Descriptor instead.
 func (*PastRevision) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{19}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PastRevision) GetRevision() *Revision {
@@ -1626,7 +1894,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[20]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1638,7 +1906,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[20]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1651,7 +1919,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{20}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SnapshotEnd) GetSha256() []byte {
@@ -1665,7 +1933,7 @@ var File_pyserve_store_v1_store_proto protoreflect.FileDescriptor
 
 const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\n" +
-	"\x1cpyserve/store/v1/store.proto\x12\x10pyserve.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cpyserve/fleet/v1/fleet.proto\"\x92\x05\n" +
+	"\x1cpyserve/store/v1/store.proto\x12\x10pyserve.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cpyserve/fleet/v1/fleet.proto\"\x8a\x06\n" +
 	"\aCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12K\n" +
 	"\x0fcommit_revision\x18\x02 \x01(\v2 .pyserve.store.v1.CommitRevisionH\x00R\x0ecommitRevision\x126\n" +
@@ -1679,9 +1947,11 @@ const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\vraise_epoch\x18\x12 \x01(\v2\x1c.pyserve.store.v1.RaiseEpochH\x00R\n" +
 	"raiseEpoch\x12B\n" +
 	"\fremove_token\x18\x1e \x01(\v2\x1d.pyserve.store.v1.RemoveTokenH\x00R\vremoveToken\x129\n" +
-	"\tuse_token\x18\x1f \x01(\v2\x1a.pyserve.store.v1.UseTokenH\x00R\buseToken\x12\x1d\n" +
+	"\tuse_token\x18\x1f \x01(\v2\x1a.pyserve.store.v1.UseTokenH\x00R\buseToken\x12B\n" +
+	"\fappend_audit\x18  \x01(\v2\x1d.pyserve.store.v1.AppendAuditH\x00R\vappendAudit\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x0f \x01(\fR\trequestIdB\b\n" +
+	"request_id\x18\x0f \x01(\fR\trequestId\x122\n" +
+	"\x05audit\x18\x1d \x01(\v2\x1c.pyserve.store.v1.AuditEntryR\x05auditB\b\n" +
 	"\x06action\"\xf6\x01\n" +
 	"\x0eCommitRevision\x126\n" +
 	"\brevision\x18\x01 \x01(\v2\x1a.pyserve.store.v1.RevisionR\brevision\x12\x1a\n" +
@@ -1711,7 +1981,24 @@ const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12*\n" +
 	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x19\n" +
-	"\bkey_hash\x18\x05 \x01(\fR\akeyHash\"\xbf\x01\n" +
+	"\bkey_hash\x18\x05 \x01(\fR\akeyHash\"\r\n" +
+	"\vAppendAudit\"\x92\x02\n" +
+	"\n" +
+	"AuditEntry\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12.\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x12\n" +
+	"\x04role\x18\x04 \x01(\tR\x04role\x12\x18\n" +
+	"\aaddress\x18\x05 \x01(\tR\aaddress\x12\x16\n" +
+	"\x06method\x18\x06 \x01(\tR\x06method\x12\x12\n" +
+	"\x04what\x18\a \x01(\tR\x04what\x12\x18\n" +
+	"\aoutcome\x18\b \x01(\tR\aoutcome\x12\x1a\n" +
+	"\bprevious\x18\t \x01(\fR\bprevious\x12\x12\n" +
+	"\x04hash\x18\n" +
+	" \x01(\fR\x04hash\"=\n" +
+	"\vAuditAnchor\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\fR\x04hash\"\xbf\x01\n" +
 	"\bRevision\x123\n" +
 	"\arelease\x18\x01 \x01(\v2\x19.pyserve.fleet.v1.ReleaseR\arelease\x12\x16\n" +
 	"\x06parent\x18\x02 \x01(\x04R\x06parent\x12\x16\n" +
@@ -1749,7 +2036,7 @@ const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\x06Result\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\fR\trequestId\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x04R\brevision\"\xcd\x04\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\"\xd2\x05\n" +
 	"\x0eSnapshotRecord\x12:\n" +
 	"\x06header\x18\x01 \x01(\v2 .pyserve.store.v1.SnapshotHeaderH\x00R\x06header\x12\x14\n" +
 	"\x04body\x18\x02 \x01(\fH\x00R\x04body\x12A\n" +
@@ -1761,7 +2048,10 @@ const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\x05token\x18\b \x01(\v2\x17.pyserve.store.v1.TokenH\x00R\x05token\x121\n" +
 	"\x03end\x18\t \x01(\v2\x1d.pyserve.store.v1.SnapshotEndH\x00R\x03end\x122\n" +
 	"\x06server\x18\x10 \x01(\v2\x18.pyserve.store.v1.ServerH\x00R\x06server\x122\n" +
-	"\x06result\x18\x11 \x01(\v2\x18.pyserve.store.v1.ResultH\x00R\x06resultB\b\n" +
+	"\x06result\x18\x11 \x01(\v2\x18.pyserve.store.v1.ResultH\x00R\x06result\x12B\n" +
+	"\faudit_anchor\x18\x1e \x01(\v2\x1d.pyserve.store.v1.AuditAnchorH\x00R\vauditAnchor\x12?\n" +
+	"\vaudit_entry\x18\x1f \x01(\v2\x1c.pyserve.store.v1.AuditEntryH\x00R\n" +
+	"auditEntryB\b\n" +
 	"\x06record\"@\n" +
 	"\x0eSnapshotHeader\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
@@ -1789,7 +2079,7 @@ func file_pyserve_store_v1_store_proto_rawDescGZIP() []byte {
 	return file_pyserve_store_v1_store_proto_rawDescData
 }
 
-var file_pyserve_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_pyserve_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_pyserve_store_v1_store_proto_goTypes = []any{
 	(*Command)(nil),               // 0: pyserve.store.v1.Command
 	(*CommitRevision)(nil),        // 1: pyserve.store.v1.CommitRevision
@@ -1801,20 +2091,23 @@ var file_pyserve_store_v1_store_proto_goTypes = []any{
 	(*RaiseEpoch)(nil),            // 7: pyserve.store.v1.RaiseEpoch
 	(*RemoveToken)(nil),           // 8: pyserve.store.v1.RemoveToken
 	(*UseToken)(nil),              // 9: pyserve.store.v1.UseToken
-	(*Revision)(nil),              // 10: pyserve.store.v1.Revision
-	(*ResourceReference)(nil),     // 11: pyserve.store.v1.ResourceReference
-	(*Node)(nil),                  // 12: pyserve.store.v1.Node
-	(*Token)(nil),                 // 13: pyserve.store.v1.Token
-	(*Server)(nil),                // 14: pyserve.store.v1.Server
-	(*Result)(nil),                // 15: pyserve.store.v1.Result
-	(*SnapshotRecord)(nil),        // 16: pyserve.store.v1.SnapshotRecord
-	(*SnapshotHeader)(nil),        // 17: pyserve.store.v1.SnapshotHeader
-	(*ActiveRevision)(nil),        // 18: pyserve.store.v1.ActiveRevision
-	(*PastRevision)(nil),          // 19: pyserve.store.v1.PastRevision
-	(*SnapshotEnd)(nil),           // 20: pyserve.store.v1.SnapshotEnd
-	(*v1.ResourceKey)(nil),        // 21: pyserve.fleet.v1.ResourceKey
-	(*v1.Release)(nil),            // 22: pyserve.fleet.v1.Release
-	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
+	(*AppendAudit)(nil),           // 10: pyserve.store.v1.AppendAudit
+	(*AuditEntry)(nil),            // 11: pyserve.store.v1.AuditEntry
+	(*AuditAnchor)(nil),           // 12: pyserve.store.v1.AuditAnchor
+	(*Revision)(nil),              // 13: pyserve.store.v1.Revision
+	(*ResourceReference)(nil),     // 14: pyserve.store.v1.ResourceReference
+	(*Node)(nil),                  // 15: pyserve.store.v1.Node
+	(*Token)(nil),                 // 16: pyserve.store.v1.Token
+	(*Server)(nil),                // 17: pyserve.store.v1.Server
+	(*Result)(nil),                // 18: pyserve.store.v1.Result
+	(*SnapshotRecord)(nil),        // 19: pyserve.store.v1.SnapshotRecord
+	(*SnapshotHeader)(nil),        // 20: pyserve.store.v1.SnapshotHeader
+	(*ActiveRevision)(nil),        // 21: pyserve.store.v1.ActiveRevision
+	(*PastRevision)(nil),          // 22: pyserve.store.v1.PastRevision
+	(*SnapshotEnd)(nil),           // 23: pyserve.store.v1.SnapshotEnd
+	(*v1.ResourceKey)(nil),        // 24: pyserve.fleet.v1.ResourceKey
+	(*v1.Release)(nil),            // 25: pyserve.fleet.v1.Release
+	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
 }
 var file_pyserve_store_v1_store_proto_depIdxs = []int32{
 	1,  // 0: pyserve.store.v1.Command.commit_revision:type_name -> pyserve.store.v1.CommitRevision
@@ -1826,39 +2119,44 @@ var file_pyserve_store_v1_store_proto_depIdxs = []int32{
 	7,  // 6: pyserve.store.v1.Command.raise_epoch:type_name -> pyserve.store.v1.RaiseEpoch
 	8,  // 7: pyserve.store.v1.Command.remove_token:type_name -> pyserve.store.v1.RemoveToken
 	9,  // 8: pyserve.store.v1.Command.use_token:type_name -> pyserve.store.v1.UseToken
-	10, // 9: pyserve.store.v1.CommitRevision.revision:type_name -> pyserve.store.v1.Revision
-	21, // 10: pyserve.store.v1.CommitRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
-	11, // 11: pyserve.store.v1.CommitRevision.upserted:type_name -> pyserve.store.v1.ResourceReference
-	12, // 12: pyserve.store.v1.PutNode.node:type_name -> pyserve.store.v1.Node
-	13, // 13: pyserve.store.v1.PutToken.token:type_name -> pyserve.store.v1.Token
-	14, // 14: pyserve.store.v1.PutServer.server:type_name -> pyserve.store.v1.Server
-	22, // 15: pyserve.store.v1.RaiseEpoch.release:type_name -> pyserve.fleet.v1.Release
-	23, // 16: pyserve.store.v1.UseToken.at:type_name -> google.protobuf.Timestamp
-	22, // 17: pyserve.store.v1.Revision.release:type_name -> pyserve.fleet.v1.Release
-	23, // 18: pyserve.store.v1.Revision.created:type_name -> google.protobuf.Timestamp
-	23, // 19: pyserve.store.v1.Node.enrolled:type_name -> google.protobuf.Timestamp
-	23, // 20: pyserve.store.v1.Token.created:type_name -> google.protobuf.Timestamp
-	23, // 21: pyserve.store.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	23, // 22: pyserve.store.v1.Server.joined:type_name -> google.protobuf.Timestamp
-	17, // 23: pyserve.store.v1.SnapshotRecord.header:type_name -> pyserve.store.v1.SnapshotHeader
-	11, // 24: pyserve.store.v1.SnapshotRecord.resource:type_name -> pyserve.store.v1.ResourceReference
-	18, // 25: pyserve.store.v1.SnapshotRecord.active:type_name -> pyserve.store.v1.ActiveRevision
-	19, // 26: pyserve.store.v1.SnapshotRecord.past:type_name -> pyserve.store.v1.PastRevision
-	10, // 27: pyserve.store.v1.SnapshotRecord.line:type_name -> pyserve.store.v1.Revision
-	12, // 28: pyserve.store.v1.SnapshotRecord.node:type_name -> pyserve.store.v1.Node
-	13, // 29: pyserve.store.v1.SnapshotRecord.token:type_name -> pyserve.store.v1.Token
-	20, // 30: pyserve.store.v1.SnapshotRecord.end:type_name -> pyserve.store.v1.SnapshotEnd
-	14, // 31: pyserve.store.v1.SnapshotRecord.server:type_name -> pyserve.store.v1.Server
-	15, // 32: pyserve.store.v1.SnapshotRecord.result:type_name -> pyserve.store.v1.Result
-	10, // 33: pyserve.store.v1.ActiveRevision.revision:type_name -> pyserve.store.v1.Revision
-	10, // 34: pyserve.store.v1.PastRevision.revision:type_name -> pyserve.store.v1.Revision
-	21, // 35: pyserve.store.v1.PastRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
-	11, // 36: pyserve.store.v1.PastRevision.restored:type_name -> pyserve.store.v1.ResourceReference
-	37, // [37:37] is the sub-list for method output_type
-	37, // [37:37] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	10, // 9: pyserve.store.v1.Command.append_audit:type_name -> pyserve.store.v1.AppendAudit
+	11, // 10: pyserve.store.v1.Command.audit:type_name -> pyserve.store.v1.AuditEntry
+	13, // 11: pyserve.store.v1.CommitRevision.revision:type_name -> pyserve.store.v1.Revision
+	24, // 12: pyserve.store.v1.CommitRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
+	14, // 13: pyserve.store.v1.CommitRevision.upserted:type_name -> pyserve.store.v1.ResourceReference
+	15, // 14: pyserve.store.v1.PutNode.node:type_name -> pyserve.store.v1.Node
+	16, // 15: pyserve.store.v1.PutToken.token:type_name -> pyserve.store.v1.Token
+	17, // 16: pyserve.store.v1.PutServer.server:type_name -> pyserve.store.v1.Server
+	25, // 17: pyserve.store.v1.RaiseEpoch.release:type_name -> pyserve.fleet.v1.Release
+	26, // 18: pyserve.store.v1.UseToken.at:type_name -> google.protobuf.Timestamp
+	26, // 19: pyserve.store.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	25, // 20: pyserve.store.v1.Revision.release:type_name -> pyserve.fleet.v1.Release
+	26, // 21: pyserve.store.v1.Revision.created:type_name -> google.protobuf.Timestamp
+	26, // 22: pyserve.store.v1.Node.enrolled:type_name -> google.protobuf.Timestamp
+	26, // 23: pyserve.store.v1.Token.created:type_name -> google.protobuf.Timestamp
+	26, // 24: pyserve.store.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	26, // 25: pyserve.store.v1.Server.joined:type_name -> google.protobuf.Timestamp
+	20, // 26: pyserve.store.v1.SnapshotRecord.header:type_name -> pyserve.store.v1.SnapshotHeader
+	14, // 27: pyserve.store.v1.SnapshotRecord.resource:type_name -> pyserve.store.v1.ResourceReference
+	21, // 28: pyserve.store.v1.SnapshotRecord.active:type_name -> pyserve.store.v1.ActiveRevision
+	22, // 29: pyserve.store.v1.SnapshotRecord.past:type_name -> pyserve.store.v1.PastRevision
+	13, // 30: pyserve.store.v1.SnapshotRecord.line:type_name -> pyserve.store.v1.Revision
+	15, // 31: pyserve.store.v1.SnapshotRecord.node:type_name -> pyserve.store.v1.Node
+	16, // 32: pyserve.store.v1.SnapshotRecord.token:type_name -> pyserve.store.v1.Token
+	23, // 33: pyserve.store.v1.SnapshotRecord.end:type_name -> pyserve.store.v1.SnapshotEnd
+	17, // 34: pyserve.store.v1.SnapshotRecord.server:type_name -> pyserve.store.v1.Server
+	18, // 35: pyserve.store.v1.SnapshotRecord.result:type_name -> pyserve.store.v1.Result
+	12, // 36: pyserve.store.v1.SnapshotRecord.audit_anchor:type_name -> pyserve.store.v1.AuditAnchor
+	11, // 37: pyserve.store.v1.SnapshotRecord.audit_entry:type_name -> pyserve.store.v1.AuditEntry
+	13, // 38: pyserve.store.v1.ActiveRevision.revision:type_name -> pyserve.store.v1.Revision
+	13, // 39: pyserve.store.v1.PastRevision.revision:type_name -> pyserve.store.v1.Revision
+	24, // 40: pyserve.store.v1.PastRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
+	14, // 41: pyserve.store.v1.PastRevision.restored:type_name -> pyserve.store.v1.ResourceReference
+	42, // [42:42] is the sub-list for method output_type
+	42, // [42:42] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_store_v1_store_proto_init() }
@@ -1876,8 +2174,9 @@ func file_pyserve_store_v1_store_proto_init() {
 		(*Command_RaiseEpoch)(nil),
 		(*Command_RemoveToken)(nil),
 		(*Command_UseToken)(nil),
+		(*Command_AppendAudit)(nil),
 	}
-	file_pyserve_store_v1_store_proto_msgTypes[16].OneofWrappers = []any{
+	file_pyserve_store_v1_store_proto_msgTypes[19].OneofWrappers = []any{
 		(*SnapshotRecord_Header)(nil),
 		(*SnapshotRecord_Body)(nil),
 		(*SnapshotRecord_Resource)(nil),
@@ -1889,6 +2188,8 @@ func file_pyserve_store_v1_store_proto_init() {
 		(*SnapshotRecord_End)(nil),
 		(*SnapshotRecord_Server)(nil),
 		(*SnapshotRecord_Result)(nil),
+		(*SnapshotRecord_AuditAnchor)(nil),
+		(*SnapshotRecord_AuditEntry)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1896,7 +2197,7 @@ func file_pyserve_store_v1_store_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_store_v1_store_proto_rawDesc), len(file_pyserve_store_v1_store_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
