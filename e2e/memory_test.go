@@ -1,13 +1,22 @@
 package e2e
 
 import (
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"encoding/pem"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/pyserve/pyserve/control/identity"
 )
 
 // TestANodeServesWithinASecondWithoutControl: control is stopped, and a node that starts serves from its disk at once,
@@ -147,4 +156,87 @@ func TestARevisionThatEndsANodeTwiceIsGivenUp(t *testing.T) {
 	c.ready(n)
 	c.statusShows("n1 at revision 3", func(s status) bool { return s.Converged && s.row("n1").State == "ready" && s.row("n1").Revision == 3 })
 	get(t, client, fmt.Sprintf("http://%s/better/x", n.listen)).seen(t)
+}
+
+// TestANodeWhoseCertificateHasExpiredForwards, also after a restart: it cannot speak to control, says what to do, and does
+// its work.
+func TestANodeWhoseCertificateHasExpiredForwards(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, "n1")
+	b := newBackend(t, "b")
+	c.mustApply(route("/", b.port))
+	n := c.node("n1")
+	n.stop(t)
+	expire(t, c, n)
+	c.start(n)
+	c.ready(n)
+	n.logs(t, "serving the last known good bundle")
+	n.logs(t, "the node's certificate ended on")
+	n.logs(t, "start the node with a join token to enrol anew")
+	get(t, newClient(t, nil, false), "http://"+n.listen+"/x").seen(t)
+	if s := c.status(); s.row("n1").State == "ready" {
+		t.Errorf("control let it in: %+v", s)
+	}
+}
+
+// expire has the cluster's authority make a certificate for the key of a node as it would have done a year ago.
+func expire(t *testing.T, c *cluster, n *daemon) {
+	t.Helper()
+	path := filepath.Join(n.dataDir, "identity.json")
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kept map[string]any
+	if err := json.Unmarshal(data, &kept); err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.X509KeyPair([]byte(kept["certificate"].(string)), []byte(kept["key"].(string)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	request, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: n.name}}, pair.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	authority, err := identity.Open(identity.Options{Dir: c.control.dataDir, MustExist: true, Now: func() time.Time { return time.Now().AddDate(-1, 0, 0) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	issued, err := authority.IssueNode(n.name, request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept["certificate"] = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: issued.GetCertificate()}))
+	if data, err = json.Marshal(kept); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestAStartThatFailsIsNoCrash: a port that somebody else has is not held against the revision that is on trial.
+func TestAStartThatFailsIsNoCrash(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, "n1")
+	b := newBackend(t, "b")
+	c.mustApply(route("/old", b.port))
+	c.mustApply(route("/new", b.port))
+	n := c.node("n1")
+	n.stop(t)
+	taken, err := net.ListenPacket("udp", n.gossip) // found only when the bundle is served already
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		c.start(n)
+		if code := n.wait(t); code != 2 || !strings.Contains(n.stderr.String(), "--gossip") {
+			t.Fatalf("exit code %d: %s", code, n.stderr.String())
+		}
+	}
+	taken.Close()
+	c.start(n)
+	c.ready(n)
+	get(t, newClient(t, nil, false), "http://"+n.listen+"/new/x").seen(t)
 }

@@ -171,17 +171,19 @@ func startNode(ctx context.Context, o nodeOptions, logger *slog.Logger) (_ *node
 	if err != nil {
 		return nil, err
 	}
+	stopping := func(context.Context) error {
+		a.Stopping()
+		return nil
+	}
 	a.Boot()
+	p.undo.add(stopping) // where something else keeps the node from starting
 	// A node that was enrolled before knows whom to join; a new one learns it from control's first words.
 	if err := m.start(id); err != nil {
 		return nil, err
 	}
 	p.undo.add(runAgent(a))
 	p.undo.add(p.node.Stop)
-	p.undo.add(func(context.Context) error {
-		a.Stopping() // before the drain, which a second signal may cut short
-		return nil
-	})
+	p.undo.add(stopping) // before the drain, which a second signal may cut short
 	return p, nil
 }
 
