@@ -260,6 +260,10 @@ func (x *exchange) appendResponseFields(out []byte) (_ []byte, dated bool) {
 				continue
 			}
 			sized = true
+			if value := a.Value(i); value[0] == '0' { // zeros before a number are valid, and read as octal by some
+				out = http1.AppendContentLength(out, a.ContentLength)
+				continue
+			}
 		case id == http1.Location, id == http1.ContentLocation:
 			out = x.appendReference(out, i)
 			continue

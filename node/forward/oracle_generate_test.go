@@ -255,7 +255,7 @@ func (g *generator) answer(method string, old, kept, continued bool) string {
 	switch framing {
 	case "length":
 		if !none || g.one(2) && status[:3] != "204" {
-			head = append(head, g.name("Content-Length")+": "+fmt.Sprint(len(body)))
+			head = append(head, g.name("Content-Length")+": "+g.pick("", "", "", "0")+fmt.Sprint(len(body)))
 		}
 		tail = body
 	case "chunked":

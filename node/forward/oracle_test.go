@@ -319,6 +319,17 @@ var differences = []difference{
 		},
 	},
 	{
+		name: "zeros before a length", why: "ours writes the number anew, as for requests; they are valid (RFC 9110 section 8.6), and octal to some",
+		request: plainGet, answer: datedAnswer + "Content-Length: 003\r\n\r\nabc",
+		makeUp: func(s *story) {
+			s.client.each(func(m *message) {
+				if n, err := strconv.Atoi(m.get("Content-Length")); err == nil {
+					m.set("Content-Length", strconv.Itoa(n))
+				}
+			})
+		},
+	},
+	{
 		name: "date", why: "RFC 9110 section 6.6.1: both add one where there is none, in what second they do it", chance: true,
 		request: plainGet, answer: "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 0\r\n\r\n",
 		makeUp: func(s *story) {
