@@ -216,6 +216,7 @@ func TestTrailersThatWouldFrameAnewAreRefused(t *testing.T) {
 	}
 }
 
+// TestAnswersToHTTP10 is RFC 9112 section 9.3: such a connection is kept only where the end of the body can be told without chunks.
 func TestAnswersToHTTP10(t *testing.T) {
 	for name, c := range map[string]struct {
 		request, answer, want string

@@ -100,6 +100,7 @@ func TestAnExpectationWithoutABodyStays(t *testing.T) {
 	}
 }
 
+// RFC 9110 section 15.2: there may be any number of them, which nobody who waits for the last can bear.
 func TestInterimAnswersAreBounded(t *testing.T) {
 	hints := "HTTP/1.1 103 Early Hints\r\nLink: <" + strings.Repeat("x", 1000) + ">\r\n\r\n"
 	for _, c := range []struct{ count, status int }{{maxInterims, 200}, {maxInterims + 1, 502}} {

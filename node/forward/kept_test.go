@@ -108,22 +108,23 @@ func TestAConnectionKnownToBeClosedIsNotUsed(t *testing.T) {
 	}
 }
 
-// What a backend sends that nobody asked for must not be the answer to the next request: it may be another client's.
+// What a backend sends that nobody asked for must not be the answer to the next request: it may be another client's (RFC
+// 9112 section 6.3; known as response queue poisoning).
 func TestBytesBehindAnAnswerNeverReachTheNext(t *testing.T) {
 	const evil = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nevil!"
 	for name, c := range map[string]struct{ method, answer, behind string }{
-		"length":                {"GET", sized("good"), evil},
-		"empty":                 {"GET", sized(""), evil},
-		"chunks":                {"GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\ngood\r\n0\r\n\r\n", evil},
-		"trailers":              {"GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\ngood\r\n0\r\nX-T: 1\r\n\r\n", evil},
-		"one byte":              {"GET", sized("good"), "H"},
-		"empty line":            {"GET", sized("good"), "\r\n"},
-		"body of HEAD":          {"HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 61\r\n\r\n", evil},
-		"chunks of HEAD":        {"HEAD", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "0\r\n\r\n" + evil},
-		"body of 204":           {"GET", "HTTP/1.1 204 No Content\r\n\r\n", evil},
-		"announced body of 204": {"GET", "HTTP/1.1 204 No Content\r\nContent-Length: 43\r\n\r\n", evil},
-		"body of 304":           {"GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 43\r\n\r\n", evil},
-		"timeout while idle":    {"GET", sized("good"), "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"},
+		"9112-6.3 behind a length":          {"GET", sized("good"), evil},
+		"9112-6.3 behind nothing":           {"GET", sized(""), evil},
+		"9112-7.1 behind chunks":            {"GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\ngood\r\n0\r\n\r\n", evil},
+		"9112-7.1.2 behind trailers":        {"GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\ngood\r\n0\r\nX-T: 1\r\n\r\n", evil},
+		"9112-6.3 one byte":                 {"GET", sized("good"), "H"},
+		"9112-2.2 empty line":               {"GET", sized("good"), "\r\n"},
+		"9110-9.3.2 body of HEAD":           {"HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 61\r\n\r\n", evil},
+		"9110-9.3.2 chunks of HEAD":         {"HEAD", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "0\r\n\r\n" + evil},
+		"9110-15.3.5 body of 204":           {"GET", "HTTP/1.1 204 No Content\r\n\r\n", evil},
+		"9110-15.3.5 announced body of 204": {"GET", "HTTP/1.1 204 No Content\r\nContent-Length: 43\r\n\r\n", evil},
+		"9110-15.4.5 body of 304":           {"GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 43\r\n\r\n", evil},
+		"9110-15.5.9 timeout while idle":    {"GET", sized("good"), "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"},
 	} {
 		for _, late := range []bool{false, true} {
 			if late {
