@@ -39,6 +39,8 @@ const (
 	// continueTimeout is how long a body is held back that the client sends only when it is asked to, where the backend says
 	// nothing (RFC 9110 section 10.1.1). In HTTP/1 the client decides on that.
 	continueTimeout = time.Second
+	// endTimeout is how long a stream is kept open behind its answer for a client that has announced trailers.
+	endTimeout = time.Second
 )
 
 // http2Server hands the requests of HTTP/2 connections to the forwarding of HTTP/1. The protocol is golang.org/x/net/http2's,
@@ -178,9 +180,32 @@ func (f *Front) serveStream(w http.ResponseWriter, r *http.Request, in *intake, 
 	if s.joined != nil {
 		answered = s.joined.serve(r.Body)
 	}
+	s.awaitEnd(answered)
 	if !answered {
 		panic(http.ErrAbortHandler) // resets the stream
 	}
+}
+
+// awaitEnd waits until a client that has announced trailers has ended the stream: see intake. Its answer is there already, but
+// for its end. A client that sends no trailers may send on or not, and one that sends them unannounced is not waited for: that
+// would hold up every answer that comes before its request has ended.
+func (s *stream) awaitEnd(answered bool) {
+	note := s.r.Header[streamKey]
+	ended := s.in.ending(note)
+	if ended == nil {
+		return
+	}
+	if answered {
+		s.w.FlushError() // what keeps it from being sent ends the wait as well
+	}
+	timer := time.NewTimer(endTimeout)
+	defer timer.Stop()
+	select {
+	case <-ended:
+	case <-s.r.Context().Done():
+	case <-timer.C:
+	}
+	s.in.forget(note)
 }
 
 // abandon is the client's going away, of which there is one notice. It may come when the stream has ended, and it must not be
@@ -280,7 +305,7 @@ func (s *stream) parse(head []byte) error {
 func (s *stream) appendFields(out []byte) ([]byte, error) {
 	for name, values := range s.r.Header {
 		switch name {
-		case "Host", "Content-Length", "Expect", expectKey, trailerKey, ":protocol":
+		case "Host", "Content-Length", "Expect", expectKey, trailerKey, streamKey, ":protocol":
 			continue // written otherwise
 		case "Sec-Websocket-Key":
 			if s.key != "" {

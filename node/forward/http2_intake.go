@@ -9,6 +9,8 @@ import (
 	"io"
 	"net"
 	"slices"
+	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -44,6 +46,7 @@ const (
 const (
 	noteExpect, expectKey   = "pyserve-expect", "Pyserve-Expect"
 	noteTrailer, trailerKey = "pyserve-trailer", "Pyserve-Trailer"
+	noteStream, streamKey   = "pyserve-stream", "Pyserve-Stream"
 )
 
 var errFutile = errors.New("too many frames in a row that bring no request any further")
@@ -55,6 +58,8 @@ var errFutile = errors.New("too many frames in a row that bring no request any f
 //   - A setting that comes twice in a frame counts as it comes last (section 6.5.3); the server would hang up.
 //   - Expect is acted on and dropped by the server, and of the trailers those that were not announced. Intake tells both in
 //     fields of its own.
+//   - Trailers may come for a stream that has just been reset, and are to be ignored (section 5.1); the server would hang up
+//     (golang/go#58286). Intake tells when a client that has announced trailers has ended its stream, which is not reset before.
 //
 // For that it decodes the fields as well. Everything else passes as it is: where the frames or the coding are wrong, the
 // server finds the same.
@@ -66,11 +71,19 @@ type intake struct {
 	pass   int    // bytes that go by unseen
 	futile int    // frames in a row
 
+	ended uint32 // the stream that the client ends with the frame that the server has last begun to read; 0: none
+
+	mu sync.Mutex // guards awaited
+	// awaited are the streams whose client has announced trailers, and not ended them yet. Each is closed then.
+	awaited map[uint32]chan struct{}
+
 	writing atomic.Int64 // since when a Write has been under way, Unix nanoseconds; 0: none is
 
 	decoder   *hpack.Decoder
 	failed    error  // of the decoder: the server fails at the same place, and tells the client
 	newest    uint32 // the highest stream
+	current   uint32 // the stream of the fields
+	ends      bool   // it ends with them
 	trailers  bool   // the fields are those
 	malformed bool
 	size      uint32       // of the fields
@@ -139,6 +152,7 @@ func (i *intake) next() error {
 	if i.failed != nil {
 		return i.failed
 	}
+	i.tellEnded()
 	if cap(i.frame) > keptFrame {
 		i.frame = nil
 	}
@@ -158,6 +172,11 @@ func (i *intake) next() error {
 		}
 	case kind == http2.FrameData:
 		i.futile = 0
+		if i.has(http2.FlagDataEndStream) {
+			i.ended = i.stream()
+		}
+	case kind == http2.FrameRSTStream:
+		i.ended = i.stream()
 	case (kind == http2.FrameHeaders || kind == http2.FrameContinuation) && size <= maxFrame:
 		i.futile = 0
 		return i.look(size, i.readFields)
@@ -167,6 +186,8 @@ func (i *intake) next() error {
 }
 
 func (i *intake) kind() http2.FrameType { return http2.FrameType(i.frame[3]) }
+
+func (i *intake) stream() uint32 { return binary.BigEndian.Uint32(i.frame[5:]) &^ (1 << 31) }
 
 func (i *intake) has(f http2.Flags) bool { return http2.Flags(i.frame[4]).Has(f) }
 
@@ -253,13 +274,13 @@ func (i *intake) readFields() {
 }
 
 func (i *intake) beginFields() {
-	id := binary.BigEndian.Uint32(i.frame[5:]) &^ (1 << 31)
-	i.trailers = id <= i.newest
-	i.newest = max(i.newest, id)
+	i.current, i.ends = i.stream(), i.has(http2.FlagHeadersEndStream)
+	i.trailers = i.current <= i.newest
+	i.newest = max(i.newest, i.current)
 	i.malformed, i.size, i.noted = false, 0, 0
 	i.decoder.SetEmitEnabled(true)
 	i.notes.Reset()
-	if !i.has(http2.FlagHeadersEndStream) {
+	if !i.ends {
 		i.note("trailer", noteTrailer)
 	}
 }
@@ -293,8 +314,10 @@ func (i *intake) see(f hpack.HeaderField) {
 		return
 	}
 	switch f.Name {
-	case "connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade", noteExpect, noteTrailer:
+	case "connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade", noteExpect, noteTrailer, noteStream:
 		i.malformed = true
+	case "trailer":
+		i.await()
 	case "te":
 		i.malformed = i.malformed || f.Value != "trailers"
 	case "expect":
@@ -321,8 +344,65 @@ func (i *intake) note(name, value string) {
 	i.encoder.WriteField(hpack.HeaderField{Name: name, Value: value, Sensitive: true}) // into memory: no error
 }
 
+// await has the end of a stream told, whose number the server keeps from its handlers. Not of more than there can be: the
+// server may have refused some.
+func (i *intake) await() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.trailers || i.ends || i.awaited[i.current] != nil || len(i.awaited) >= maxStreams {
+		return
+	}
+	if i.awaited == nil {
+		i.awaited = make(map[uint32]chan struct{})
+	}
+	i.awaited[i.current] = make(chan struct{})
+	i.note(noteStream, strconv.FormatUint(uint64(i.current), 10))
+}
+
+// tellEnded tells of the stream that was ended with the frame before: the server begins to read a frame when it is done with
+// that one.
+func (i *intake) tellEnded() {
+	if i.ended == 0 {
+		return
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if told := i.awaited[i.ended]; told != nil {
+		close(told)
+		delete(i.awaited, i.ended)
+	}
+	i.ended = 0
+}
+
+// ending is closed when the client has ended the stream of a request with this noteStream. Nil: it has, or has announced no
+// trailers.
+func (i *intake) ending(note []string) <-chan struct{} {
+	if note == nil {
+		return nil
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.awaited[numberOf(note)]
+}
+
+// forget has the end of that stream not told.
+func (i *intake) forget(note []string) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	delete(i.awaited, numberOf(note))
+}
+
+// numberOf reads what intake has written.
+func numberOf(note []string) uint32 {
+	n, _ := strconv.ParseUint(note[0], 10, 32)
+	return uint32(n)
+}
+
 // endFields adds the notes to the last frame of the fields, or behind it where there is no room.
 func (i *intake) endFields() {
+	if i.trailers && i.ends {
+		i.ended = i.current
+	}
 	if i.malformed {
 		i.notes.Reset()
 		i.note("Malformed", "") // in upper case, which makes it so (RFC 9113 section 8.2.1)
@@ -334,7 +414,7 @@ func (i *intake) endFields() {
 		return
 	}
 	i.clear(http2.FlagHeadersEndHeaders)
-	stream := binary.BigEndian.Uint32(i.frame[5:])
+	stream := i.stream()
 	for len(notes) > 0 {
 		part := notes[:min(len(notes), maxFrame)]
 		notes = notes[len(part):]

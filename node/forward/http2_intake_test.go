@@ -147,14 +147,15 @@ func TestIntakeKeepsTrailersWithinBounds(t *testing.T) {
 		trailers []string
 		fits     bool
 	}{
-		"as many as there may be":   {many(128, "x-t", "1"), true},
-		"one more":                  {many(129, "x-t", "1"), false},
-		"nearly too long":           {many(3, "x-t", string(bytes.Repeat([]byte{'#'}, 3000))), true},
-		"too long":                  {many(8, "x-t", string(bytes.Repeat([]byte{'#'}, 3000))), false},
-		"too long by one of them":   {[]string{"x-t", string(bytes.Repeat([]byte{'#'}, 17000))}, false},
-		"a field of a connection":   {[]string{"x-t", "1", "connection", "close"}, false},
-		"a field that is our own":   {[]string{noteTrailer, "x: y"}, false},
-		"a name that is a pseudo's": {[]string{":method", "GET"}, true}, // it is for the server to refuse
+		"as many as there may be":    {many(128, "x-t", "1"), true},
+		"one more":                   {many(129, "x-t", "1"), false},
+		"nearly too long":            {many(3, "x-t", string(bytes.Repeat([]byte{'#'}, 3000))), true},
+		"too long":                   {many(8, "x-t", string(bytes.Repeat([]byte{'#'}, 3000))), false},
+		"too long by one of them":    {[]string{"x-t", string(bytes.Repeat([]byte{'#'}, 17000))}, false},
+		"a field of a connection":    {[]string{"x-t", "1", "connection", "close"}, false},
+		"a field that is our own":    {[]string{noteTrailer, "x: y"}, false},
+		"a stream's number, as ours": {[]string{noteStream, "1"}, false},
+		"a name that is a pseudo's":  {[]string{":method", "GET"}, true}, // it is for the server to refuse
 	} {
 		stream := frames(func(w *http2.Framer) {
 			w.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block(ordinary("POST", "/")...), EndHeaders: true})

@@ -231,7 +231,7 @@ func TestHTTP2HeadersBothWays(t *testing.T) {
 	for name, want := range map[string][]string{
 		"Host": {"127.0.0.1:" + itoa(b.Port())}, "Accept": {"a", "b"}, "Cookie": {"x=1; y=2"}, "TE": {"trailers"}, "Connection": {"TE"},
 		"X-Empty": {""}, "X-Forwarded-Host": {"x"}, "X-Forwarded-Proto": {"http"}, "Via": {"2.0 pyserve"},
-		"Content-Length": nil, "Transfer-Encoding": nil, "Expect": nil, "Trailer": nil, trailerKey: nil, expectKey: nil,
+		"Content-Length": nil, "Transfer-Encoding": nil, "Expect": nil, "Trailer": nil, trailerKey: nil, expectKey: nil, streamKey: nil,
 	} {
 		if got := fields(head, name); !slices.Equal(got, want) {
 			t.Errorf("%s: %q, want %q", name, got, want)
