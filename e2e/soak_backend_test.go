@@ -26,7 +26,8 @@ const (
 	delayField  = "X-Delay" // before the answer, a time.Duration
 	endField    = "X-End"   // the trailer of a message in chunks: its id
 	chunksField = "X-Chunks"
-	slowField   = "X-Slow" // the answer's body comes little by little
+	slowField   = "X-Slow"  // the answer's body comes little by little
+	earlyField  = "X-Early" // the answer comes without a look at the request's body
 )
 
 // onePiece is what an answer of the backends has at most that leaves in one write. Of such an answer either nothing has
@@ -163,7 +164,7 @@ func (m *mortal) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // answer takes the request's body and gives the answer that the request asks for.
 func (m *mortal) answer(w http.ResponseWriter, r *http.Request, id string) {
-	if !m.receive(r, id) {
+	if r.Header.Get(earlyField) == "" && !m.receive(r, id) {
 		panic(http.ErrAbortHandler)
 	}
 	if delay, err := time.ParseDuration(r.Header.Get(delayField)); err == nil && !pause(r.Context(), delay) {

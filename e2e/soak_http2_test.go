@@ -30,6 +30,11 @@ func kindsOfHTTP2() []kind {
 		{"1 MiB down, HTTP/2", 4, func(w *worker, name string) { w.request(name, w.chunky(w.order(http.MethodGet, 0, 1<<20))) }},
 		{"16 KiB up, HTTP/2", 6, func(w *worker, name string) { w.request(name, w.chunky(w.order(http.MethodPost, 16<<10, 100))) }},
 		{"1 MiB up, HTTP/2", 4, func(w *worker, name string) { w.request(name, w.chunky(w.order(http.MethodPost, 1<<20, 100))) }},
+		{"early answer, HTTP/2", 3, func(w *worker, name string) {
+			o := w.chunky(w.order(http.MethodPost, 1+w.r.IntN(400<<10), 100))
+			o.early = true
+			w.request(name, o)
+		}},
 		{"cut upload, HTTP/2", 3, func(w *worker, name string) {
 			o := w.chunky(w.order(http.MethodPost, 200<<10, 100))
 			ctx, cancel := context.WithCancel(w.ctx)

@@ -59,6 +59,8 @@ type order struct {
 	downChunks       bool
 	delay            time.Duration
 	slow             bool // the answer comes little by little
+	early            bool // the answer does not wait for the request's body
+	expect           bool // the request's body waits for 100 Continue
 }
 
 // fields are those that tell the backend about it.
@@ -73,11 +75,20 @@ func (o order) fields() [][2]string {
 	if o.slow {
 		f = append(f, [2]string{slowField, "1"})
 	}
+	if o.early {
+		f = append(f, [2]string{earlyField, "1"})
+	}
+	if o.expect {
+		f = append(f, [2]string{"Expect", "100-continue"})
+	}
 	if o.delay > 0 {
 		f = append(f, [2]string{delayField, o.delay.String()})
 	}
 	return f
 }
+
+// repeatable says whether it may be sent again, by somebody who has nothing of its body left.
+func (o order) repeatable() bool { return o.method == http.MethodGet || o.method == http.MethodHead }
 
 // head is the request's, for HTTP/1.1.
 func (o order) head() string {
@@ -124,6 +135,12 @@ func (s *soak) check(response *http.Response, o order) error {
 	if got := response.Header.Get(idField); got != o.id {
 		return wrongly("the answer is one to %q", got)
 	}
+	if o.method == http.MethodHead {
+		if response.ContentLength != int64(o.down) {
+			return wrongly("the answer to HEAD has Content-Length %d, want %d", response.ContentLength, o.down)
+		}
+		o.down = 0
+	}
 	body := &comparison{want: s.body(o.id, "down", o.down)}
 	_, err := io.Copy(body, response.Body)
 	switch {
@@ -155,10 +172,10 @@ func (s *soak) judge(kind string, o order, began time.Time, err error) {
 	story := fmt.Sprintf("%s: %s %s %s, for %d and %d bytes, which took %s, with %d outages meanwhile (its answer was begun: %t): %v",
 		kind, o.method, o.path, o.id, o.up, o.down, time.Since(began).Round(time.Millisecond), met, answered, err)
 	var never wrong
-	switch excusable := met > 1 || met == 1 && (answered || o.method != http.MethodGet); {
+	switch excusable := met > 1 || met == 1 && (answered || !o.repeatable()); {
 	case !excusable || errors.As(err, &never):
 		s.mistake("%s", story)
-	case !answered && o.method == http.MethodGet:
+	case !answered && o.repeatable():
 		s.t.Logf("excused by two outages: %s", story)
 		fallthrough
 	default:
@@ -270,6 +287,13 @@ func kindsOfHTTP1() []kind {
 			o.slow = true
 			w.exchange(name, o)
 		}},
+		{"no body", 3, func(w *worker, name string) { w.exchange(name, w.order(http.MethodHead, 0, w.r.IntN(500))) }},
+		{"early answer", 2, func(w *worker, name string) {
+			o := w.chunky(w.order(http.MethodPost, 1+w.r.IntN(1<<20), 100))
+			o.early = true
+			w.exchange(name, o)
+		}},
+		{"expectation", 2, (*worker).expectation},
 		{"pipelined", 4, (*worker).pipeline},
 		{"slow client", 2, (*worker).slowly},
 		{"events", 2, (*worker).events},
@@ -357,6 +381,29 @@ func (w *worker) exchanges(kind string, orders []order) {
 			return // whoever pipelines asks again for what was not answered; here nobody does
 		}
 	}
+}
+
+// expectation sends a body when it is told to.
+func (w *worker) expectation(kind string) {
+	c := w.dial()
+	if c == nil {
+		return
+	}
+	defer c.conn.Close()
+	began := time.Now()
+	o := w.chunky(w.order(http.MethodPost, 1+w.r.IntN(100<<10), 100))
+	o.expect = true
+	io.WriteString(c.conn, o.head())
+	response, err := http.ReadResponse(c.in, nil)
+	switch {
+	case err != nil:
+	case response.StatusCode == http.StatusContinue:
+		c.conn.Write(w.payload(o, w.r)) // what keeps it from being sent is in the answer
+		_, err = w.read(c, o)
+	default: // only an error comes without a look at the body
+		err = w.check(response, o)
+	}
+	w.judge(kind, o, began, err)
 }
 
 func (w *worker) pipeline(kind string) {
