@@ -26,7 +26,7 @@ func (l *Listener) accept() {
 		if err == nil {
 			pause = firstPause
 			l.conns.Add(1)
-			go l.serve(tcp, r.config(l.tls()))
+			l.assign(accepted{tcp, r.config(l.tls())})
 			continue
 		}
 		<-l.slots
@@ -93,15 +93,54 @@ func (n *notice) due(now time.Time) (times int, due bool) {
 	return times, true
 }
 
-// serve is a connection's goroutine. Its frame stays while the connection idles, so what only a handshake needs is kept out
-// of it.
-func (l *Listener) serve(tcp *net.TCPConn, config *tls.Config) {
-	defer l.end(tcp)
-	if config == nil {
-		l.front.Serve(tcp, tcp, l.plainIsStale)
+// accepted is a connection and what it is to speak; nil: no TLS.
+type accepted struct {
+	tcp    *net.TCPConn
+	config *tls.Config
+}
+
+// maxResting is how many goroutines wait for work. Those that are more end, with their stacks.
+const maxResting = 64
+
+// assign has a goroutine serve a connection: one that has done so before if one waits, since a new one would have to grow its
+// stack, copying it three times, for a first request.
+func (l *Listener) assign(a accepted) {
+	select {
+	case l.spare <- a:
+	default:
+		l.workers.Go(func() { l.work(a) })
+	}
+}
+
+func (l *Listener) work(a accepted) {
+	for serving := true; serving; a, serving = l.rest() {
+		l.serve(a)
+	}
+}
+
+// rest waits for the next connection. False: there are enough that wait, or there will be none.
+func (l *Listener) rest() (accepted, bool) {
+	defer l.resting.Add(-1)
+	if l.resting.Add(1) > maxResting {
+		return accepted{}, false
+	}
+	select {
+	case a := <-l.spare:
+		return a, true
+	case <-l.leaving:
+		return accepted{}, false
+	}
+}
+
+// serve is what a goroutine does for a connection. Its frame stays while the connection idles, so what only a handshake needs is
+// kept out of it.
+func (l *Listener) serve(a accepted) {
+	defer l.end(a.tcp)
+	if a.config == nil {
+		l.front.Serve(a.tcp, a.tcp, l.plainIsStale)
 		return
 	}
-	l.serveTLS(tcp, config)
+	l.serveTLS(a.tcp, a.config)
 }
 
 // end must be deferred itself, to recover: one connection's panic is not the others' end.

@@ -22,6 +22,7 @@ func (l *Listener) Drain(ctx context.Context) error {
 	ended := make(chan struct{})
 	go func() {
 		l.conns.Wait()
+		l.workers.Wait()
 		close(ended)
 	}()
 	err := l.drainFront(ctx, ended)

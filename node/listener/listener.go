@@ -17,6 +17,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -109,8 +110,13 @@ type Listener struct {
 
 	slots      chan struct{} // holds one for each connection; full at the limit
 	accepts    sync.WaitGroup
-	conns      sync.WaitGroup // the connections' goroutines
+	conns      sync.WaitGroup // connections
 	handshakes handshakes
+
+	// Goroutines that have served a connection and wait for the next, with the stack that they have grown.
+	spare   chan accepted
+	resting atomic.Int32
+	workers sync.WaitGroup // these, and those that serve a connection first
 
 	leave   sync.Once
 	leaving chan struct{} // closed at the beginning of the drain
@@ -139,6 +145,7 @@ func newListener(socket *net.TCPListener, o Options) *Listener {
 		plainIsStale:     func() bool { return o.TLS() != nil },
 		tlsIsStale:       func() bool { return o.TLS() == nil },
 		slots:            make(chan struct{}, o.MaxConnections),
+		spare:            make(chan accepted),
 		leaving:          make(chan struct{}),
 	}
 }
