@@ -49,7 +49,7 @@ func (c *Control) Apply(ctx context.Context, author string, document Document, o
 	if active := c.store.Active(); active != nil && active.Bundle.Digest() == next.Digest() {
 		return c.unchanged(ctx, o, emit)
 	}
-	return c.advance(ctx, candidate{resources, next, document.Data, author, o.GetMessage()}, o, emit)
+	return c.advance(ctx, candidate{resources, next, document.Data, author, o.GetMessage(), false}, o, emit)
 }
 
 // awaitTurn waits until no other apply is under way. Until done is called, what is active does not change under the
@@ -85,6 +85,7 @@ type candidate struct {
 	bundle          *bundle.Bundle
 	document        []byte
 	author, message string
+	back            bool // it is a rollback
 }
 
 // advance brings a candidate to the fleet and makes it the next revision, whatever the active one is. The caller has its
@@ -108,11 +109,18 @@ func (c *Control) advance(ctx context.Context, next candidate, o *operatorv1.App
 	}
 	if plan.Next() == rollout.Abort {
 		c.fleet.Withdraw(target)
-		return c.refused(plan.Reason()), nil
+		result := c.refused(plan.Reason())
+		if !o.GetDryRun() {
+			c.tellOutcome(revision, next.author, result)
+		}
+		return result, nil
 	}
 	if o.GetDryRun() {
 		c.fleet.Withdraw(target)
 		return c.result(operatorv1.ApplyOutcome_APPLY_OUTCOME_DRY_RUN, ""), nil
+	}
+	if next.back {
+		c.expectRollback(revision)
 	}
 	// A client that goes away now must not leave it open whether the revision was stored.
 	_, err = c.store.Commit(context.WithoutCancel(ctx), store.Proposal{
@@ -127,11 +135,14 @@ func (c *Control) advance(ctx context.Context, next candidate, o *operatorv1.App
 		return nil, fmt.Errorf("store revision %d (pyservectl status tells whether it was kept): %w", revision, err)
 	}
 	c.fleet.SetTarget(target)
+	c.tellRevision(c.store.Active())
 	c.options.Logger.Info("new revision", "revision", revision, "digest", digest.Short(), "author", next.author, "changes", len(changes))
 	if o.GetDetach() {
 		return c.result(operatorv1.ApplyOutcome_APPLY_OUTCOME_DETACHED, ""), nil
 	}
-	return c.commit(ctx, plan, target, o, emit)
+	result, err := c.commit(ctx, plan, target, o, emit)
+	c.tellOutcome(revision, next.author, result)
+	return result, err
 }
 
 // prepare offers the target to every connected node and waits until each could serve it, one could not, or the time
@@ -269,7 +280,9 @@ func (c *Control) unchanged(ctx context.Context, o *operatorv1.ApplyOptions, emi
 	return result, err
 }
 
-func activeAlready(revision uint64) string { return fmt.Sprintf("revision %d is active already", revision) }
+func activeAlready(revision uint64) string {
+	return fmt.Sprintf("revision %d is active already", revision)
+}
 
 // Diff compares a document with what is active, and changes nothing.
 func (c *Control) Diff(document Document) (*operatorv1.DiffResponse, error) {

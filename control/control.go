@@ -22,6 +22,7 @@ import (
 
 	"github.com/pyserve/pyserve/control/fleet"
 	"github.com/pyserve/pyserve/control/identity"
+	"github.com/pyserve/pyserve/control/journal"
 	"github.com/pyserve/pyserve/control/store"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 )
@@ -79,6 +80,8 @@ type Control struct {
 	streams   streams
 	refusals  refusals
 	decoded   atomic.Pointer[decoded]
+	journal   *journal.Journal
+	telling   telling
 	unfollow  context.CancelFunc
 	following sync.WaitGroup
 }
@@ -91,7 +94,7 @@ func New(o Options) (*Control, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return &Control{options: o, applying: make(chan struct{}, 1)}, nil
+	return &Control{options: o, applying: make(chan struct{}, 1), journal: journal.New(journalSize, o.Now)}, nil
 }
 
 // AdminFile is the administrator's context that the first start makes in the data directory.
@@ -123,8 +126,9 @@ func (c *Control) Start(ctx context.Context) (err error) {
 	if err := c.makeAdmin(); err != nil {
 		return err
 	}
-	c.fleet = fleet.New(fleet.Options{Logger: o.Logger, Now: o.Now, Welcome: c.welcome})
+	c.fleet = fleet.New(fleet.Options{Logger: o.Logger, Now: o.Now, Welcome: c.welcome, Journal: c.journal})
 	changed := c.store.Changed()
+	c.tellStart()
 	c.target()
 	following, stop := context.WithCancel(context.Background())
 	c.unfollow = stop
@@ -162,6 +166,7 @@ func (c *Control) follow(ctx context.Context, changed <-chan struct{}) {
 func (c *Control) target() {
 	if active := c.store.Active(); active != nil {
 		c.fleet.SetTarget(&fleet.Target{Release: active.Release, Bundle: active.Bundle})
+		c.tellRevision(active)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"github.com/pyserve/pyserve/control/audit"
 	"github.com/pyserve/pyserve/control/fleet"
 	"github.com/pyserve/pyserve/control/identity"
+	"github.com/pyserve/pyserve/control/journal"
 	"github.com/pyserve/pyserve/control/store"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 )
@@ -50,6 +51,7 @@ func (c *Control) Enroll(ctx context.Context, token, name string, request []byte
 	if err := c.redeem(ctx, token, identity.TokenJoin, store.Node{Name: name, KeyHash: hash, Enrolled: c.options.Now()}); err != nil {
 		return nil, err
 	}
+	c.journal.Add(journal.NodeEnrolled, name, "by the token "+identity.TokenID(token))
 	c.options.Logger.Info("node enrolled", "node", name, "token", identity.TokenID(token))
 	return issued, nil
 }

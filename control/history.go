@@ -107,5 +107,5 @@ func again(old *store.Snapshot, author, message string) (candidate, error) {
 	if message == "" {
 		message = fmt.Sprintf("rollback to revision %d", old.Number)
 	}
-	return candidate{resources, old.Bundle, old.Document, author, message}, nil
+	return candidate{resources, old.Bundle, old.Document, author, message, true}, nil
 }

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/pyserve/pyserve/config/bundle"
+	"github.com/pyserve/pyserve/control/journal"
 	"github.com/pyserve/pyserve/control/rollout"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 )
@@ -35,6 +36,8 @@ type Target struct {
 type Options struct {
 	// Logger gets connects, disconnects and refusals. Required.
 	Logger *slog.Logger
+	// Journal is told of nodes that come, go and refuse, and of what they say of backends; nil: nobody is told.
+	Journal *journal.Journal
 	// Now is the clock; nil: time.Now.
 	Now func() time.Time
 	// Welcome makes the answer to a Hello. Required.

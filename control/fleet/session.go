@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/pyserve/pyserve/control/journal"
 	"github.com/pyserve/pyserve/control/rollout"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 )
@@ -35,6 +36,8 @@ type session struct {
 	// backendBytes is what backends hold.
 	backendBytes int
 	questions    map[uint64]*question // by id
+	refusal      string               // what the journal was told that it refuses
+	allowance    allowance
 }
 
 // offer is the one bundle that is out at a node.
@@ -90,7 +93,7 @@ func (f *Fleet) Serve(name string, stream Stream) (left bool, err error) {
 		"on_disk", hello.GetStored().GetRevision(), "version", s.node.Version)
 	<-s.ctx.Done()
 	err = context.Cause(s.ctx)
-	left = f.finish(s)
+	left = f.finish(s, err)
 	f.options.Logger.Info("node disconnected", "node", name, "left", left, "reason", err)
 	if errors.Is(err, io.EOF) {
 		err = nil
@@ -157,6 +160,7 @@ func (f *Fleet) begin(name string, hello *fleetv1.Hello, stream Stream) (*sessio
 	}
 	f.sessions[name] = s
 	delete(f.gone, name)
+	f.options.Journal.Add(journal.NodeConnected, name, arrival(s))
 	f.group.Go(func() { s.end(f.send(s)) })
 	f.group.Go(func() { s.end(f.receive(s)) })
 	s.wakeUp()
@@ -164,7 +168,7 @@ func (f *Fleet) begin(name string, hello *fleetv1.Hello, stream Stream) (*sessio
 	return s, nil
 }
 
-func (f *Fleet) finish(s *session) (left bool) {
+func (f *Fleet) finish(s *session, reason error) (left bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.sessions[s.name] != s {
@@ -174,6 +178,11 @@ func (f *Fleet) finish(s *session) (left bool) {
 	last := f.view(s)
 	last.Connected, last.Left, last.Since = false, s.leaving, f.options.Now()
 	f.gone[s.name] = last
+	if s.leaving {
+		f.options.Journal.Add(journal.NodeLeft, s.name, "it stopped on purpose")
+	} else {
+		f.options.Journal.Add(journal.NodeDisconnected, s.name, "its stream is gone: "+reason.Error())
+	}
 	f.notify()
 	return s.leaving
 }
@@ -323,8 +332,10 @@ func (f *Fleet) observe(s *session, m *fleetv1.FromNode) (news bool, tell func()
 		}
 	case *fleetv1.FromNode_Status:
 		notes := s.node.Notes
+		turns := s.turns(m.Status)
 		news = s.status(m.Status)
-		return news, f.tellNotes(s.name, notes, s.node.Notes)
+		f.tellTurns(s, turns)
+		return news, f.tellNotes(s, notes, s.node.Notes)
 	case *fleetv1.FromNode_Answer:
 		s.answered(m.Answer)
 	case *fleetv1.FromNode_Leaving:
@@ -342,6 +353,7 @@ func (f *Fleet) refuse(s *session, refusals []*fleetv1.Refusal) (tell func()) {
 	if f.proposed != target {
 		s.offer = nil // the target: offered again after a while
 	}
+	f.tellRefusal(s, target, refusals)
 	return func() {
 		f.options.Logger.Warn("node refuses a bundle", "node", s.name,
 			"revision", target.Release.GetRevision(), "reason", describeRefusals(refusals))
@@ -352,7 +364,7 @@ func (f *Fleet) committed(s *session, applied *fleetv1.Release) (tell func()) {
 	if !sameRelease(applied, s.offer.target.Release) {
 		return f.refuse(s, []*fleetv1.Refusal{{Reason: "says that it serves another bundle than the one it was told to commit"}})
 	}
-	s.applied, s.full, s.refused, s.offer = applied, false, nil, nil
+	s.applied, s.full, s.refused, s.offer, s.refusal = applied, false, nil, nil, ""
 	return nil
 }
 
@@ -362,6 +374,7 @@ func (f *Fleet) needFull(s *session, reason string) (tell func()) {
 		return f.refuse(s, []*fleetv1.Refusal{{Reason: "cannot read the whole bundle: " + reason}})
 	}
 	s.full, s.offer = true, nil
+	f.tell(s, journal.NodeNeedsFull, s.name, reason)
 	return func() { f.options.Logger.Info("node needs the whole bundle", "node", s.name, "reason", reason) }
 }
 
@@ -395,14 +408,17 @@ func (s *session) status(m *fleetv1.Status) (news bool) {
 }
 
 // tellNotes logs those that are new; nil: none is.
-func (f *Fleet) tellNotes(name string, before, now []string) (tell func()) {
+func (f *Fleet) tellNotes(s *session, before, now []string) (tell func()) {
 	fresh := slices.DeleteFunc(slices.Clone(now), func(note string) bool { return slices.Contains(before, note) })
 	if len(fresh) == 0 {
 		return nil
 	}
+	for _, note := range fresh {
+		f.tell(s, journal.NodeInTrouble, s.name, note)
+	}
 	return func() {
 		for _, note := range fresh {
-			f.options.Logger.Warn("node is in trouble", "node", name, "note", note)
+			f.options.Logger.Warn("node is in trouble", "node", s.name, "note", note)
 		}
 	}
 }

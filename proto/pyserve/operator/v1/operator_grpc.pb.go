@@ -33,6 +33,7 @@ const (
 	Operator_Rollback_FullMethodName      = "/pyserve.operator.v1.Operator/Rollback"
 	Operator_Explain_FullMethodName       = "/pyserve.operator.v1.Operator/Explain"
 	Operator_FindFiles_FullMethodName     = "/pyserve.operator.v1.Operator/FindFiles"
+	Operator_WatchEvents_FullMethodName   = "/pyserve.operator.v1.Operator/WatchEvents"
 )
 
 // OperatorClient is the client API for Operator service.
@@ -66,6 +67,8 @@ type OperatorClient interface {
 	// FindFiles tells which files that a document names control holds from the active one, so that they need not be sent
 	// along. It never gives what is in them.
 	FindFiles(ctx context.Context, in *FindFilesRequest, opts ...grpc.CallOption) (*FindFilesResponse, error)
+	// WatchEvents gives what happened lately as the control that is asked has seen it and, to who follows, what happens.
+	WatchEvents(ctx context.Context, in *WatchEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchEventsResponse], error)
 }
 
 type operatorClient struct {
@@ -256,6 +259,25 @@ func (c *operatorClient) FindFiles(ctx context.Context, in *FindFilesRequest, op
 	return out, nil
 }
 
+func (c *operatorClient) WatchEvents(ctx context.Context, in *WatchEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchEventsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Operator_ServiceDesc.Streams[8], Operator_WatchEvents_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchEventsRequest, WatchEventsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Operator_WatchEventsClient = grpc.ServerStreamingClient[WatchEventsResponse]
+
 // OperatorServer is the server API for Operator service.
 // All implementations must embed UnimplementedOperatorServer
 // for forward compatibility.
@@ -287,6 +309,8 @@ type OperatorServer interface {
 	// FindFiles tells which files that a document names control holds from the active one, so that they need not be sent
 	// along. It never gives what is in them.
 	FindFiles(context.Context, *FindFilesRequest) (*FindFilesResponse, error)
+	// WatchEvents gives what happened lately as the control that is asked has seen it and, to who follows, what happens.
+	WatchEvents(*WatchEventsRequest, grpc.ServerStreamingServer[WatchEventsResponse]) error
 	mustEmbedUnimplementedOperatorServer()
 }
 
@@ -332,6 +356,9 @@ func (UnimplementedOperatorServer) Explain(context.Context, *ExplainRequest) (*E
 }
 func (UnimplementedOperatorServer) FindFiles(context.Context, *FindFilesRequest) (*FindFilesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method FindFiles not implemented")
+}
+func (UnimplementedOperatorServer) WatchEvents(*WatchEventsRequest, grpc.ServerStreamingServer[WatchEventsResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchEvents not implemented")
 }
 func (UnimplementedOperatorServer) mustEmbedUnimplementedOperatorServer() {}
 func (UnimplementedOperatorServer) testEmbeddedByValue()                  {}
@@ -506,6 +533,17 @@ func _Operator_FindFiles_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Operator_WatchEvents_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchEventsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(OperatorServer).WatchEvents(m, &grpc.GenericServerStream[WatchEventsRequest, WatchEventsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Operator_WatchEventsServer = grpc.ServerStreamingServer[WatchEventsResponse]
+
 // Operator_ServiceDesc is the grpc.ServiceDesc for Operator service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -570,6 +608,11 @@ var Operator_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Rollback",
 			Handler:       _Operator_Rollback_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "WatchEvents",
+			Handler:       _Operator_WatchEvents_Handler,
 			ServerStreams: true,
 		},
 	},
