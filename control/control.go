@@ -223,6 +223,9 @@ func (c *Control) Peer(state tls.ConnectionState) (identity.Peer, error) {
 	return c.authority.PeerOf(state)
 }
 
+// Now is control's clock.
+func (c *Control) Now() time.Time { return c.options.Now() }
+
 // maxSeeds is how many members a node is told to join through: one seed alone makes a large fleet converge slowly.
 const maxSeeds = 5
 

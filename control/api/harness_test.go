@@ -41,17 +41,24 @@ type site struct {
 	dir     string
 	address string
 	done    chan struct{}
+	now     func() time.Time
 }
 
 func newSite(t *testing.T) *site {
+	t.Helper()
+	return newSiteAt(t, time.Now)
+}
+
+// newSiteAt is newSite with a clock, of control and of its callers.
+func newSiteAt(t *testing.T, now func() time.Time) *site {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &site{dir: t.TempDir(), address: l.Addr().String(), done: make(chan struct{})}
+	s := &site{dir: t.TempDir(), address: l.Addr().String(), done: make(chan struct{}), now: now}
 	logger := slog.New(slog.DiscardHandler)
-	if s.control, err = control.New(control.Options{DataDir: s.dir, Name: "c1", Endpoint: s.address, Version: "test", Logger: logger}); err != nil {
+	if s.control, err = control.New(control.Options{DataDir: s.dir, Name: "c1", Endpoint: s.address, Version: "test", Logger: logger, Now: now}); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.control.Start(t.Context()); err != nil {
@@ -100,6 +107,7 @@ func (s *site) admin(t *testing.T) *tls.Config {
 	if err != nil {
 		t.Fatal(err)
 	}
+	config.Time = s.now
 	return config
 }
 
@@ -137,22 +145,28 @@ func (s *site) person(t *testing.T, role identity.Role) *grpc.ClientConn {
 	if err != nil {
 		t.Fatal(err)
 	}
+	config.Time = s.now
 	return dial(t, s.address, credentials.NewTLS(config))
 }
 
 // node enrols a node over the wire and dials as that.
 func (s *site) node(t *testing.T, name string) *grpc.ClientConn {
 	t.Helper()
+	conn, _, _ := s.enrolled(t, name)
+	return conn
+}
+
+// enrolled is node with the key, and the request for its certificate.
+func (s *site) enrolled(t *testing.T, name string) (conn *grpc.ClientConn, key *ecdsa.PrivateKey, request []byte) {
+	t.Helper()
 	token, err := os.ReadFile(filepath.Join(s.dir, control.JoinTokenFile))
 	if err != nil {
 		t.Fatal(err)
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
+	if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
 		t.Fatal(err)
 	}
-	request, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
-	if err != nil {
+	if request, err = x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key); err != nil {
 		t.Fatal(err)
 	}
 	answer, err := fleetv1.NewEnrollmentClient(s.as(t)).Enroll(deadline(t), &fleetv1.EnrollRequest{
@@ -161,7 +175,7 @@ func (s *site) node(t *testing.T, name string) *grpc.ClientConn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return s.as(t, tls.Certificate{Certificate: [][]byte{answer.GetIdentity().GetCertificate()}, PrivateKey: key})
+	return s.as(t, tls.Certificate{Certificate: [][]byte{answer.GetIdentity().GetCertificate()}, PrivateKey: key}), key, request
 }
 
 func deadline(t *testing.T) context.Context {

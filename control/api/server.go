@@ -78,6 +78,9 @@ func (g gate) admit(ctx context.Context, method string) (context.Context, error)
 	if err != nil {
 		return nil, status.Errorf(codes.Unauthenticated, "a certificate of this cluster is needed: %v", err)
 	}
+	if err := g.current(who, method); err != nil {
+		return nil, err
+	}
 	if !who.Role.Includes(need) {
 		err := denied(who, need, method)
 		_, conclude := g.begin(ctx, who, method)
@@ -85,6 +88,26 @@ func (g gate) admit(ctx context.Context, method string) (context.Context, error)
 		return nil, err
 	}
 	return context.WithValue(ctx, peerKey{}, who), nil
+}
+
+// current refuses who shows a certificate that has ended, but for a node's wish to renew it: it holds the key that is
+// registered, or will be told so, and control decides anew whether it may stay. Without that, a machine that was off for
+// a weekend could come back only by somebody's hand.
+func (g gate) current(who identity.Peer, method string) error {
+	now := g.control.Now()
+	if !who.Expired(now) {
+		return nil
+	}
+	switch {
+	case who.Role != identity.RoleNode:
+		return status.Errorf(codes.Unauthenticated, "the certificate of %s ended on %s", who.Name, who.Until.UTC().Format(time.RFC3339))
+	case now.Sub(who.Until) > identity.RenewGrace:
+		return status.Errorf(codes.Unauthenticated, "the certificate of %s ended on %s, too long ago to be renewed: remove identity.json from the node's data directory and start it with a join token",
+			who.Name, who.Until.UTC().Format(time.RFC3339))
+	case method != fleetv1.Fleet_Renew_FullMethodName:
+		return status.Errorf(codes.Unauthenticated, "the certificate of %s ended on %s; it has to be renewed first", who.Name, who.Until.UTC().Format(time.RFC3339))
+	}
+	return nil
 }
 
 // denied says what a caller lacks.

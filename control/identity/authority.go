@@ -24,12 +24,16 @@ const ServerName = "control.pyserve.internal"
 // Lifetimes of what is issued.
 const (
 	authorityLifetime = 10 * 365 * 24 * time.Hour
-	serverLifetime    = 30 * 24 * time.Hour
-	nodeLifetime      = 30 * 24 * time.Hour
+	serverLifetime    = 24 * time.Hour
+	nodeLifetime      = 24 * time.Hour
 	operatorLifetime  = MaxContextLifetime
 	// backdate is how far the clock of whoever checks a certificate may be behind ours.
 	backdate = 5 * time.Minute
 )
+
+// RenewGrace is how long after its end a node's certificate can still be renewed, by who holds its key: a machine that was
+// off for some time comes back by itself.
+const RenewGrace = 30 * 24 * time.Hour
 
 // MaxContextLifetime is how long an operator's certificate may be good.
 const MaxContextLifetime = 2 * 365 * 24 * time.Hour

@@ -10,10 +10,12 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/hex"
 	"errors"
 	"io/fs"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -236,7 +238,7 @@ func TestNodeCertificateSaysWhoseItIs(t *testing.T) {
 	if !slices.Equal(c.DNSNames, []string{"node.pyserve.internal"}) {
 		t.Errorf("DNS names %v", c.DNSNames)
 	}
-	if !c.NotBefore.Equal(now.Add(-5*time.Minute)) || !c.NotAfter.Equal(now.Add(30*24*time.Hour)) {
+	if !c.NotBefore.Equal(now.Add(-5*time.Minute)) || !c.NotAfter.Equal(now.Add(24*time.Hour)) {
 		t.Errorf("good from %v to %v", c.NotBefore, c.NotAfter)
 	}
 	if c.IsCA || c.CheckSignatureFrom(a.ca) != nil {
@@ -369,7 +371,7 @@ func TestPeerIsWhoTheCertificateSays(t *testing.T) {
 	}
 	peer, err := a.PeerOf(state)
 	hash, hashErr := KeyHash(node.Certificate[0])
-	if err != nil || hashErr != nil || peer != (Peer{RoleNode, "n1", hash}) {
+	if err != nil || hashErr != nil || peer.Role != RoleNode || peer.Name != "n1" || peer.KeyHash != hash || peer.Expired(time.Now()) {
 		t.Fatalf("got %+v, %v, %v", peer, err, hashErr)
 	}
 
@@ -411,12 +413,36 @@ func TestPeerWithoutACertificateIsAnonymous(t *testing.T) {
 	}
 }
 
-func TestCertificateThatNobodyVerifiedIsNobody(t *testing.T) {
+func TestCertificateWithoutProofOfItsKeyIsNobody(t *testing.T) {
 	a := open(t, t.TempDir())
 	leaf, _ := x509.ParseCertificate(issueNode(t, a, "n1").Certificate[0])
 	if _, err := a.PeerOf(tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}}); err == nil {
 		t.Fatal("want an error")
 	}
+}
+
+// issueOdd signs a certificate for something that no certificate of a cluster names.
+func issueOdd(t *testing.T, a *Authority, uris ...string) *x509.Certificate {
+	t.Helper()
+	_, key := request(t)
+	template := a.template(pkix.Name{CommonName: "n1"}, nodeLifetime)
+	template.KeyUsage, template.ExtKeyUsage = x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	for _, text := range uris {
+		u, err := url.Parse(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		template.URIs = append(template.URIs, u)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.ca, key.Public(), a.caKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return leaf
 }
 
 func TestForeignAndOddCertificatesAreNobody(t *testing.T) {
@@ -430,36 +456,54 @@ func TestForeignAndOddCertificatesAreNobody(t *testing.T) {
 		t.Error("another cluster's node was let in")
 	}
 	foreign, _ := x509.ParseCertificate(issueNode(t, other, "n1").Certificate[0])
-	plain := *foreign
-	plain.URIs = nil
-	odd := *foreign
-	odd.URIs = slices.Clone(foreign.URIs)
-	uri := *odd.URIs[0]
-	uri.Host, uri.Path = a.ClusterID(), "/root/n1"
-	odd.URIs[0] = &uri
-	queried := *foreign
-	uri2 := uri
-	uri2.Path, uri2.RawQuery = "/node/n1", "x=1"
-	queried.URIs = slices.Clone(foreign.URIs)
-	queried.URIs[0] = &uri2
-	for name, leaf := range map[string]*x509.Certificate{"another cluster": foreign, "no URI": &plain, "unknown role": &odd, "query": &queried} {
-		state := tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}, VerifiedChains: [][]*x509.Certificate{{leaf}}}
+	own := "pyserve://" + a.ClusterID()
+	for name, leaf := range map[string]*x509.Certificate{
+		"another cluster's":       foreign,
+		"another cluster's name":  issueOdd(t, a, "pyserve://"+other.ClusterID()+"/node/n1"),
+		"no URI":                  issueOdd(t, a),
+		"two URIs":                issueOdd(t, a, own+"/node/n1", own+"/admin/n1"),
+		"unknown role":            issueOdd(t, a, own+"/root/n1"),
+		"no name":                 issueOdd(t, a, own+"/node/"),
+		"query":                   issueOdd(t, a, own+"/node/n1?x=1"),
+		"somebody's user":         issueOdd(t, a, "pyserve://x@"+a.ClusterID()+"/node/n1"),
+		"another scheme":          issueOdd(t, a, "https://"+a.ClusterID()+"/node/n1"),
+		"another cluster's admin": issueOdd(t, other, own+"/admin/n1"),
+	} {
+		state := tls.ConnectionState{HandshakeComplete: true, PeerCertificates: []*x509.Certificate{leaf}}
 		if peer, err := a.PeerOf(state); err == nil {
 			t.Errorf("%s was taken for %+v", name, peer)
 		}
 	}
+	good := tls.ConnectionState{HandshakeComplete: true, PeerCertificates: []*x509.Certificate{issueOdd(t, a, own+"/node/n1")}}
+	if _, err := a.PeerOf(good); err != nil {
+		t.Errorf("what is not odd: %v", err)
+	}
 }
 
-func TestExpiredNodeIsRefused(t *testing.T) {
+func TestExpiredCertificateIsToldAsThat(t *testing.T) {
 	c := &clock{time.Now()}
 	a, err := Open(Options{Dir: t.TempDir(), Now: c.Now})
 	if err != nil {
 		t.Fatal(err)
 	}
 	node := issueNode(t, a, "n1")
+	foreign := issueNode(t, open(t, t.TempDir()), "n1")
 	c.now = c.now.Add(nodeLifetime + time.Hour)
+	state, err := handshake(t, serverTLS(t, a), nodeClient(a, node))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if peer, err := a.PeerOf(state); err != nil || !peer.Expired(c.now) || peer.Expired(c.now.Add(-2*time.Hour)) || peer.Name != "n1" {
+		t.Errorf("got %+v, %v", peer, err)
+	}
+	client := nodeClient(a)
+	client.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &foreign, nil }
+	if _, err := handshake(t, serverTLS(t, a), client); err == nil {
+		t.Error("an expired certificate of another cluster was let in")
+	}
+	c.now = c.now.Add(-3 * nodeLifetime)
 	if _, err := handshake(t, serverTLS(t, a), nodeClient(a, node)); err == nil {
-		t.Fatal("want an error")
+		t.Error("a certificate that is not good yet was let in")
 	}
 }
 

@@ -47,21 +47,31 @@ type Peer struct {
 	Name string
 	// KeyHash is the SHA-256 of the public key (SPKI, DER): two certificates of one holder share it.
 	KeyHash [32]byte
+	// Until is the end of the certificate, which may be over: see [Peer.Expired].
+	Until time.Time
 }
+
+// Expired says whether the peer's certificate has ended. Such a peer holds the key, and is who it says it was; what that
+// is worth, the caller decides.
+func (p Peer) Expired(now time.Time) bool { return now.After(p.Until) }
 
 // ErrAnonymous says that the peer showed no certificate.
 var ErrAnonymous = errors.New("no client certificate was shown")
 
 // PeerOf says who is at the other end of a connection that [Authority.ServerTLS] accepted. It fails with
-// [ErrAnonymous] where no certificate was shown, and for one that names no identity of this cluster.
+// [ErrAnonymous] where no certificate was shown, and for one that is not of this cluster or names no identity of it. One
+// that has expired is no error, see [Peer.Expired].
 func (a *Authority) PeerOf(state tls.ConnectionState) (Peer, error) {
 	if len(state.PeerCertificates) == 0 {
 		return Peer{}, ErrAnonymous
 	}
-	if len(state.VerifiedChains) == 0 {
-		return Peer{}, errors.New("the client certificate was not verified")
+	if !state.HandshakeComplete {
+		return Peer{}, errors.New("the peer has not proved that it holds the key of its certificate")
 	}
-	leaf := state.VerifiedChains[0][0]
+	if err := a.verify(state); err != nil {
+		return Peer{}, err
+	}
+	leaf := state.PeerCertificates[0]
 	if len(leaf.URIs) != 1 {
 		return Peer{}, fmt.Errorf("the client certificate names %d identities, want one", len(leaf.URIs))
 	}
@@ -71,7 +81,34 @@ func (a *Authority) PeerOf(state tls.ConnectionState) (Peer, error) {
 	if !known || CheckName(name) != nil || u.String() != a.identityURI(role, name).String() {
 		return Peer{}, fmt.Errorf("the client certificate's identity %.200q is not one of cluster %s", u.String(), a.clusterID)
 	}
-	return Peer{Role: role, Name: name, KeyHash: sha256.Sum256(leaf.RawSubjectPublicKeyInfo)}, nil
+	return Peer{Role: role, Name: name, KeyHash: sha256.Sum256(leaf.RawSubjectPublicKeyInfo), Until: leaf.NotAfter}, nil
+}
+
+// verify says whether a client's certificate, where it shows one, was issued by this cluster. One that has ended is
+// verified as of its last moment: TLS would refuse it with a number, where a call can be refused with a sentence, and a
+// node's can be renewed.
+func (a *Authority) verify(state tls.ConnectionState) error {
+	if len(state.PeerCertificates) == 0 {
+		return nil
+	}
+	leaf, at := state.PeerCertificates[0], a.now()
+	if at.After(leaf.NotAfter) {
+		at = leaf.NotAfter
+	}
+	_, err := leaf.Verify(x509.VerifyOptions{
+		Roots: a.pool(), CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+	if err != nil {
+		return fmt.Errorf("the client certificate is not one of cluster %s: %w", a.clusterID, err)
+	}
+	return nil
+}
+
+// pool are the authorities whose certificates are believed.
+func (a *Authority) pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(a.ca)
+	return pool
 }
 
 func (a *Authority) identityURI(role Role, name string) *url.URL {
@@ -152,21 +189,22 @@ func requestedKey(csrDER []byte) (crypto.PublicKey, error) {
 }
 
 // ServerTLS gives the configuration of control's listener: TLS 1.3, a certificate for [ServerName] that is issued anew
-// before it expires, client certificates of this cluster verified where one is shown. The chain holds the authority's
+// before it expires, client certificates of this cluster verified where one is shown, expired ones
+// included, which [Peer.Expired] tells. The chain holds the authority's
 // own certificate, for a node that enrols and knows nothing but its hash.
 func (a *Authority) ServerTLS(controlName string) (*tls.Config, error) {
 	s := &serverCertificate{authority: a, name: controlName}
 	if _, err := s.get(); err != nil {
 		return nil, err
 	}
-	clients := x509.NewCertPool()
-	clients.AddCert(a.ca)
 	return &tls.Config{
-		MinVersion:     tls.VersionTLS13,
-		Time:           a.now,
-		ClientCAs:      clients,
-		ClientAuth:     tls.VerifyClientCertIfGiven,
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.get() },
+		MinVersion: tls.VersionTLS13,
+		Time:       a.now,
+		ClientCAs:  a.pool(), // a hint to clients; verify decides
+		ClientAuth: tls.RequestClientCert,
+		// Instead of crypto/tls's own check, which knows no expired certificates.
+		VerifyConnection: a.verify,
+		GetCertificate:   func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.get() },
 		// A resumed session would carry a client's certificate past the day it is withdrawn.
 		SessionTicketsDisabled: true,
 	}, nil

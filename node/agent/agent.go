@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
@@ -67,6 +68,8 @@ type Agent struct {
 	waiting  bool           // there is a bundle on disk that could not be served yet
 	refusals []*fleetv1.Refusal
 	troubles map[string]string // what was last logged about a control, by address
+	// unwelcome says that a control refused the certificate; only renewing it can help.
+	unwelcome bool
 }
 
 // New opens the node's bundle directory, which nobody else has open.
@@ -129,8 +132,7 @@ func (a *Agent) Run(ctx context.Context) {
 // tellTrouble logs a line for each new trouble with a control, not one for each attempt.
 func (a *Agent) tellTrouble(address string, err error) {
 	if _, until := a.identity.Load().Lifetime(); a.options.Now().After(until) {
-		err = fmt.Errorf("%w; the node's certificate ended on %s: remove %s and start the node with a join token to enrol anew",
-			err, until.Format(time.DateOnly), filepath.Join(a.options.DataDir, identityFile))
+		err = fmt.Errorf("%w; the node's certificate ended on %s and is renewed once a control can be reached", err, until.Format(time.DateOnly))
 	}
 	if a.troubles[address] != err.Error() {
 		a.troubles[address] = err.Error()
@@ -144,15 +146,20 @@ const maxMessage = bundle.MaxBytes + 1<<20
 
 // converse opens one stream and serves it until it breaks or ctx ends.
 func (a *Agent) converse(ctx context.Context, address string) error {
-	conn, err := grpc.NewClient("passthrough:///"+address,
-		grpc.WithTransportCredentials(credentials.NewTLS(a.identity.Load().tls())),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
-	)
+	conn, err := a.dial(address)
 	if err != nil {
-		return fmt.Errorf("--control: %q is not an address: %w", address, err)
+		return err
 	}
-	defer conn.Close()
+	defer func() { conn.Close() }()
+	if a.expired() {
+		if err := a.revive(ctx, conn); err != nil {
+			return err
+		}
+		conn.Close()
+		if conn, err = a.dial(address); err != nil {
+			return err
+		}
+	}
 	// The stream outlives ctx by the moment that it takes to say good-bye.
 	streamCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -166,7 +173,23 @@ func (a *Agent) converse(ctx context.Context, address string) error {
 	}
 	c := newConversation(a, address, conn, stream, cancel)
 	defer c.wait()
-	return plain(c.run(ctx))
+	err = c.run(ctx)
+	// Control's clock may be ahead of ours: then its word counts.
+	a.unwelcome = status.Code(err) == codes.Unauthenticated
+	return plain(err)
+}
+
+// dial makes a connection with the identity that there is now.
+func (a *Agent) dial(address string) (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient("passthrough:///"+address,
+		grpc.WithTransportCredentials(credentials.NewTLS(a.identity.Load().tls(a.options.Now))),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("--control: %q is not an address: %w", address, err)
+	}
+	return conn, nil
 }
 
 // plain takes gRPC's dress off an error; what is left of `connection error: desc = "transport: Error while dialing: …"` is

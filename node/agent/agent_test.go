@@ -207,16 +207,6 @@ func TestTroubleIsToldOnceUntilItIsOver(t *testing.T) {
 	}
 }
 
-func TestNodeWhoseCertificateEndedIsToldWhatToDo(t *testing.T) {
-	s := newScript(t)
-	r := newRig(t, s, rigOptions{now: s.clock.now})
-	s.clock.advance(31 * 24 * time.Hour)
-	r.run()
-	eventually(t, "the end of the certificate is told", func() bool {
-		return r.log.has("the node's certificate ended on") && r.log.has(filepath.Join(r.dir, identityFile))
-	})
-}
-
 func TestWelcomeIsKeptForAStartWithoutControl(t *testing.T) {
 	s := newScript(t)
 	got := make(chan *Identity, 8)
@@ -245,7 +235,7 @@ func TestCertificateIsRenewedAtHalfOfItsLifeWithinAStream(t *testing.T) {
 		t.Fatal("renewed at once")
 	}
 	s.failRenews.Store(true)
-	s.clock.advance(16 * 24 * time.Hour)
+	s.clock.advance(15 * time.Hour)
 	eventually(t, "a renewal was tried", func() bool {
 		w.any(t)
 		return r.log.has("cannot renew the node's certificate")

@@ -261,30 +261,16 @@ func (c *conversation) renewed(ctx context.Context, id *Identity) bool {
 	return renewed
 }
 
-// renew replaces the certificate in id when half of its life is over.
+// renew replaces the certificate in id when it is time.
 func (c *conversation) renew(ctx context.Context, id *Identity) (bool, error) {
-	from, until := id.Lifetime()
-	if c.agent.options.Now().Before(from.Add(until.Sub(from) / 2)) {
+	if c.agent.options.Now().Before(id.renewAt()) {
 		return false, nil
 	}
-	request, err := id.request()
+	fresh, err := c.agent.renew(ctx, c.conn, id)
 	if err != nil {
 		return false, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	response, err := fleetv1.NewFleetClient(c.conn).Renew(ctx, &fleetv1.RenewRequest{CertificateRequest: request})
-	if err != nil {
-		return false, plain(err)
-	}
-	fresh, err := received(id.Name, id.KeyPEM, response.GetIdentity())
-	if err != nil {
-		return false, err
-	}
-	fresh.GossipKeys, fresh.GossipSeeds = id.GossipKeys, id.GossipSeeds
 	*id = *fresh
-	_, until = id.Lifetime()
-	c.agent.options.Logger.Info("renewed the node's certificate", "until", until)
 	return true, nil
 }
 

@@ -28,13 +28,19 @@ type realControl struct {
 
 func newRealControl(t *testing.T, dir, address string) *realControl {
 	t.Helper()
+	return newRealControlAt(t, dir, address, nil)
+}
+
+// newRealControlAt is newRealControl with a clock.
+func newRealControlAt(t *testing.T, dir, address string, now func() time.Time) *realControl {
+	t.Helper()
 	l, err := net.Listen("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := &realControl{dir: dir, address: l.Addr().String(), done: make(chan struct{})}
 	logger := (&logBuffer{}).logger()
-	if c.Control, err = control.New(control.Options{DataDir: dir, Name: "c1", Endpoint: c.address, Logger: logger}); err != nil {
+	if c.Control, err = control.New(control.Options{DataDir: dir, Name: "c1", Endpoint: c.address, Logger: logger, Now: now}); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Start(t.Context()); err != nil {

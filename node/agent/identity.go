@@ -5,15 +5,18 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/binary"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"time"
@@ -129,9 +132,11 @@ func (id *Identity) save(dataDir string) error {
 	return nil
 }
 
-// tls is how the node speaks to control: it shows its certificate and believes only the cluster's authority.
-func (id *Identity) tls() *tls.Config {
+// tls is how the node speaks to control: it shows its certificate, also one that has ended, and believes only the
+// cluster's authority.
+func (id *Identity) tls(now func() time.Time) *tls.Config {
 	return &tls.Config{
+		Time:         now,
 		MinVersion:   tls.VersionTLS13,
 		ServerName:   controlServerName,
 		RootCAs:      id.pool,
@@ -142,6 +147,16 @@ func (id *Identity) tls() *tls.Config {
 // Lifetime gives when the certificate became and ceases to be valid.
 func (id *Identity) Lifetime() (from, until time.Time) {
 	return id.pair.Leaf.NotBefore, id.pair.Leaf.NotAfter
+}
+
+// renewAt is when the certificate is to be renewed: when half of its life is over, or up to a tenth of it later, so that
+// nodes that were enrolled together are not all there at once. The same certificate has always the same moment.
+func (id *Identity) renewAt() time.Time {
+	from, until := id.Lifetime()
+	life := until.Sub(from)
+	sum := sha256.Sum256(id.pair.Leaf.Raw)
+	later := time.Duration(float64(life) / 10 * float64(binary.BigEndian.Uint32(sum[:])) / math.MaxUint32)
+	return from.Add(life/2 + later)
 }
 
 // request makes a certificate request with the identity's key.
