@@ -45,7 +45,9 @@ func TestOracleOfHTTP2(t *testing.T) {
 // differencesOfHTTP2 are those that only HTTP/2 in front brings about.
 var differencesOfHTTP2 = []difference{
 	{
-		name: "body of unknown length with nothing in it", why: "theirs waits for the first byte of a body that such a method seldom has; ours sends the head at once, and has to say that there may be one. Where there is none, theirs loses the trailers",
+		name: "body of unknown length with nothing in it",
+		why: "theirs waits for the first byte of a body that such a method seldom has; ours sends the head at once, and has " +
+			"to say that there may be one. Where there is none, theirs loses the trailers",
 		request: "OPTIONS /api HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", answer: datedAnswer + "Content-Length: 0\r\n\r\n",
 		makeUp: func(s *story) {
 			s.backend.each(func(m *message) {

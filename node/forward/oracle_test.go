@@ -31,7 +31,7 @@ type difference struct {
 	request, answer string
 	// makeUp takes it away, from either or both.
 	makeUp func(*story)
-	// chance is that it does not always show.
+	// chance is that it shows only at times: what is made up for is there always, on both sides.
 	chance bool
 }
 
@@ -74,7 +74,9 @@ var differences = []difference{
 		},
 	},
 	{
-		name: "length of no body", why: "theirs adds Content-Length: 0 to PUT, POST and PATCH, and takes it from all others; ours leaves it (RFC 9110 section 8.6: it is not needed, and does no harm)",
+		name: "length of no body",
+		why: "theirs adds Content-Length: 0 to PUT, POST and PATCH, and takes it from all others; ours leaves it (RFC 9110 " +
+			"section 8.6: it is not needed, and does no harm)",
 		request: "PUT /api HTTP/1.1\r\nHost: x\r\n\r\n", answer: datedAnswer + "Content-Length: 0\r\n\r\n",
 		makeUp: func(s *story) {
 			s.backend.each(func(m *message) {
@@ -85,7 +87,8 @@ var differences = []difference{
 		},
 	},
 	{
-		name: "expectation without a body", why: "RFC 9110 section 10.1.1: a client must not; ours takes it out, since there is nothing to continue with",
+		name:    "expectation without a body",
+		why:     "RFC 9110 section 10.1.1: a client must not; ours takes it out, since there is nothing to continue with",
 		request: "GET /api HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\r\n", answer: datedAnswer + "Content-Length: 0\r\n\r\n",
 		makeUp: func(s *story) {
 			s.backend.each(func(m *message) {
@@ -136,7 +139,8 @@ var differences = []difference{
 		},
 	},
 	{
-		name: "trailers that say who asks, or how to understand the content", why: "RFC 9110 section 6.5.1: ours do not pass, since some take them for fields of the head",
+		name:    "trailers that say who asks, or how to understand the content",
+		why:     "RFC 9110 section 6.5.1: ours do not pass, since some take them for fields of the head",
 		request: chunkedPut + "\r\n0\r\nX-Forwarded-For: 6.6.6.6\r\nX-A: 1\r\n\r\n", answer: datedAnswer + "Content-Length: 0\r\n\r\n",
 		makeUp: func(s *story) {
 			s.theirs(func(m *message) {
@@ -160,7 +164,10 @@ var differences = []difference{
 		},
 	},
 	{
-		name: "100 that nobody sent", why: "RFC 9110 section 10.1.1 lets a proxy answer for the backend; ours leaves it to the backend, which may be about to refuse. theirs does it at the client's first read, and may be so quick that it does beside the backend's",
+		name: "100 that nobody sent",
+		why: "RFC 9110 section 10.1.1 lets a proxy answer for the backend; ours leaves it to the backend, which may be " +
+			"about to refuse. theirs does it at the client's first read, and may be so quick that it does beside the " +
+			"backend's",
 		request: "POST /api HTTP/1.1\r\nHost: x\r\nX-Silent: 1\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc", answer: datedAnswer + "Content-Length: 0\r\n\r\n",
 		makeUp: func(s *story) {
 			sent, number := continues(s.answers), 0 // of the request
@@ -211,7 +218,8 @@ var differences = []difference{
 		},
 	},
 	{
-		name: "keep-alive in another line than the first", why: "RFC 9110 section 5.3: the lines are one list; theirs looks for it in the first",
+		name:    "keep-alive in another line than the first",
+		why:     "RFC 9110 section 5.3: the lines are one list; theirs looks for it in the first",
 		request: "GET /api HTTP/1.0\r\nConnection: x\r\nConnection: keep-alive\r\n\r\n", answer: datedAnswer + "Content-Length: 0\r\n\r\n",
 		makeUp: func(s *story) {
 			s.finals(func(request, _, ours, _ *message) {
@@ -231,7 +239,9 @@ var differences = []difference{
 		},
 	},
 	{
-		name: "close to HTTP/1.0", why: "ours says that the connection closes, though HTTP/1.0 expects nothing else (RFC 9112 section 9.6: a server SHOULD)",
+		name: "close to HTTP/1.0",
+		why: "ours says that the connection closes, though HTTP/1.0 expects nothing else (RFC 9112 section 9.6: a server " +
+			"SHOULD)",
 		request: "GET /api HTTP/1.0\r\n\r\n", answer: datedAnswer + "Content-Length: 0\r\n\r\n",
 		makeUp: func(s *story) {
 			s.finals(func(request, _, ours, _ *message) {
@@ -269,7 +279,8 @@ var differences = []difference{
 		},
 	},
 	{
-		name: "fields that are named beside close", why: "RFC 9110 section 7.6.1: they are hop-by-hop all the same; theirs forgets the names with the option",
+		name:    "fields that are named beside close",
+		why:     "RFC 9110 section 7.6.1: they are hop-by-hop all the same; theirs forgets the names with the option",
 		request: plainGet, answer: datedAnswer + "Connection: X-Hop, close\r\nX-Hop: 1\r\nContent-Length: 0\r\n\r\n",
 		makeUp: func(s *story) {
 			s.finals(func(_, answer, _, theirs *message) {
@@ -282,7 +293,8 @@ var differences = []difference{
 		},
 	},
 	{
-		name: "Content-Type that nobody sent", why: "theirs guesses one; ours does not (RFC 9110 section 8.3: a proxy has no business with it)",
+		name:    "Content-Type that nobody sent",
+		why:     "theirs guesses one; ours does not (RFC 9110 section 8.3: a proxy has no business with it)",
 		request: plainGet, answer: "HTTP/1.1 200 OK\r\nDate: Mon, 01 Jan 2001 00:00:00 GMT\r\nContent-Length: 3\r\n\r\nabc",
 		makeUp: func(s *story) {
 			s.finals(func(_, answer, _, theirs *message) {
@@ -305,7 +317,9 @@ var differences = []difference{
 		},
 	},
 	{
-		name: "answer of unknown length with nothing in it", why: "theirs knows its length, where that comes as fast as the head; ours says the head at once (RFC 9112 section 6.3)", chance: true,
+		name: "answer of unknown length with nothing in it", chance: true,
+		why: "theirs knows its length, where that comes as fast as the head; ours says the head at once (RFC 9112 section " +
+			"6.3)",
 		request: plainGet, answer: datedAnswer + "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 		makeUp: func(s *story) {
 			s.finals(func(_, answer, ours, theirs *message) {
@@ -319,7 +333,8 @@ var differences = []difference{
 		},
 	},
 	{
-		name: "zeros before a length", why: "ours writes the number anew, as for requests; they are valid (RFC 9110 section 8.6), and octal to some",
+		name:    "zeros before a length",
+		why:     "ours writes the number anew, as for requests; they are valid (RFC 9110 section 8.6), and octal to some",
 		request: plainGet, answer: datedAnswer + "Content-Length: 003\r\n\r\nabc",
 		makeUp: func(s *story) {
 			s.client.each(func(m *message) {
@@ -346,7 +361,8 @@ var differences = []difference{
 		},
 	},
 	{
-		name: "order of fields", why: "ours stay as they came (RFC 9110 section 5.3 says only that it is good practice); theirs come out of a map",
+		name:    "order of fields",
+		why:     "ours stay as they came (RFC 9110 section 5.3 says only that it is good practice); theirs come out of a map",
 		request: "GET /api HTTP/1.1\r\nHost: x\r\nX-B: 1\r\nX-A: 2\r\n\r\n", answer: datedAnswer + "Content-Length: 0\r\n\r\n",
 		makeUp: func(s *story) {
 			s.all(func(m *message) {
@@ -365,7 +381,8 @@ func TestEachDifferenceIsThere(t *testing.T) {
 	for i, d := range differences {
 		t.Run(d.name, func(t *testing.T) {
 			seen := o.play(t, []string{d.request}, []string{d.answer})
-			if diff := seen.compare(slices.Delete(slices.Clone(differences), i, i+1)); diff == "" && !d.chance {
+			diff := seen.compare(slices.Delete(slices.Clone(differences), i, i+1))
+			if diff == "" && !d.chance || d.chance && !seen.concerns(d) {
 				t.Errorf("it has gone:\n%s", seen.raw())
 			}
 			if diff := seen.compare(differences); diff != "" {
@@ -373,6 +390,20 @@ func TestEachDifferenceIsThere(t *testing.T) {
 			}
 		})
 	}
+}
+
+// concerns says whether there is something to make up for in what both sent to the client.
+func (s *seen) concerns(d difference) bool {
+	before, err := s.story()
+	after, again := s.story()
+	if err != nil || again != nil {
+		return false
+	}
+	d.makeUp(after)
+	changed := func(a, b []*message) bool {
+		return !slices.EqualFunc(a, b, func(a, b *message) bool { return a.String() == b.String() })
+	}
+	return changed(before.client.ours, after.client.ours) && changed(before.client.theirs, after.client.theirs)
 }
 
 // TestOracle sends many generated exchanges both ways. The seeds are fixed.
