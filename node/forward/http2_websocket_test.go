@@ -276,6 +276,7 @@ func TestHTTP2WebSocketIsEndedInOrder(t *testing.T) {
 	c := connectFrames(t, p)
 	c.open(1, false, webSocketConnect("/")...)
 	c.next(http2.FrameHeaders, 1)
+	nodetest.Eventually(t, "the tunnel has begun", func() bool { return p.tunnels.Len() == 1 }) // the answer is sent before
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	count := make(chan int, 1)
