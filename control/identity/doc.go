@@ -1,5 +1,6 @@
 // Package identity owns who is who in a cluster: control's certificate authority and signing keys on disk, the
-// certificates it issues, the tokens that let a newcomer ask for one, and the operator's context file.
+// certificates it issues, the roles in them, the tokens that let a newcomer ask for one, the operator's context file, and
+// the key that the store is sealed with.
 //
 // It does not speak gRPC, does not remember which nodes or tokens exist (package store does), and does not decide what
 // a role may do: it says only who shows a certificate.
