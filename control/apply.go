@@ -284,22 +284,28 @@ func activeAlready(revision uint64) string {
 	return fmt.Sprintf("revision %d is active already", revision)
 }
 
-// Diff compares a document with what is active, and changes nothing.
-func (c *Control) Diff(document Document) (*operatorv1.DiffResponse, error) {
+// Diff compares a document with a revision, 0 being the active one, and changes nothing.
+func (c *Control) Diff(document Document, revision uint64) (*operatorv1.DiffResponse, error) {
+	old := c.store.Active()
+	if revision != 0 {
+		var err error
+		if old, err = c.revision(revision); err != nil {
+			return nil, err
+		}
+	}
 	resources, problems := config.Parse(document.Data, c.filesOf(document))
 	m := &operatorv1.DiffResponse{}
 	for _, p := range problems {
 		m.Problems = append(m.Problems, problemMessage(p))
 	}
-	active := c.store.Active()
-	if active != nil {
-		m.Revision = active.Number
+	if old != nil {
+		m.Revision = old.Number
 	}
 	if resources == nil {
 		return m, nil
 	}
 	var err error
-	m.Changes, err = c.changes(active, resources)
+	m.Changes, err = c.changes(old, resources)
 	return m, err
 }
 

@@ -376,19 +376,19 @@ func TestAppliesAtOnceAreOneAfterAnother(t *testing.T) {
 
 func TestDiffComparesByMeaningAndChangesNothing(t *testing.T) {
 	c := start(t, optionsFor(t.TempDir()))
-	m, err := c.Diff(document(1))
+	m, err := c.Diff(document(1), 0)
 	if err != nil || m.GetRevision() != 0 || len(m.GetChanges()) != 2 {
 		t.Errorf("against nothing: %v, %v", m, err)
 	}
 	applied(t, c, document(1))
-	if m, err = c.Diff(document(1)); err != nil || m.GetRevision() != 1 || len(m.GetChanges()) != 0 {
+	if m, err = c.Diff(document(1), 0); err != nil || m.GetRevision() != 1 || len(m.GetChanges()) != 0 {
 		t.Errorf("against itself: %v, %v", m, err)
 	}
-	m, err = c.Diff(document(2))
+	m, err = c.Diff(document(2), 0)
 	if err != nil || len(m.GetChanges()) != 2 || m.GetChanges()[0].GetKind() != "route" {
 		t.Errorf("against another: %v, %v", m, err)
 	}
-	m, err = c.Diff(Document{Data: []byte("server: {prot: 1}")})
+	m, err = c.Diff(Document{Data: []byte("server: {prot: 1}")}, 0)
 	if err != nil || len(m.GetProblems()) == 0 || len(m.GetChanges()) != 0 || m.GetRevision() != 1 {
 		t.Errorf("of a bad document: %v, %v", m, err)
 	}

@@ -42,7 +42,7 @@ func TestADocumentThatWasGivenBackIsUnchangedWithoutItsFiles(t *testing.T) {
 	if result.GetDigest() != first.GetDigest() || !slices.Contains(warnings, `ssl.key_file: "./key.pem" was not found: the one that control holds is used`) {
 		t.Errorf("the digest is %s, the warnings are %v", result.GetDigest(), warnings)
 	}
-	diff, err := c.Diff(Document{Data: back})
+	diff, err := c.Diff(Document{Data: back}, 0)
 	if err != nil || len(diff.GetChanges()) > 0 || len(diff.GetProblems()) != 3 {
 		t.Errorf("the difference is %v, %v", diff, err)
 	}

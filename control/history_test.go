@@ -162,3 +162,17 @@ func TestHistoryHasALimit(t *testing.T) {
 		}
 	}
 }
+
+func TestADocumentIsComparedWithAnEarlierRevision(t *testing.T) {
+	c := start(t, optionsFor(t.TempDir()))
+	applied(t, c, document(1))
+	applied(t, c, document(2))
+	if m, err := c.Diff(document(1), 1); err != nil || m.GetRevision() != 1 || len(m.GetChanges()) != 0 {
+		t.Errorf("got %v, %v", m, err)
+	}
+	if m, err := c.Diff(document(1), 0); err != nil || m.GetRevision() != 2 || len(m.GetChanges()) != 2 {
+		t.Errorf("got %v, %v", m, err)
+	}
+	_, err := c.Diff(document(1), 3)
+	errorIs(t, err, ErrNoRevision)
+}

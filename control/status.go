@@ -146,9 +146,11 @@ func (c *Control) meaning(of *store.Snapshot) (*config.Resources, error) {
 	}
 	r, err := of.Bundle.Decode()
 	if err != nil {
-		return nil, fmt.Errorf("decode the active bundle: %w", err)
+		return nil, fmt.Errorf("decode the bundle of revision %d: %w", of.Number, err)
 	}
-	c.decoded.Store(&decoded{of, r})
+	if of == c.store.Active() {
+		c.decoded.Store(&decoded{of, r})
+	}
 	return r, nil
 }
 

@@ -76,6 +76,9 @@ func TestHistoryAndRollback(t *testing.T) {
 	if r := c.ctl("get", "config", "--revision", "1").wants(t, 0); r.stdout != one {
 		t.Errorf("the document of revision 1 is\n%s", r.stdout)
 	}
+	c.ctlReading(one, "diff", "-", "--revision", "1").wants(t, 0, "no difference from revision 1")
+	c.ctlReading(one, "diff", "-", "--revision", "2").wants(t, 1, "+ route /one created", "- route /two removed")
+	c.ctlReading(one, "diff", "-", "--revision", "99").wants(t, 2, "there is no revision 99")
 	c.ctl("get", "config", "--revision", "99").wants(t, 2, "there is no revision 99")
 
 	whole := decode(t, c.ctl("history", "-o", "json").wants(t, 0))

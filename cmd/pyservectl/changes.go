@@ -39,26 +39,27 @@ func (c change) print(to io.Writer, p painter) {
 	}
 }
 
-// shownChanges is how many objects are told one by one where people read; of more there is a summary.
+// shownChanges is how many objects are told one by one where people read, of those created, changed and removed each,
+// lest the few that are removed drown in what is created; of more there is a summary.
 const shownChanges = 50
 
 // changeList prints changes as they come.
 type changeList struct {
 	out   io.Writer
 	paint painter
-	all   bool // no summary
-	shown int
+	all   bool              // no summary
+	shown map[string]int    // by action
 	rest  map[[2]string]int // by kind and action: those that are not shown
 }
 
 func (l *changeList) add(c change) {
-	if l.all || l.shown < shownChanges {
-		l.shown++
+	if l.rest == nil {
+		l.shown, l.rest = map[string]int{}, map[[2]string]int{}
+	}
+	if l.all || l.shown[c.Action] < shownChanges {
+		l.shown[c.Action]++
 		c.print(l.out, l.paint)
 		return
-	}
-	if l.rest == nil {
-		l.rest = map[[2]string]int{}
 	}
 	l.rest[[2]string{c.Kind, c.Action}]++
 }
@@ -76,5 +77,5 @@ func (l *changeList) end() {
 	if len(parts) > 0 {
 		fmt.Fprintf(l.out, "and more: %s; -o wide shows all\n", strings.Join(parts, ", "))
 	}
-	l.rest = nil
+	clear(l.rest)
 }

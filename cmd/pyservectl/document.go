@@ -208,24 +208,29 @@ func (d *document) missing() []string {
 }
 
 func newDiffCommand(s *settings) *cobra.Command {
-	return &cobra.Command{
+	revision := uint64(0)
+	cmd := &cobra.Command{
 		Use:   "diff FILE",
 		Short: "Compare a configuration with what runs",
 		Long: `Compare a configuration with what runs, by meaning: which routes would be added, removed or changed, and how.
 Exit code 0 says that nothing would change, 1 that something would.`,
-		Example: `  pyservectl diff config.yaml`,
-		Args:    cobra.ExactArgs(1),
+		Example: `  pyservectl diff config.yaml
+  pyservectl diff config.yaml --revision 7
+  pyservectl get config --revision 9 | pyservectl diff - --revision 7`,
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			d, err := s.checked(cmd, args[0])
 			if err != nil {
 				return err
 			}
-			return s.diff(cmd, d)
+			return s.diff(cmd, d, revision)
 		},
 	}
+	cmd.Flags().Uint64Var(&revision, "revision", 0, "compare with this revision; 0: with what runs")
+	return cmd
 }
 
-func (s *settings) diff(cmd *cobra.Command, d *document) error {
+func (s *settings) diff(cmd *cobra.Command, d *document, revision uint64) error {
 	ctx, cancel := s.deadline(cmd.Context())
 	defer cancel()
 	c, err := s.connect(ctx, cmd.ErrOrStderr())
@@ -238,7 +243,7 @@ func (s *settings) diff(cmd *cobra.Command, d *document) error {
 		return plain(err)
 	}
 	for _, part := range d.parts() {
-		if err := stream.Send(&operatorv1.DiffRequest{Part: part}); err != nil && !errors.Is(err, io.EOF) {
+		if err := stream.Send(&operatorv1.DiffRequest{Part: part, Revision: revision}); err != nil && !errors.Is(err, io.EOF) {
 			return plain(err)
 		}
 	}

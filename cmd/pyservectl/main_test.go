@@ -275,9 +275,9 @@ func TestManyChangesAreSummedUp(t *testing.T) {
 		var out bytes.Buffer
 		v := newApplyView(&out, io.Discard, "f", false)
 		v.changes.all = all
-		for i := range shownChanges + 7 {
+		for i := range 2*shownChanges + 7 {
 			action := operatorv1.ChangeAction_CHANGE_ACTION_CREATED
-			if i%2 == 1 {
+			if i == 2*shownChanges {
 				action = operatorv1.ChangeAction_CHANGE_ACTION_REMOVED
 			}
 			v.take(&operatorv1.ApplyEvent{Event: &operatorv1.ApplyEvent_Change{Change: &operatorv1.Change{Action: action, Kind: "route", Name: "/x"}}})
@@ -287,10 +287,10 @@ func TestManyChangesAreSummedUp(t *testing.T) {
 		return out.String()
 	}
 	out := show(false)
-	if strings.Count(out, "route /x") != shownChanges || !strings.Contains(out, "\nand more: 4 routes created, 3 routes removed; -o wide shows all\nnode n1: serving\n") {
+	if strings.Count(out, "route /x created") != shownChanges || !strings.Contains(out, "- route /x removed\nand more: 56 routes created; -o wide shows all\nnode n1: serving\n") {
 		t.Errorf("printed\n%s", out)
 	}
-	if out := show(true); strings.Count(out, "route /x") != shownChanges+7 || strings.Contains(out, "and more") {
+	if out := show(true); strings.Count(out, "route /x") != 2*shownChanges+7 || strings.Contains(out, "and more") {
 		t.Errorf("printed\n%s", out)
 	}
 }

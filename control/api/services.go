@@ -114,14 +114,16 @@ func checkOptions(o *operatorv1.ApplyOptions) error {
 const maxMessage = 1 << 10
 
 func (o *operator) Diff(stream grpc.ClientStreamingServer[operatorv1.DiffRequest, operatorv1.DiffResponse]) error {
+	revision := uint64(0)
 	document, err := collect(func() (*operatorv1.FilePart, error) {
 		m, err := stream.Recv()
+		revision = max(revision, m.GetRevision())
 		return m.GetPart(), err
 	})
 	if err != nil {
 		return err
 	}
-	response, err := o.control.Diff(document)
+	response, err := o.control.Diff(document, revision)
 	if err != nil {
 		return err
 	}

@@ -813,8 +813,10 @@ func (x *ApplyResult) GetReason() string {
 }
 
 type DiffRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Part          *FilePart              `protobuf:"bytes,1,opt,name=part,proto3" json:"part,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Part  *FilePart              `protobuf:"bytes,1,opt,name=part,proto3" json:"part,omitempty"`
+	// In the first message: which revision it is compared with; 0: the active one.
+	Revision      uint64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -854,6 +856,13 @@ func (x *DiffRequest) GetPart() *FilePart {
 		return x.Part
 	}
 	return nil
+}
+
+func (x *DiffRequest) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
 }
 
 type DiffResponse struct {
@@ -2589,9 +2598,10 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\aoutcome\x18\x01 \x01(\x0e2!.pyserve.operator.v1.ApplyOutcomeR\aoutcome\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x16\n" +
 	"\x06digest\x18\x03 \x01(\tR\x06digest\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"@\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\\\n" +
 	"\vDiffRequest\x121\n" +
-	"\x04part\x18\x01 \x01(\v2\x1d.pyserve.operator.v1.FilePartR\x04part\"\x9b\x01\n" +
+	"\x04part\x18\x01 \x01(\v2\x1d.pyserve.operator.v1.FilePartR\x04part\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\"\x9b\x01\n" +
 	"\fDiffResponse\x128\n" +
 	"\bproblems\x18\x01 \x03(\v2\x1c.pyserve.operator.v1.ProblemR\bproblems\x125\n" +
 	"\achanges\x18\x02 \x03(\v2\x1b.pyserve.operator.v1.ChangeR\achanges\x12\x1a\n" +
