@@ -81,3 +81,21 @@ func TestExplainIsANodesAnswer(t *testing.T) {
 	_, err = c.Explain(t.Context(), request)
 	errorIs(t, err, ErrNotARequest)
 }
+
+// Whatever somebody asks about is one request, and no more than nodes read.
+func FuzzQuestionAbout(f *testing.F) {
+	f.Add("GET", "http://a/x?y#z", "Host: b")
+	f.Add("G\r\nET", "://", ":")
+	f.Add("", "https://[::1]:1", "X: \r\n\r\n")
+	f.Fuzz(func(t *testing.T, method, url, header string) {
+		q, err := questionAbout(&operatorv1.ExplainRequest{Method: method, Url: url, Headers: []string{header}})
+		if err != nil {
+			return
+		}
+		head, ended := strings.CutSuffix(string(q.GetHead()), "\r\n\r\n")
+		lines := strings.Split(head, "\r\n")
+		if !ended || len(lines) < 2 || len(lines) > 3 || strings.ContainsAny(strings.Join(lines, ""), "\r\n") || len(head) > maxRequestHead {
+			t.Errorf("%q %q %q became %q", method, url, header, q.GetHead())
+		}
+	})
+}
