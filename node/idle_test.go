@@ -130,3 +130,38 @@ func BenchmarkIdleWebSocket(b *testing.B) {
 		nodetest.Eventually(b, "all have ended", func() bool { return node.tunnels.Len() == 0 })
 	}
 }
+
+// BenchmarkIdleKeepAlive reports the same for a client's connection that was used once and is kept.
+func BenchmarkIdleKeepAlive(b *testing.B) {
+	const n = 2000
+	node, err := New(Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer stop(node, time.Millisecond)
+	build := nodetest.NewBuild().Route("/", saying(b, "x"))
+	g, err := node.Prepare(release(1), &build.Resources)
+	if err != nil {
+		b.Fatal(err)
+	}
+	node.Apply(g)
+	for b.Loop() {
+		empty := inUse()
+		conns := make([]net.Conn, n)
+		for i := range conns {
+			if conns[i], err = net.Dial("tcp", node.ListenAddress()); err != nil {
+				b.Fatal(err)
+			}
+			io.WriteString(conns[i], "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+			in := bufio.NewReaderSize(conns[i], 16)
+			if head, err := nodetest.ReadHead(in); err != nil || !strings.Contains(head, " 200 ") {
+				b.Fatalf("%q %v", head, err)
+			}
+			in.Discard(1)
+		}
+		b.ReportMetric((inUse()-empty)/n/1024, "KB/connection-with-its-client")
+		for _, c := range conns {
+			c.Close()
+		}
+	}
+}

@@ -61,7 +61,7 @@ func apply(t *testing.T, n *Node, revision uint64, b *nodetest.Build) *Generatio
 }
 
 // saying is a backend that answers with its word.
-func saying(t *testing.T, word string) uint32 {
+func saying(t testing.TB, word string) uint32 {
 	t.Helper()
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, word+" "+r.URL.Path) }))
 	t.Cleanup(s.Close)
