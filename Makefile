@@ -14,7 +14,7 @@ COUNT   ?= 6
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## build bin/pyserve and bin/pyservectl
@@ -78,3 +78,8 @@ bench: ## the benchmarks, COUNT (6) times each, summed up by benchstat
 bench-peers: ## nginx, HAProxy, Caddy, Go's ReverseProxy beside a node, tables to bin/peers.md; PEERS="-rounds 5" are flags
 	@mkdir -p bin
 	go run ./e2e/peers -markdown bin/peers.md $(PEERS)
+
+.PHONY: bench-control
+bench-control: ## control under a thousand node streams: applies, restarts, swaps; tables to bin/scale.md; SCALE="-short" are flags
+	@mkdir -p bin
+	go run ./e2e/scale -markdown bin/scale.md $(SCALE)

@@ -36,7 +36,7 @@ var floors = map[string]int{
 	"node": 3, "cluster": 3, "control": 3,
 	"node/agent": 4, "control/api": 4, "control/web": 4,
 	"cmd/pyserve": 5, "cmd/pyservectl": 5,
-	"e2e": 6, "e2e/peers": 6,
+	"e2e": 6, "e2e/peers": 6, "e2e/scale": 6,
 
 	// Fakes, imported by tests alone.
 	"node/nodetest": 3, "node/certtest": 0, "cluster/gossiptest": 3, "control/fleettest": 1,
