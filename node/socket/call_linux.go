@@ -34,5 +34,3 @@ func receive(fd uintptr, m *syscall.Msghdr) (int, syscall.Errno) {
 	}
 	return int(n), 0
 }
-
-func shutdown(fd uintptr) { _, _, _ = syscall.RawSyscall(syscall.SYS_SHUTDOWN, fd, syscall.SHUT_WR, 0) }

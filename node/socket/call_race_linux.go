@@ -34,5 +34,3 @@ func receive(fd uintptr, m *syscall.Msghdr) (int, syscall.Errno) {
 	_, _ = syscall.Read(int(fd), nil)
 	return int(n), 0
 }
-
-func shutdown(fd uintptr) { _ = syscall.Shutdown(int(fd), syscall.SHUT_WR) }

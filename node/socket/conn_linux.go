@@ -48,13 +48,6 @@ func New(tcp *net.TCPConn) *Conn {
 // TCP is the connection as net has it.
 func (c *Conn) TCP() *net.TCPConn { return c.TCPConn }
 
-// Close implements [io.Closer] as net does. The FIN is sent before, since that is most of the work and the scheduler is told of
-// close(2). Errors of that do not matter: whatever is closed already has sent one.
-func (c *Conn) Close() error {
-	_ = c.raw.Control(shutdown)
-	return c.TCPConn.Close()
-}
-
 // Read implements [io.Reader] as net does.
 func (c *Conn) Read(b []byte) (int, error) {
 	if len(b) == 0 {
