@@ -93,14 +93,48 @@ func (h *http2Server) serve(in *intake, stale func() bool) {
 	}
 	_, secure := in.Conn.(*tls.Conn)
 	o := origin{peer: addressOf(in.Conn), secure: secure}
+	var streams streamGroup
 	h.server.ServeConn(in.server(), &http2.ServeConnOpts{
 		BaseConfig: h.base,
-		Handler:    http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.front.serveStream(w, r, in, &o, stale) }),
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if !streams.enter() {
+				panic(http.ErrAbortHandler) // nobody is there any more
+			}
+			defer streams.running.Done()
+			h.front.serveStream(w, r, in, &o, stale)
+		}),
 	})
 	in.Close() // it mostly is
+	streams.end()
 	h.mu.Lock()
 	delete(h.conns, in.Conn)
 	h.mu.Unlock()
+}
+
+// streamGroup is the requests of a connection, which the server does not wait for when that has ended. The zero value is ready.
+type streamGroup struct {
+	running sync.WaitGroup
+	mu      sync.Mutex // guards over, and that nothing enters running after it
+	over    bool
+}
+
+// enter is false for a request that comes too late: its goroutine begins when it likes.
+func (g *streamGroup) enter() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.over {
+		return false
+	}
+	g.running.Add(1)
+	return true
+}
+
+// end lets no more requests in and waits for those that are. They are told by the server that the client is gone.
+func (g *streamGroup) end() {
+	g.mu.Lock()
+	g.over = true
+	g.mu.Unlock()
+	g.running.Wait()
 }
 
 // servePlain goes on with a connection whose client speaks HTTP/2 with prior knowledge (RFC 9113 section 3.3).
