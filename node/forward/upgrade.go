@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"time"
@@ -108,4 +107,3 @@ func tunnelLog(logger *slog.Logger, begun time.Time, about ...any) func(tunnel.S
 	}
 }
 
-var _ = fmt.Sprint

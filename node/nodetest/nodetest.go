@@ -18,7 +18,7 @@ import (
 )
 
 // patience bounds every wait in a test that uses real sockets.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // RawBackend is a TCP server that gives each connection to a function of the test, in a goroutine of its own.
 type RawBackend struct {
