@@ -106,4 +106,3 @@ func tunnelLog(logger *slog.Logger, begun time.Time, about ...any) func(tunnel.S
 			"messages_from_client", sum.ToBackend.Messages, "messages_from_backend", sum.ToClient.Messages, "error", sum.Err)
 	}
 }
-
