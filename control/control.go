@@ -79,6 +79,7 @@ type Control struct {
 	registry  sync.Mutex    // held from reading a node's record to writing it
 	streams   streams
 	refusals  refusals
+	rotating  sync.Mutex // held while the authorities are brought to what the store says
 	decoded   atomic.Pointer[decoded]
 	journal   *journal.Journal
 	telling   telling
@@ -128,6 +129,9 @@ func (c *Control) Start(ctx context.Context) (err error) {
 	}
 	c.fleet = fleet.New(fleet.Options{Logger: o.Logger, Now: o.Now, Welcome: c.welcome, Journal: c.journal})
 	changed := c.store.Changed()
+	if err := c.takeAuthorities(); err != nil {
+		return err
+	}
 	c.tellStart()
 	c.target()
 	following, stop := context.WithCancel(context.Background())
@@ -156,6 +160,9 @@ func (c *Control) follow(ctx context.Context, changed <-chan struct{}) {
 			changed = c.store.Changed()
 			c.target()
 			c.cutUnregistered()
+			if err := c.takeAuthorities(); err != nil {
+				c.options.Logger.Error("cannot take the cluster's authorities to use; trying again at the next change", "error", err)
+			}
 		case <-ctx.Done():
 			return
 		}
@@ -185,7 +192,8 @@ func (c *Control) Stop() error {
 	return c.store.Close()
 }
 
-// makeAdmin makes the operator's context where it is missing, names another endpoint, or ends within 90 days.
+// makeAdmin makes the operator's context where it is missing, names another endpoint, ends within 90 days, or is of
+// another authority.
 func (c *Control) makeAdmin() error {
 	path := filepath.Join(c.options.DataDir, AdminFile)
 	if c.adminIsGood(path) {
@@ -204,7 +212,7 @@ func (c *Control) adminIsGood(path string) bool {
 		return false
 	}
 	until, err := admin.ExpiresAt()
-	return err == nil && admin.Cluster == c.authority.ClusterID() &&
+	return err == nil && c.authority.Recognizes(admin) && admin.Cluster == c.authority.ClusterID() &&
 		len(admin.Endpoints) == 1 && admin.Endpoints[0] == c.options.Endpoint &&
 		until.Sub(c.options.Now()) > 90*24*time.Hour
 }

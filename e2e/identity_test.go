@@ -281,3 +281,50 @@ func TestAudit(t *testing.T) {
 		t.Errorf("--limit 1 shows\n%s", few.stdout)
 	}
 }
+
+// TestRotationOfTheAuthority replaces the authority under load, step by step, and has everybody go on.
+func TestRotationOfTheAuthority(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, "n1", "n2")
+	c.mustApply(route("/", newBackend(t, "b").port))
+	l := startLoad(t, []string{c.node("n2").listen}, "/x", 2, 0)
+	old := c.write("old-admin.yaml", read(t, c.admin()))
+	oldToken := c.write("old-token", read(t, c.joinToken()))
+	c.ctl("ca", "status").must(t, 0, "issues certificates")
+	c.ctl("ca", "rotate", "--finish").wants(t, 2, "none is under way")
+	c.ctl("ca", "rotate").must(t, 0, "is still believed", "ca rotate --finish")
+	with := func(context string, args ...string) result {
+		t.Helper()
+		return runToEnd(t, command{name: "pyservectl", program: programs.pyservectl, args: append([]string{"--context", context}, args...), dir: c.dir}, "")
+	}
+	with(old, "status").wants(t, 0)
+	with(old, "ca", "rotate", "--finish").wants(t, 2, "your own context", "admin.yaml")
+	third := launch(t, command{name: "n3", program: programs.pyserve, args: c.nodeArgs("n3", filepath.Join(t.TempDir(), "n3"), oldToken)})
+	c.connected("n3")
+	c.control.stop(t) // everything of it is on disk
+	c.restartControl()
+	c.converged()
+	c.ctl("ca", "rotate", "--finish").must(t, 0, "issues certificates")
+	with(old, "status").wants(t, 2, "is not of the cluster")
+	c.mustApply(route("/", newBackend(t, "b2").port))
+	c.control.stop(t)
+	c.restartControl()
+	c.node("n1").stop(t)
+	c.start(c.node("n1"))
+	c.converged()
+	pyserve(t, nil, c.nodeArgs("n4", filepath.Join(t.TempDir(), "n4"), oldToken)...).wantsOneLine(t, "its authority was replaced since the token was made")
+	fourth := launch(t, command{name: "n4", program: programs.pyserve, args: c.nodeArgs("n4", filepath.Join(t.TempDir(), "n4"), c.joinToken())})
+	c.connected("n4")
+	l.finish(t)
+	third.stop(t)
+	fourth.stop(t)
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}

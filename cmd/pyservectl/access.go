@@ -304,13 +304,13 @@ func newContextCommand(s *settings) *cobra.Command {
 		Use:   "create NAME",
 		Short: "Make a context for another person or program, and print it",
 		Long: `Make a context for another person or program, and print it: a file for --context. Its private key is made here and does
-not go to control. A context cannot be taken back before it expires.
+not go to control. A context cannot be taken back before it expires, but by "pyservectl ca rotate".
 
 Roles, each with all that the one before it may:
   viewer    reads: status, get, history, explain
   editor    changes the configuration: apply, diff, rollback
   operator  steers nodes: drain, undrain
-  admin     says who may do what: tokens, contexts, node revoke, audit`,
+  admin     says who may do what: tokens, contexts, node revoke, ca, audit`,
 		Example: `  pyservectl context create alice --role editor > alice.yaml
   pyservectl context create dashboard --role viewer --ttl 8760h > dashboard.yaml`,
 		Args: cobra.ExactArgs(1),

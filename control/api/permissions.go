@@ -34,22 +34,27 @@ var permissions = map[string]identity.Role{
 	operatorv1.Operator_Rollback_FullMethodName:  identity.RoleEditor,
 	operatorv1.Operator_FindFiles_FullMethodName: identity.RoleEditor,
 
-	operatorv1.Access_CreateToken_FullMethodName:   identity.RoleAdmin,
-	operatorv1.Access_ListTokens_FullMethodName:    identity.RoleAdmin,
-	operatorv1.Access_RevokeToken_FullMethodName:   identity.RoleAdmin,
-	operatorv1.Access_RevokeNode_FullMethodName:    identity.RoleAdmin,
-	operatorv1.Access_CreateContext_FullMethodName: identity.RoleAdmin,
-	operatorv1.Access_ListAudit_FullMethodName:     identity.RoleAdmin,
+	operatorv1.Access_CreateToken_FullMethodName:     identity.RoleAdmin,
+	operatorv1.Access_ListTokens_FullMethodName:      identity.RoleAdmin,
+	operatorv1.Access_RevokeToken_FullMethodName:     identity.RoleAdmin,
+	operatorv1.Access_RevokeNode_FullMethodName:      identity.RoleAdmin,
+	operatorv1.Access_CreateContext_FullMethodName:   identity.RoleAdmin,
+	operatorv1.Access_RotateAuthority_FullMethodName: identity.RoleAdmin,
+	operatorv1.Access_FinishRotation_FullMethodName:  identity.RoleAdmin,
+	operatorv1.Access_GetAuthority_FullMethodName:    identity.RoleAdmin,
+	operatorv1.Access_ListAudit_FullMethodName:       identity.RoleAdmin,
 }
 
 // audited are the methods that change something: each call is an entry of the audit trail. A test holds it against the
 // names of the methods.
 var audited = map[string]bool{
-	fleetv1.Enrollment_Enroll_FullMethodName:       true,
-	operatorv1.Operator_Apply_FullMethodName:       true,
-	operatorv1.Operator_Rollback_FullMethodName:    true,
-	operatorv1.Access_CreateToken_FullMethodName:   true,
-	operatorv1.Access_RevokeToken_FullMethodName:   true,
-	operatorv1.Access_RevokeNode_FullMethodName:    true,
-	operatorv1.Access_CreateContext_FullMethodName: true,
+	fleetv1.Enrollment_Enroll_FullMethodName:         true,
+	operatorv1.Operator_Apply_FullMethodName:         true,
+	operatorv1.Operator_Rollback_FullMethodName:      true,
+	operatorv1.Access_CreateToken_FullMethodName:     true,
+	operatorv1.Access_RevokeToken_FullMethodName:     true,
+	operatorv1.Access_RevokeNode_FullMethodName:      true,
+	operatorv1.Access_CreateContext_FullMethodName:   true,
+	operatorv1.Access_RotateAuthority_FullMethodName: true,
+	operatorv1.Access_FinishRotation_FullMethodName:  true,
 }

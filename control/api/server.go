@@ -189,6 +189,7 @@ func coded(err error) error {
 		{control.ErrNotRegistered, codes.PermissionDenied},
 		{control.ErrRevoked, codes.PermissionDenied},
 		{control.ErrNoNode, codes.NotFound},
+		{control.ErrRotation, codes.FailedPrecondition},
 		{store.ErrTokenGone, codes.NotFound},
 		{store.ErrTokenExpired, codes.PermissionDenied},
 		{store.ErrTokenUsedUp, codes.PermissionDenied},

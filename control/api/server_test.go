@@ -207,6 +207,7 @@ func TestCodeOfAnError(t *testing.T) {
 		{control.ErrNotRegistered, codes.PermissionDenied},
 		{control.ErrRevoked, codes.PermissionDenied},
 		{control.ErrNoNode, codes.NotFound},
+		{control.ErrRotation, codes.FailedPrecondition},
 		{store.ErrTokenGone, codes.NotFound},
 		{store.ErrTokenExpired, codes.PermissionDenied},
 		{store.ErrTokenUsedUp, codes.PermissionDenied},
@@ -343,7 +344,7 @@ func TestStopEndsCallsThatDoNotEndByThemselves(t *testing.T) {
 	defer cancel()
 	Stop(ctx, s.server)
 	<-s.done
-	if _, err := stream.Recv(); err == nil {
-		t.Error("the stream goes on")
+	if err := drained(stream); errors.Is(err, io.EOF) {
+		t.Error("the stream ended as if by itself")
 	}
 }

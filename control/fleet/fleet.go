@@ -71,6 +71,8 @@ type Fleet struct {
 	nonce     uint64
 	questions uint64 // the id of the last one
 	watchers  map[chan struct{}]struct{}
+	// authority is the hash of the one that issues certificates; nil: nobody said.
+	authority []byte
 }
 
 // heldBundles is how many past bundles are kept to make deltas against.

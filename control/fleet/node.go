@@ -23,6 +23,8 @@ type Node struct {
 	// Listen and Gossip are its bound addresses; empty: not said yet.
 	Listen, Gossip string
 	Draining       bool
+	// Authority is the hash of the authority that issued its certificate; nil: not said yet.
+	Authority []byte
 	// Refused is the revision that it refused last and has not served since; 0: none.
 	Refused uint64
 	// Rejected: what it refused is what the fleet should serve, not a proposal that was withdrawn.

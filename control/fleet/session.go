@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,7 @@ type session struct {
 	bootID   string
 	heard    time.Time // when the last message came
 	backends map[BackendKey]*fleetv1.BackendStatus
+	told     []byte // which authority issues certificates
 	// backendBytes is what backends hold.
 	backendBytes int
 	questions    map[uint64]*question // by id
@@ -235,6 +237,9 @@ func (f *Fleet) send(s *session) error {
 func (f *Fleet) next(s *session) func() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if tell := f.tellAuthority(s); tell != nil {
+		return tell
+	}
 	want := f.wanted(s)
 	if s.offer != nil && s.offer.target != want {
 		nonce, open := s.offer.nonce, s.offer.state == rollout.Offered || s.offer.state == rollout.Prepared
@@ -394,6 +399,7 @@ func (s *session) status(m *fleetv1.Status) (news bool) {
 		s.applied = m.GetApplied()
 	}
 	s.node.Listen, s.node.Gossip = clip(m.GetListen()), clip(m.GetGossipAddress())
+	s.node.Authority = m.GetAuthority()
 	s.node.Draining, s.node.Refusals = m.GetDraining(), bounded(m.GetRefusals())
 	s.node.Notes = clipped(m.GetNotes())
 	if m.GetBackendsFull() {
@@ -403,7 +409,7 @@ func (s *session) status(m *fleetv1.Status) (news bool) {
 	for _, b := range m.GetBackends() {
 		s.remember(b)
 	}
-	return !proto.Equal(applied, s.applied) || before.Listen != s.node.Listen || before.Gossip != s.node.Gossip ||
+	return !proto.Equal(applied, s.applied) || before.Listen != s.node.Listen || before.Gossip != s.node.Gossip || !bytes.Equal(before.Authority, s.node.Authority) ||
 		before.Draining != s.node.Draining || describeRefusals(before.Refusals) != describeRefusals(s.node.Refusals) || !slices.Equal(before.Notes, s.node.Notes)
 }
 

@@ -3,7 +3,6 @@ package identity
 import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
@@ -14,6 +13,7 @@ import (
 	"log/slog"
 	"math/big"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -55,12 +55,16 @@ type Options struct {
 type Authority struct {
 	now       func() time.Time
 	logger    *slog.Logger
+	directory string
 	clusterID string
-	ca        *x509.Certificate
-	caKey     *ecdsa.PrivateKey
 	release   ed25519.PrivateKey
 	gossip    [][]byte
 	seal      []byte
+
+	mu    sync.RWMutex // guards what follows
+	ca    *x509.Certificate
+	caKey *ecdsa.PrivateKey
+	old   *issuer // what ca takes the place of; nil: nothing
 }
 
 // Open loads the authority that lies in the directory, or makes one where there is none. A set that is damaged or
@@ -76,8 +80,8 @@ func Open(o Options) (*Authority, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	a := &Authority{now: o.Now, logger: o.Logger}
 	d := keyDirectory{parent: o.Dir, logger: o.Logger}
+	a := &Authority{now: o.Now, logger: o.Logger, directory: d.path()}
 	made, err := d.exists()
 	if err != nil {
 		return nil, err
@@ -109,10 +113,11 @@ func (a *Authority) create() error {
 	id := make([]byte, 6)
 	rand.Read(id) // never fails: crypto/rand ends the process instead
 	a.clusterID = hex.EncodeToString(id)
-	var err error
-	if a.caKey, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+	made, err := a.makeIssuer()
+	if err != nil {
 		return err
 	}
+	a.use([]issuer{made})
 	if _, a.release, err = ed25519.GenerateKey(rand.Reader); err != nil {
 		return err
 	}
@@ -121,28 +126,19 @@ func (a *Authority) create() error {
 	a.gossip = [][]byte{key}
 	a.seal = make([]byte, sealKeyBytes)
 	rand.Read(a.seal)
-	template := a.template(pkix.Name{CommonName: authorityName(a.clusterID)}, authorityLifetime)
-	template.IsCA = true
-	template.MaxPathLenZero = true
-	template.KeyUsage = x509.KeyUsageCertSign | x509.KeyUsageCRLSign
-	der, err := x509.CreateCertificate(rand.Reader, template, template, a.caKey.Public(), a.caKey)
-	if err != nil {
-		return err
-	}
-	a.ca, err = x509.ParseCertificate(der)
-	return err
+	return nil
 }
 
 func authorityName(clusterID string) string { return "pyserve " + clusterID }
 
-// template is what every certificate begins as. It never outlives the authority.
-func (a *Authority) template(subject pkix.Name, lifetime time.Duration) *x509.Certificate {
+// template is what every certificate begins as. It does not outlive limit, where that is not zero.
+func (a *Authority) template(subject pkix.Name, lifetime time.Duration, limit time.Time) *x509.Certificate {
 	serial := make([]byte, 16)
 	rand.Read(serial)
 	now := a.now()
 	notAfter := now.Add(lifetime)
-	if a.ca != nil && notAfter.After(a.ca.NotAfter) {
-		notAfter = a.ca.NotAfter
+	if !limit.IsZero() && notAfter.After(limit) {
+		notAfter = limit
 	}
 	return &x509.Certificate{
 		SerialNumber:          new(big.Int).SetBytes(serial),
@@ -158,9 +154,6 @@ func (a *Authority) ClusterID() string { return a.clusterID }
 
 // ReleaseKey signs releases. It is not to be changed.
 func (a *Authority) ReleaseKey() ed25519.PrivateKey { return a.release }
-
-// CACertificates are whom to believe in this cluster, DER.
-func (a *Authority) CACertificates() [][]byte { return [][]byte{a.ca.Raw} }
 
 // SealKey is what the store is sealed with on disk, 32 bytes. Every control of a cluster has the same one.
 func (a *Authority) SealKey() []byte { return slices.Clone(a.seal) }

@@ -425,7 +425,7 @@ func TestCertificateWithoutProofOfItsKeyIsNobody(t *testing.T) {
 func issueOdd(t *testing.T, a *Authority, uris ...string) *x509.Certificate {
 	t.Helper()
 	_, key := request(t)
-	template := a.template(pkix.Name{CommonName: "n1"}, nodeLifetime)
+	template := a.template(pkix.Name{CommonName: "n1"}, nodeLifetime, a.ca.NotAfter)
 	template.KeyUsage, template.ExtKeyUsage = x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 	for _, text := range uris {
 		u, err := url.Parse(text)

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -49,6 +50,8 @@ type Peer struct {
 	KeyHash [32]byte
 	// Until is the end of the certificate, which may be over: see [Peer.Expired].
 	Until time.Time
+	// Authority is the hash of the authority that issued the certificate, as [Authority.AuthorityHash].
+	Authority [32]byte
 }
 
 // Expired says whether the peer's certificate has ended. Such a peer holds the key, and is who it says it was; what that
@@ -68,10 +71,11 @@ func (a *Authority) PeerOf(state tls.ConnectionState) (Peer, error) {
 	if !state.HandshakeComplete {
 		return Peer{}, errors.New("the peer has not proved that it holds the key of its certificate")
 	}
-	if err := a.verify(state); err != nil {
+	leaf := state.PeerCertificates[0]
+	by, err := a.issuerOf(leaf)
+	if err != nil {
 		return Peer{}, err
 	}
-	leaf := state.PeerCertificates[0]
 	if len(leaf.URIs) != 1 {
 		return Peer{}, fmt.Errorf("the client certificate names %d identities, want one", len(leaf.URIs))
 	}
@@ -81,34 +85,34 @@ func (a *Authority) PeerOf(state tls.ConnectionState) (Peer, error) {
 	if !known || CheckName(name) != nil || u.String() != a.identityURI(role, name).String() {
 		return Peer{}, fmt.Errorf("the client certificate's identity %.200q is not one of cluster %s", u.String(), a.clusterID)
 	}
-	return Peer{Role: role, Name: name, KeyHash: sha256.Sum256(leaf.RawSubjectPublicKeyInfo), Until: leaf.NotAfter}, nil
+	return Peer{
+		Role: role, Name: name, KeyHash: sha256.Sum256(leaf.RawSubjectPublicKeyInfo), Until: leaf.NotAfter, Authority: sha256.Sum256(by.Raw),
+	}, nil
 }
 
-// verify says whether a client's certificate, where it shows one, was issued by this cluster. One that has ended is
-// verified as of its last moment: TLS would refuse it with a number, where a call can be refused with a sentence, and a
-// node's can be renewed.
+// verify says whether a client's certificate, where it shows one, was issued by this cluster.
 func (a *Authority) verify(state tls.ConnectionState) error {
 	if len(state.PeerCertificates) == 0 {
 		return nil
 	}
-	leaf, at := state.PeerCertificates[0], a.now()
+	_, err := a.issuerOf(state.PeerCertificates[0])
+	return err
+}
+
+// issuerOf gives the authority that issued a client's certificate. One that has ended is verified as of its last moment:
+// TLS would refuse it with a number, where a call can be refused with a sentence, and a node's can be renewed.
+func (a *Authority) issuerOf(leaf *x509.Certificate) (*x509.Certificate, error) {
+	at := a.now()
 	if at.After(leaf.NotAfter) {
 		at = leaf.NotAfter
 	}
-	_, err := leaf.Verify(x509.VerifyOptions{
+	chains, err := leaf.Verify(x509.VerifyOptions{
 		Roots: a.pool(), CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
 	if err != nil {
-		return fmt.Errorf("the client certificate is not one of cluster %s: %w", a.clusterID, err)
+		return nil, fmt.Errorf("the client certificate is not one of cluster %s: %w", a.clusterID, err)
 	}
-	return nil
-}
-
-// pool are the authorities whose certificates are believed.
-func (a *Authority) pool() *x509.CertPool {
-	pool := x509.NewCertPool()
-	pool.AddCert(a.ca)
-	return pool
+	return chains[0][len(chains[0])-1], nil
 }
 
 func (a *Authority) identityURI(role Role, name string) *url.URL {
@@ -116,18 +120,18 @@ func (a *Authority) identityURI(role Role, name string) *url.URL {
 }
 
 // issue signs a certificate for a peer; dnsName may be empty.
-func (a *Authority) issue(public crypto.PublicKey, role Role, name, dnsName string, lifetime time.Duration, usage ...x509.ExtKeyUsage) ([]byte, error) {
+func (a *Authority) issue(by issuer, public crypto.PublicKey, role Role, name, dnsName string, lifetime time.Duration, usage ...x509.ExtKeyUsage) ([]byte, error) {
 	if err := CheckName(name); err != nil {
 		return nil, err
 	}
-	template := a.template(pkix.Name{CommonName: name, OrganizationalUnit: []string{role.String()}}, lifetime)
+	template := a.template(pkix.Name{CommonName: name, OrganizationalUnit: []string{role.String()}}, lifetime, by.certificate.NotAfter)
 	template.KeyUsage = x509.KeyUsageDigitalSignature
 	template.ExtKeyUsage = usage
 	template.URIs = []*url.URL{a.identityURI(role, name)}
 	if dnsName != "" {
 		template.DNSNames = []string{dnsName}
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.ca, public, a.caKey)
+	der, err := x509.CreateCertificate(rand.Reader, template, by.certificate, public, by.key)
 	if err != nil {
 		return nil, fmt.Errorf("issue a certificate for %s %q: %w", role, name, err)
 	}
@@ -141,16 +145,21 @@ func (a *Authority) IssueNode(name string, csrDER []byte) (*fleetv1.Identity, er
 	if err != nil {
 		return nil, err
 	}
-	der, err := a.issue(public, RoleNode, name, nodeServerName, nodeLifetime, x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth)
+	by := a.issuers()
+	der, err := a.issue(by[0], public, RoleNode, name, nodeServerName, nodeLifetime, x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth)
 	if err != nil {
 		return nil, err
 	}
-	return &fleetv1.Identity{
+	id := &fleetv1.Identity{
 		Certificate:   der,
-		CaCertificate: a.ca.Raw,
+		CaCertificate: by[0].certificate.Raw,
 		ReleaseKey:    a.release.Public().(ed25519.PublicKey),
 		ClusterId:     a.clusterID,
-	}, nil
+	}
+	for _, other := range by[1:] {
+		id.OtherCaCertificates = append(id.OtherCaCertificates, other.certificate.Raw)
+	}
+	return id, nil
 }
 
 // IssuePerson gives a person a certificate. Of the PKCS #10 request only the key is taken, as in [Authority.IssueNode].
@@ -162,7 +171,7 @@ func (a *Authority) IssuePerson(name string, role Role, csrDER []byte, lifetime 
 	if err != nil {
 		return nil, err
 	}
-	return a.issue(public, role, name, "", lifetime, x509.ExtKeyUsageClientAuth)
+	return a.issue(a.newest(), public, role, name, "", lifetime, x509.ExtKeyUsageClientAuth)
 }
 
 func requestedKey(csrDER []byte) (crypto.PublicKey, error) {
@@ -218,13 +227,14 @@ type serverCertificate struct {
 	mu      sync.Mutex // guards what follows
 	current *tls.Certificate
 	renewAt time.Time
+	by      []issuer // who issued it and vouches for it
 }
 
 func (s *serverCertificate) get() (*tls.Certificate, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := s.authority.now()
-	if s.current != nil && now.Before(s.renewAt) {
+	now, by := s.authority.now(), s.authority.issuers()
+	if s.current != nil && now.Before(s.renewAt) && slices.Equal(by, s.by) {
 		return s.current, nil
 	}
 	next, err := s.authority.issueServer(s.name)
@@ -235,7 +245,7 @@ func (s *serverCertificate) get() (*tls.Certificate, error) {
 		}
 		return nil, err
 	}
-	s.current = next
+	s.current, s.by = next, by
 	s.renewAt = now.Add(next.Leaf.NotAfter.Sub(now) / 2)
 	return s.current, nil
 }
@@ -245,7 +255,8 @@ func (a *Authority) issueServer(name string) (*tls.Certificate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make control's key: %w", err)
 	}
-	der, err := a.issue(key.Public(), RoleControl, name, ServerName, serverLifetime, x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth)
+	by := a.oldest()
+	der, err := a.issue(by, key.Public(), RoleControl, name, ServerName, serverLifetime, x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth)
 	if err != nil {
 		return nil, err
 	}
@@ -253,5 +264,13 @@ func (a *Authority) issueServer(name string) (*tls.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &tls.Certificate{Certificate: [][]byte{der, a.ca.Raw}, PrivateKey: key, Leaf: leaf}, nil
+	chain := [][]byte{der, by.certificate.Raw}
+	if newest := a.newest(); newest.certificate != by.certificate {
+		cross, err := crossSign(by, newest)
+		if err != nil {
+			return nil, fmt.Errorf("have the new authority vouch for the old one: %w", err)
+		}
+		chain = append(chain, cross, newest.certificate.Raw)
+	}
+	return &tls.Certificate{Certificate: chain, PrivateKey: key, Leaf: leaf}, nil
 }

@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -193,21 +192,30 @@ func (c *Context) check() error {
 const maxAuthorities = 4
 
 func (c *Context) authorities() (*x509.CertPool, error) {
+	blocks, err := decodePEMs(certificatePEM, []byte(c.CA), maxAuthorities)
+	if err != nil {
+		return nil, fmt.Errorf("ca: %w", err)
+	}
 	pool := x509.NewCertPool()
-	rest := bytes.TrimSpace([]byte(c.CA))
-	for n := 0; n == 0 || len(rest) > 0; n++ {
-		block, after := pem.Decode(rest)
-		if block == nil || block.Type != certificatePEM || n == maxAuthorities {
-			return nil, fmt.Errorf("ca: it does not hold 1 to %d PEM blocks %q and nothing else", maxAuthorities, certificatePEM)
-		}
-		certificate, err := x509.ParseCertificate(block.Bytes)
+	for _, der := range blocks {
+		certificate, err := x509.ParseCertificate(der)
 		if err != nil {
 			return nil, fmt.Errorf("ca: %w", err)
 		}
 		pool.AddCert(certificate)
-		rest = bytes.TrimSpace(after)
 	}
 	return pool, nil
+}
+
+// Recognizes says whether a context was issued by the authority that issues now, and believes whom the cluster believes.
+func (a *Authority) Recognizes(c *Context) bool {
+	pair, err := c.keyPair()
+	if err != nil {
+		return false
+	}
+	believed, err := decodePEMs(certificatePEM, []byte(c.CA), maxAuthorities)
+	return err == nil && slices.EqualFunc(believed, a.CACertificates(), bytes.Equal) &&
+		pair.Leaf.CheckSignatureFrom(a.newest().certificate) == nil
 }
 
 func (c *Context) keyPair() (tls.Certificate, error) {

@@ -108,7 +108,7 @@ func escapeGlob(path string) string {
 }
 
 func (a *Authority) files() (map[string][]byte, error) {
-	caKey, err := x509.MarshalPKCS8PrivateKey(a.caKey)
+	crt, key, err := encodeIssuers(a.issuers())
 	if err != nil {
 		return nil, err
 	}
@@ -121,8 +121,8 @@ func (a *Authority) files() (map[string][]byte, error) {
 		fmt.Fprintln(&gossip, base64.StdEncoding.EncodeToString(key))
 	}
 	return map[string][]byte{
-		caFile:      encodePEM(certificatePEM, a.ca.Raw),
-		caKeyFile:   encodePEM(privateKeyPEM, caKey),
+		caFile:      crt,
+		caKeyFile:   key,
 		releaseFile: encodePEM(privateKeyPEM, release),
 		gossipFile:  gossip.Bytes(),
 		clusterFile: []byte(a.clusterID + "\n"),
@@ -191,32 +191,48 @@ func (a *Authority) takeCluster(data []byte) error {
 	return nil
 }
 
+// takeCA takes the certificates; takeCAKey finds their keys.
 func (a *Authority) takeCA(data []byte) error {
-	der, err := decodePEM(certificatePEM, data)
+	blocks, err := decodePEMs(certificatePEM, data, maxIssuers)
 	if err != nil {
 		return err
 	}
-	if a.ca, err = x509.ParseCertificate(der); err != nil {
-		return err
+	var all []issuer
+	for _, der := range blocks {
+		certificate, err := parseAuthority(der, a.clusterID)
+		if err != nil {
+			return err
+		}
+		all = append(all, issuer{certificate: certificate})
 	}
-	if want := authorityName(a.clusterID); a.ca.Subject.CommonName != want {
-		return fmt.Errorf("it is the certificate of %q, not of %q", a.ca.Subject.CommonName, want)
-	}
-	if !a.ca.IsCA {
-		return errors.New("it is not the certificate of an authority")
-	}
-	return a.ca.CheckSignatureFrom(a.ca)
+	a.use(all)
+	return nil
 }
 
+// takeCAKey finds the key of every certificate. Others may be there too: a rotation that a crash ended left them.
 func (a *Authority) takeCAKey(data []byte) error {
-	key, err := decodeKey[*ecdsa.PrivateKey](data)
+	blocks, err := decodePEMs(privateKeyPEM, data, 2*maxIssuers)
 	if err != nil {
 		return err
 	}
-	if key.Curve != elliptic.P256() || !key.PublicKey.Equal(a.ca.PublicKey) {
-		return fmt.Errorf("it is not the key of %s", caFile)
+	all := a.issuers()
+	for _, der := range blocks {
+		key, err := parseKey[*ecdsa.PrivateKey](der)
+		if err != nil {
+			return err
+		}
+		for i := range all {
+			if key.Curve == elliptic.P256() && key.PublicKey.Equal(all[i].certificate.PublicKey) {
+				all[i].key = key
+			}
+		}
 	}
-	a.caKey = key
+	for _, i := range all {
+		if i.key == nil {
+			return fmt.Errorf("it does not hold the key of %s", caFile)
+		}
+	}
+	a.use(all)
 	return nil
 }
 
@@ -271,11 +287,28 @@ func decodePEM(blockType string, data []byte) ([]byte, error) {
 	return block.Bytes, nil
 }
 
+// decodePEMs gives the blocks that data holds, 1 to most.
+func decodePEMs(blockType string, data []byte, most int) (blocks [][]byte, err error) {
+	rest := bytes.TrimSpace(data)
+	for n := 0; n == 0 || len(rest) > 0; n++ {
+		block, after := pem.Decode(rest)
+		if block == nil || block.Type != blockType || n == most {
+			return nil, fmt.Errorf("it does not hold 1 to %d PEM blocks %q and nothing else", most, blockType)
+		}
+		blocks, rest = append(blocks, block.Bytes), bytes.TrimSpace(after)
+	}
+	return blocks, nil
+}
+
 func decodeKey[K any](data []byte) (key K, err error) {
 	der, err := decodePEM(privateKeyPEM, data)
 	if err != nil {
 		return key, err
 	}
+	return parseKey[K](der)
+}
+
+func parseKey[K any](der []byte) (key K, err error) {
 	parsed, err := x509.ParsePKCS8PrivateKey(der)
 	if err != nil {
 		return key, errors.New("it holds no private key (PKCS #8)") // the parser's error might quote what it read

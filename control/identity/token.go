@@ -77,7 +77,7 @@ func (a *Authority) NewToken(kind TokenKind) (string, TokenRecord, error) {
 	rand.Read(id) // never fails: crypto/rand ends the process instead
 	rand.Read(secret)
 	record := TokenRecord{ID: hex.EncodeToString(id), Kind: kind, Hash: sha256.Sum256(secret), Created: a.now().UTC()}
-	pin := sha256.Sum256(a.ca.Raw)
+	pin := a.AuthorityHash()
 	token := strings.Join([]string{
 		tokenPrefixes[kind], record.ID, base64.RawURLEncoding.EncodeToString(secret), hex.EncodeToString(pin[:]),
 	}, ".")

@@ -55,11 +55,20 @@ func sampleState(t testing.TB) *state {
 			ID: "t1", Kind: "join", Hash: [32]byte{2}, Created: someTime, Expires: someTime.Add(time.Hour), MaxUses: 2, Pattern: "n*", Author: "admin",
 		}).toProto(),
 	}}})
+	mustApply(t, s, setAuthorities(nil, "new", "old"))
 	use := useToken("t1", "join", "n3", someTime)
 	use.Audit = someAudit()
 	mustApply(t, s, use)
 	mustApply(t, s, &storev1.Command{Action: &storev1.Command_AppendAudit{AppendAudit: &storev1.AppendAudit{}}, Audit: someAudit()})
 	return s
+}
+
+func setAuthorities(replaces []byte, names ...string) *storev1.Command {
+	m := &storev1.SetAuthorities{Replaces: replaces}
+	for _, name := range names {
+		m.Authorities = append(m.Authorities, &storev1.Authority{Certificate: []byte(name), Key: []byte("key of " + name)})
+	}
+	return &storev1.Command{Version: 1, Action: &storev1.Command_SetAuthorities{SetAuthorities: m}}
 }
 
 func someAudit() *storev1.AuditEntry {
@@ -191,6 +200,8 @@ func FuzzCommand(f *testing.F) {
 	seed(commitOf(f, s, routes(f, map[string]string{"a": "four", "d": "two"}), "document"))
 	seed(&storev1.Command{Version: 1, Action: &storev1.Command_RemoveNode{RemoveNode: &storev1.RemoveNode{Name: "n1"}}})
 	seed(useToken("t1", "join", "n4", someTime))
+	replaced := sha256.Sum256([]byte("new"))
+	seed(setAuthorities(replaced[:], "newer", "new"))
 	seed(&storev1.Command{Version: 1, Action: &storev1.Command_AppendAudit{AppendAudit: &storev1.AppendAudit{}}, Audit: someAudit()})
 	seed(&storev1.Command{Version: 1, Action: &storev1.Command_RemoveToken{RemoveToken: &storev1.RemoveToken{Id: "t1"}}})
 	data := written(f, s)

@@ -41,6 +41,8 @@ type capture struct {
 	results []result
 	anchor  audit.Anchor
 	entries []audit.Entry
+
+	authorities []Authority
 }
 
 // capture shares what is never changed: versions, and slices that are only appended to or replaced.
@@ -48,6 +50,7 @@ func (s *state) capture() *capture {
 	c := &capture{
 		epoch: s.epoch, active: s.active, past: s.past, lines: s.lines, nodes: sorted(s.nodes), tokens: sorted(s.tokens),
 		servers: sorted(s.servers), results: s.results.order,
+		authorities: s.authorities,
 	}
 	c.anchor, c.entries = s.trail.Entries()
 	return c
@@ -96,6 +99,9 @@ func (c *capture) writeTo(to io.Writer) error {
 		w.record(&storev1.SnapshotRecord{Record: &storev1.SnapshotRecord_Result{Result: r.toProto()}})
 	}
 	w.trail(c)
+	for _, a := range c.authorities {
+		w.record(&storev1.SnapshotRecord{Record: &storev1.SnapshotRecord_Authority{Authority: a.toProto()}})
+	}
 	w.record(&storev1.SnapshotRecord{Record: &storev1.SnapshotRecord_End{
 		End: &storev1.SnapshotEnd{Sha256: w.sum.Sum(nil)},
 	}})
@@ -273,6 +279,8 @@ func (r *snapshotReader) take(record *storev1.SnapshotRecord) error {
 		return r.auditAnchor(is.AuditAnchor)
 	case *storev1.SnapshotRecord_AuditEntry:
 		return r.auditEntry(is.AuditEntry)
+	case *storev1.SnapshotRecord_Authority:
+		return r.authority(is.Authority)
 	}
 	return errors.New("it is damaged: a record says nothing that this program knows")
 }
@@ -399,6 +407,18 @@ func (r *snapshotReader) auditEntry(m *storev1.AuditEntry) error {
 		return errors.New("it is damaged: its audit trail is too long")
 	}
 	r.entries = append(r.entries, e)
+	return nil
+}
+
+func (r *snapshotReader) authority(m *storev1.Authority) error {
+	a := Authority{m.GetCertificate(), m.GetKey()}
+	if err := a.check(); err != nil {
+		return err
+	}
+	if len(r.state.authorities) >= maxAuthorities {
+		return errors.New("it is damaged: it holds too many authorities")
+	}
+	r.state.authorities = append(r.state.authorities, a)
 	return nil
 }
 

@@ -43,6 +43,8 @@ type state struct {
 	servers   map[string]Server // by id
 	results   results
 	trail     audit.Trail
+	// The newest first; none: those that the cluster was made with.
+	authorities []Authority
 }
 
 // version is one whole revision.
@@ -136,6 +138,8 @@ func (s *state) act(c *storev1.Command) error {
 		return s.removeToken(action.RemoveToken)
 	case *storev1.Command_UseToken:
 		return s.useToken(action.UseToken)
+	case *storev1.Command_SetAuthorities:
+		return s.setAuthorities(action.SetAuthorities)
 	case *storev1.Command_AppendAudit:
 		return nil // apply does it
 	case *storev1.Command_PutServer:

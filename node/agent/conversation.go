@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"errors"
@@ -24,6 +25,7 @@ import (
 type conversation struct {
 	agent    *Agent
 	address  string // of the control
+	opened   string // the certificate that the connection was made with, PEM
 	conn     *grpc.ClientConn
 	stream   grpc.BidiStreamingClient[fleetv1.FromNode, fleetv1.ToNode]
 	received chan *fleetv1.ToNode
@@ -32,10 +34,11 @@ type conversation struct {
 	cancel   context.CancelFunc // of the stream
 	group    sync.WaitGroup
 
-	offer    *offer
-	prepared *prepared
-	told     map[backendKey]*fleetv1.BackendStatus // what control knows of backends; nil: nothing
-	renewal  time.Time                             // not before it; zero: nothing went wrong
+	offer     *offer
+	prepared  *prepared
+	told      map[backendKey]*fleetv1.BackendStatus // what control knows of backends; nil: nothing
+	authority []byte                                // told to issue certificates now; nil: nothing to do about it
+	renewal   time.Time                             // not before it; zero: nothing went wrong
 }
 
 type backendKey struct{ route, address string }
@@ -70,7 +73,7 @@ const (
 
 func newConversation(a *Agent, address string, conn *grpc.ClientConn, stream grpc.BidiStreamingClient[fleetv1.FromNode, fleetv1.ToNode], cancel context.CancelFunc) *conversation {
 	return &conversation{
-		agent: a, address: address, conn: conn, stream: stream, cancel: cancel,
+		agent: a, opened: a.identity.Load().CertificatePEM, address: address, conn: conn, stream: stream, cancel: cancel,
 		received: make(chan *fleetv1.ToNode),
 		failed:   make(chan error, 1),
 		stop:     make(chan struct{}),
@@ -201,6 +204,9 @@ func (c *conversation) handle(ctx context.Context, m *fleetv1.ToNode) error {
 		return c.commit(m.Commit.GetNonce())
 	case *fleetv1.ToNode_Question:
 		return c.stream.Send(&fleetv1.FromNode{Message: &fleetv1.FromNode_Answer{Answer: c.agent.options.Node.Explain(m.Question)}})
+	case *fleetv1.ToNode_Authority:
+		c.authority = m.Authority.GetSha256()
+		return nil // the next tick renews
 	case *fleetv1.ToNode_Abort:
 		if nonce := m.Abort.GetNonce(); c.offer != nil && c.offer.head.GetNonce() == nonce || c.prepared != nil && c.prepared.nonce == nonce {
 			c.drop()
@@ -261,15 +267,27 @@ func (c *conversation) renewed(ctx context.Context, id *Identity) bool {
 	return renewed
 }
 
-// renew replaces the certificate in id when it is time.
+// renew replaces the certificate in id when it is time, or when another authority issues now.
 func (c *conversation) renew(ctx context.Context, id *Identity) (bool, error) {
-	if c.agent.options.Now().Before(id.renewAt()) {
+	replaced := c.authority != nil && !bytes.Equal(c.authority, id.authority())
+	if c.agent.options.Now().Before(id.renewAt()) && !replaced {
 		return false, nil
 	}
-	fresh, err := c.agent.renew(ctx, c.conn, id)
+	conn := c.conn
+	if c.opened != id.CertificatePEM {
+		// The stream's connection still shows a certificate that was replaced since, by an authority perhaps that is not
+		// believed any more.
+		var err error
+		if conn, err = c.agent.dial(c.address); err != nil {
+			return false, err
+		}
+		defer conn.Close()
+	}
+	fresh, err := c.agent.renew(ctx, conn, id)
 	if err != nil {
 		return false, err
 	}
+	c.authority = nil // asked for once, whoever issued it
 	*id = *fresh
 	return true, nil
 }
@@ -408,7 +426,7 @@ func (c *conversation) sendStatus(look bool) error {
 	n := c.agent.options.Node
 	m := &fleetv1.Status{
 		Applied: n.Applied(), Listen: n.ListenAddress(), Draining: n.Draining(), Refusals: c.agent.refusals,
-		Notes: c.agent.notes(), BackendsFull: c.told == nil,
+		Notes: c.agent.notes(), BackendsFull: c.told == nil, Authority: c.agent.identity.Load().authority(),
 	}
 	if c.agent.options.Gossip != nil {
 		m.GossipAddress = c.agent.options.Gossip()

@@ -141,11 +141,14 @@ func verifyPinned(state tls.ConnectionState, pin string) error {
 		return hex.EncodeToString(sum[:]) == pin
 	})
 	if at < 1 {
-		return errors.New("it belongs to another cluster (its authority does not have the hash that the token carries)")
+		return errors.New("it belongs to another cluster, or its authority was replaced since the token was made (none of its authorities has the hash that the token carries)")
 	}
-	roots := x509.NewCertPool()
+	roots, between := x509.NewCertPool(), x509.NewCertPool()
 	roots.AddCert(state.PeerCertificates[at])
-	if _, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots, DNSName: controlServerName}); err != nil {
+	for _, c := range state.PeerCertificates[1:] { // a new authority vouches for the one that it takes the place of
+		between.AddCert(c)
+	}
+	if _, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, DNSName: controlServerName}); err != nil {
 		return fmt.Errorf("its certificate is not good: %w", err)
 	}
 	return nil

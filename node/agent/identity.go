@@ -38,14 +38,15 @@ const maxIdentityBytes = 1 << 20
 // Identity is what a node is, whom it believes, and what it needs to find the others without control. It is not
 // changed once made.
 type Identity struct {
-	Name           string   `json:"name"`
-	ClusterID      string   `json:"cluster_id"`
-	KeyPEM         string   `json:"key"`
-	CertificatePEM string   `json:"certificate"`
-	CAPEM          string   `json:"ca"`
-	ReleaseKey     []byte   `json:"release_key"`
-	GossipKeys     [][]byte `json:"gossip_keys,omitempty"`
-	GossipSeeds    []string `json:"gossip_seeds,omitempty"`
+	Name           string `json:"name"`
+	ClusterID      string `json:"cluster_id"`
+	KeyPEM         string `json:"key"`
+	CertificatePEM string `json:"certificate"`
+	// CAPEM are the authorities believed; the first issued the certificate.
+	CAPEM       string   `json:"ca"`
+	ReleaseKey  []byte   `json:"release_key"`
+	GossipKeys  [][]byte `json:"gossip_keys,omitempty"`
+	GossipSeeds []string `json:"gossip_seeds,omitempty"`
 
 	pair tls.Certificate
 	pool *x509.CertPool
@@ -159,6 +160,13 @@ func (id *Identity) renewAt() time.Time {
 	return from.Add(life/2 + later)
 }
 
+// authority is the hash of the authority that issued the certificate.
+func (id *Identity) authority() []byte {
+	block, _ := pem.Decode([]byte(id.CAPEM)) // check saw that there is one
+	sum := sha256.Sum256(block.Bytes)
+	return sum[:]
+}
+
 // request makes a certificate request with the identity's key.
 func (id *Identity) request() ([]byte, error) {
 	return x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
@@ -189,8 +197,10 @@ func received(name, keyPEM string, m *fleetv1.Identity) (*Identity, error) {
 		ClusterID:      m.GetClusterId(),
 		KeyPEM:         keyPEM,
 		CertificatePEM: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: m.GetCertificate()})),
-		CAPEM:          string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: m.GetCaCertificate()})),
 		ReleaseKey:     m.GetReleaseKey(),
+	}
+	for _, der := range append([][]byte{m.GetCaCertificate()}, m.GetOtherCaCertificates()...) {
+		id.CAPEM += string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 	}
 	if err := id.check(); err != nil {
 		return nil, fmt.Errorf("control issued an identity that cannot be used: %w", err)

@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"encoding/hex"
+	"strings"
 	"testing"
 	"time"
 
@@ -8,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/pyserve/pyserve/control"
+	"github.com/pyserve/pyserve/control/identity"
 )
 
 // enrolledAt is a control with a clock, and a node of it whose clock is the same.
@@ -106,4 +109,59 @@ func TestUnwelcomeCertificateIsRenewedFirst(t *testing.T) {
 		t.Errorf("%d renewals before the second stream", n)
 	}
 	r.stop()
+}
+
+// admin is who may do everything at a control, with a certificate by the authority that issues.
+func (c *realControl) admin(t *testing.T) identity.Peer {
+	t.Helper()
+	raw, err := hex.DecodeString(c.AuthorityStatus().Hash)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return identity.Peer{Role: identity.RoleAdmin, Name: "admin", Authority: [32]byte(raw)}
+}
+
+// TestNodesFollowARotationOfTheAuthority: over the stream that is open, and for weeks afterwards.
+func TestNodesFollowARotationOfTheAuthority(t *testing.T) {
+	c, clock, r := enrolledAt(t)
+	before := c.token(t, control.JoinTokenFile)
+	defer func() {
+		if t.Failed() {
+			t.Log(r.log.String())
+		}
+	}()
+	r.run()
+	eventually(t, "connected", func() bool { return c.shows("n1", "joining") })
+	if _, err := c.RotateAuthority(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "renewed", func() bool { return len(c.AuthorityStatus().Pending) == 0 })
+	if n := strings.Count(r.identity.Load().CAPEM, "BEGIN"); n != 2 {
+		t.Errorf("the node believes %d authorities", n)
+	}
+	// Both tokens let in, that of before and that of since, and who comes now follows the end as well.
+	for name, token := range map[string]string{"n2": before, "n3": c.token(t, control.JoinTokenFile)} {
+		if _, err := Enroll(t.Context(), enrolOptions(t, token, name, c.address)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := c.FinishRotation(t.Context(), c.admin(t)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Enroll(t.Context(), enrolOptions(t, before, "n4", c.address)); err == nil || !strings.Contains(err.Error(), "its authority was replaced since the token was made") {
+		t.Errorf("a token of before the rotation, after its end: %v", err)
+	}
+	if _, err := Enroll(t.Context(), enrolOptions(t, c.token(t, control.JoinTokenFile), "n5", c.address)); err != nil {
+		t.Errorf("the token of control's file: %v", err)
+	}
+	// The stream's connection was made with a certificate that nobody believes any more; renewing goes on.
+	first := r.identity.Load()
+	clock.advance(15 * time.Hour)
+	eventually(t, "renewed", func() bool { return r.identity.Load().CertificatePEM != first.CertificatePEM })
+	if n := strings.Count(r.identity.Load().CAPEM, "BEGIN"); n != 1 {
+		t.Errorf("the node still believes %d authorities", n)
+	}
+	if !c.shows("n1", "joining") {
+		t.Error("its stream ended")
+	}
 }

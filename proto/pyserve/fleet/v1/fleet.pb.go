@@ -284,14 +284,16 @@ type Identity struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The node's certificate, DER.
 	Certificate []byte `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
-	// The cluster's authority, DER.
+	// The authority that issued it, DER.
 	CaCertificate []byte `protobuf:"bytes,2,opt,name=ca_certificate,json=caCertificate,proto3" json:"ca_certificate,omitempty"`
 	// The Ed25519 public key that releases are signed with, 32 bytes.
 	ReleaseKey []byte `protobuf:"bytes,3,opt,name=release_key,json=releaseKey,proto3" json:"release_key,omitempty"`
 	// Names the cluster; gossip carries it as its label.
-	ClusterId     string `protobuf:"bytes,4,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ClusterId string `protobuf:"bytes,4,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	// Other authorities to believe, while one takes another's place, DER.
+	OtherCaCertificates [][]byte `protobuf:"bytes,20,rep,name=other_ca_certificates,json=otherCaCertificates,proto3" json:"other_ca_certificates,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *Identity) Reset() {
@@ -350,6 +352,13 @@ func (x *Identity) GetClusterId() string {
 		return x.ClusterId
 	}
 	return ""
+}
+
+func (x *Identity) GetOtherCaCertificates() [][]byte {
+	if x != nil {
+		return x.OtherCaCertificates
+	}
+	return nil
 }
 
 type FromNode struct {
@@ -524,6 +533,7 @@ type ToNode struct {
 	//	*ToNode_Commit
 	//	*ToNode_Abort
 	//	*ToNode_Question
+	//	*ToNode_Authority
 	Message       isToNode_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -620,6 +630,15 @@ func (x *ToNode) GetQuestion() *Question {
 	return nil
 }
 
+func (x *ToNode) GetAuthority() *AuthorityInUse {
+	if x != nil {
+		if x, ok := x.Message.(*ToNode_Authority); ok {
+			return x.Authority
+		}
+	}
+	return nil
+}
+
 type isToNode_Message interface {
 	isToNode_Message()
 }
@@ -648,6 +667,10 @@ type ToNode_Question struct {
 	Question *Question `protobuf:"bytes,6,opt,name=question,proto3,oneof"`
 }
 
+type ToNode_Authority struct {
+	Authority *AuthorityInUse `protobuf:"bytes,20,opt,name=authority,proto3,oneof"`
+}
+
 func (*ToNode_Welcome) isToNode_Message() {}
 
 func (*ToNode_Offer) isToNode_Message() {}
@@ -659,6 +682,8 @@ func (*ToNode_Commit) isToNode_Message() {}
 func (*ToNode_Abort) isToNode_Message() {}
 
 func (*ToNode_Question) isToNode_Message() {}
+
+func (*ToNode_Authority) isToNode_Message() {}
 
 // Hello opens the stream.
 type Hello struct {
@@ -804,6 +829,53 @@ func (x *Welcome) GetControlName() string {
 	return ""
 }
 
+// AuthorityInUse says which authority issues certificates now. A node whose certificate another one issued renews it at
+// once.
+type AuthorityInUse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 of its certificate, 32 bytes.
+	Sha256        []byte `protobuf:"bytes,1,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuthorityInUse) Reset() {
+	*x = AuthorityInUse{}
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuthorityInUse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuthorityInUse) ProtoMessage() {}
+
+func (x *AuthorityInUse) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuthorityInUse.ProtoReflect.Descriptor instead.
+func (*AuthorityInUse) Descriptor() ([]byte, []int) {
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *AuthorityInUse) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
 // Release is a bundle's place in history: what exactly, as which revision, and control's signature on both.
 type Release struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -820,7 +892,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[9]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -832,7 +904,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[9]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -845,7 +917,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{9}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Release) GetEpoch() uint64 {
@@ -890,7 +962,7 @@ type Offer struct {
 
 func (x *Offer) Reset() {
 	*x = Offer{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[10]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -902,7 +974,7 @@ func (x *Offer) String() string {
 func (*Offer) ProtoMessage() {}
 
 func (x *Offer) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[10]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -915,7 +987,7 @@ func (x *Offer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Offer.ProtoReflect.Descriptor instead.
 func (*Offer) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{10}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Offer) GetNonce() uint64 {
@@ -954,7 +1026,7 @@ type OfferPart struct {
 
 func (x *OfferPart) Reset() {
 	*x = OfferPart{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[11]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -966,7 +1038,7 @@ func (x *OfferPart) String() string {
 func (*OfferPart) ProtoMessage() {}
 
 func (x *OfferPart) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[11]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -979,7 +1051,7 @@ func (x *OfferPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OfferPart.ProtoReflect.Descriptor instead.
 func (*OfferPart) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{11}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *OfferPart) GetNonce() uint64 {
@@ -1020,7 +1092,7 @@ type ResourceKey struct {
 
 func (x *ResourceKey) Reset() {
 	*x = ResourceKey{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[12]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1032,7 +1104,7 @@ func (x *ResourceKey) String() string {
 func (*ResourceKey) ProtoMessage() {}
 
 func (x *ResourceKey) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[12]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1045,7 +1117,7 @@ func (x *ResourceKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceKey.ProtoReflect.Descriptor instead.
 func (*ResourceKey) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{12}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ResourceKey) GetKind() string {
@@ -1074,7 +1146,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[13]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1086,7 +1158,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[13]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1099,7 +1171,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{13}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Resource) GetKind() string {
@@ -1135,7 +1207,7 @@ type Prepared struct {
 
 func (x *Prepared) Reset() {
 	*x = Prepared{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[14]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1219,7 @@ func (x *Prepared) String() string {
 func (*Prepared) ProtoMessage() {}
 
 func (x *Prepared) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[14]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1232,7 @@ func (x *Prepared) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prepared.ProtoReflect.Descriptor instead.
 func (*Prepared) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{14}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Prepared) GetNonce() uint64 {
@@ -1189,7 +1261,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[15]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1201,7 +1273,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[15]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1214,7 +1286,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{15}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Refusal) GetField() string {
@@ -1241,7 +1313,7 @@ type Commit struct {
 
 func (x *Commit) Reset() {
 	*x = Commit{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[16]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1253,7 +1325,7 @@ func (x *Commit) String() string {
 func (*Commit) ProtoMessage() {}
 
 func (x *Commit) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[16]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1266,7 +1338,7 @@ func (x *Commit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Commit.ProtoReflect.Descriptor instead.
 func (*Commit) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{16}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Commit) GetNonce() uint64 {
@@ -1286,7 +1358,7 @@ type Abort struct {
 
 func (x *Abort) Reset() {
 	*x = Abort{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[17]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1298,7 +1370,7 @@ func (x *Abort) String() string {
 func (*Abort) ProtoMessage() {}
 
 func (x *Abort) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[17]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1311,7 +1383,7 @@ func (x *Abort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Abort.ProtoReflect.Descriptor instead.
 func (*Abort) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{17}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Abort) GetNonce() uint64 {
@@ -1332,7 +1404,7 @@ type Committed struct {
 
 func (x *Committed) Reset() {
 	*x = Committed{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[18]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1344,7 +1416,7 @@ func (x *Committed) String() string {
 func (*Committed) ProtoMessage() {}
 
 func (x *Committed) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[18]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1357,7 +1429,7 @@ func (x *Committed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Committed.ProtoReflect.Descriptor instead.
 func (*Committed) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{18}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Committed) GetNonce() uint64 {
@@ -1385,7 +1457,7 @@ type NeedFull struct {
 
 func (x *NeedFull) Reset() {
 	*x = NeedFull{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[19]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1397,7 +1469,7 @@ func (x *NeedFull) String() string {
 func (*NeedFull) ProtoMessage() {}
 
 func (x *NeedFull) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[19]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1410,7 +1482,7 @@ func (x *NeedFull) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NeedFull.ProtoReflect.Descriptor instead.
 func (*NeedFull) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{19}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *NeedFull) GetNonce() uint64 {
@@ -1436,7 +1508,7 @@ type Leaving struct {
 
 func (x *Leaving) Reset() {
 	*x = Leaving{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[20]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1448,7 +1520,7 @@ func (x *Leaving) String() string {
 func (*Leaving) ProtoMessage() {}
 
 func (x *Leaving) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[20]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1461,7 +1533,7 @@ func (x *Leaving) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Leaving.ProtoReflect.Descriptor instead.
 func (*Leaving) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{20}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{21}
 }
 
 // Status is sent every second, and at once when something changed.
@@ -1480,14 +1552,16 @@ type Status struct {
 	Refusals []*Refusal `protobuf:"bytes,7,rep,name=refusals,proto3" json:"refusals,omitempty"`
 	// What an operator should know and what keeps the node from nothing: a bundle that is not on its disk, for one. One
 	// sentence each.
-	Notes         []string `protobuf:"bytes,8,rep,name=notes,proto3" json:"notes,omitempty"`
+	Notes []string `protobuf:"bytes,8,rep,name=notes,proto3" json:"notes,omitempty"`
+	// SHA-256 of the authority's certificate that issued the node's, 32 bytes.
+	Authority     []byte `protobuf:"bytes,20,opt,name=authority,proto3" json:"authority,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[21]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1499,7 +1573,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[21]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1512,7 +1586,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{21}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Status) GetApplied() *Release {
@@ -1571,6 +1645,13 @@ func (x *Status) GetNotes() []string {
 	return nil
 }
 
+func (x *Status) GetAuthority() []byte {
+	if x != nil {
+		return x.Authority
+	}
+	return nil
+}
+
 // BackendStatus is one node's verdict on one backend of one route.
 type BackendStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1589,7 +1670,7 @@ type BackendStatus struct {
 
 func (x *BackendStatus) Reset() {
 	*x = BackendStatus{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[22]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1601,7 +1682,7 @@ func (x *BackendStatus) String() string {
 func (*BackendStatus) ProtoMessage() {}
 
 func (x *BackendStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[22]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1614,7 +1695,7 @@ func (x *BackendStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackendStatus.ProtoReflect.Descriptor instead.
 func (*BackendStatus) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{22}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *BackendStatus) GetRoute() string {
@@ -1667,7 +1748,7 @@ type Question struct {
 
 func (x *Question) Reset() {
 	*x = Question{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[23]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1679,7 +1760,7 @@ func (x *Question) String() string {
 func (*Question) ProtoMessage() {}
 
 func (x *Question) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[23]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1692,7 +1773,7 @@ func (x *Question) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Question.ProtoReflect.Descriptor instead.
 func (*Question) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{23}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Question) GetId() uint64 {
@@ -1740,7 +1821,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[24]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1752,7 +1833,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[24]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1765,7 +1846,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{24}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Answer) GetId() uint64 {
@@ -1836,7 +1917,7 @@ type Forward struct {
 
 func (x *Forward) Reset() {
 	*x = Forward{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[25]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1848,7 +1929,7 @@ func (x *Forward) String() string {
 func (*Forward) ProtoMessage() {}
 
 func (x *Forward) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[25]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1861,7 +1942,7 @@ func (x *Forward) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forward.ProtoReflect.Descriptor instead.
 func (*Forward) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{25}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Forward) GetMethod() string {
@@ -1899,14 +1980,15 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\fRenewRequest\x12/\n" +
 	"\x13certificate_request\x18\x01 \x01(\fR\x12certificateRequest\"G\n" +
 	"\rRenewResponse\x126\n" +
-	"\bidentity\x18\x01 \x01(\v2\x1a.pyserve.fleet.v1.IdentityR\bidentity\"\x93\x01\n" +
+	"\bidentity\x18\x01 \x01(\v2\x1a.pyserve.fleet.v1.IdentityR\bidentity\"\xc7\x01\n" +
 	"\bIdentity\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12%\n" +
 	"\x0eca_certificate\x18\x02 \x01(\fR\rcaCertificate\x12\x1f\n" +
 	"\vrelease_key\x18\x03 \x01(\fR\n" +
 	"releaseKey\x12\x1d\n" +
 	"\n" +
-	"cluster_id\x18\x04 \x01(\tR\tclusterId\"\x97\x03\n" +
+	"cluster_id\x18\x04 \x01(\tR\tclusterId\x122\n" +
+	"\x15other_ca_certificates\x18\x14 \x03(\fR\x13otherCaCertificates\"\x97\x03\n" +
 	"\bFromNode\x12/\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.pyserve.fleet.v1.HelloH\x00R\x05hello\x128\n" +
 	"\bprepared\x18\x02 \x01(\v2\x1a.pyserve.fleet.v1.PreparedH\x00R\bprepared\x12;\n" +
@@ -1915,7 +1997,7 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x06status\x18\x05 \x01(\v2\x18.pyserve.fleet.v1.StatusH\x00R\x06status\x125\n" +
 	"\aleaving\x18\x06 \x01(\v2\x19.pyserve.fleet.v1.LeavingH\x00R\aleaving\x122\n" +
 	"\x06answer\x18\a \x01(\v2\x18.pyserve.fleet.v1.AnswerH\x00R\x06answerB\t\n" +
-	"\amessage\"\xd8\x02\n" +
+	"\amessage\"\x9a\x03\n" +
 	"\x06ToNode\x125\n" +
 	"\awelcome\x18\x01 \x01(\v2\x19.pyserve.fleet.v1.WelcomeH\x00R\awelcome\x12/\n" +
 	"\x05offer\x18\x02 \x01(\v2\x17.pyserve.fleet.v1.OfferH\x00R\x05offer\x12<\n" +
@@ -1923,7 +2005,8 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"offer_part\x18\x03 \x01(\v2\x1b.pyserve.fleet.v1.OfferPartH\x00R\tofferPart\x122\n" +
 	"\x06commit\x18\x04 \x01(\v2\x18.pyserve.fleet.v1.CommitH\x00R\x06commit\x12/\n" +
 	"\x05abort\x18\x05 \x01(\v2\x17.pyserve.fleet.v1.AbortH\x00R\x05abort\x128\n" +
-	"\bquestion\x18\x06 \x01(\v2\x1a.pyserve.fleet.v1.QuestionH\x00R\bquestionB\t\n" +
+	"\bquestion\x18\x06 \x01(\v2\x1a.pyserve.fleet.v1.QuestionH\x00R\bquestion\x12@\n" +
+	"\tauthority\x18\x14 \x01(\v2 .pyserve.fleet.v1.AuthorityInUseH\x00R\tauthorityB\t\n" +
 	"\amessage\"\xb6\x01\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x17\n" +
@@ -1935,7 +2018,9 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\vgossip_keys\x18\x01 \x03(\fR\n" +
 	"gossipKeys\x12!\n" +
 	"\fgossip_seeds\x18\x02 \x03(\tR\vgossipSeeds\x12!\n" +
-	"\fcontrol_name\x18\x03 \x01(\tR\vcontrolName\"q\n" +
+	"\fcontrol_name\x18\x03 \x01(\tR\vcontrolName\"(\n" +
+	"\x0eAuthorityInUse\x12\x16\n" +
+	"\x06sha256\x18\x01 \x01(\fR\x06sha256\"q\n" +
 	"\aRelease\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x16\n" +
@@ -1974,7 +2059,7 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\bNeedFull\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\t\n" +
-	"\aLeaving\"\xc7\x02\n" +
+	"\aLeaving\"\xe5\x02\n" +
 	"\x06Status\x123\n" +
 	"\aapplied\x18\x01 \x01(\v2\x19.pyserve.fleet.v1.ReleaseR\aapplied\x12\x16\n" +
 	"\x06listen\x18\x02 \x01(\tR\x06listen\x12%\n" +
@@ -1983,7 +2068,8 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\bbackends\x18\x05 \x03(\v2\x1f.pyserve.fleet.v1.BackendStatusR\bbackends\x12#\n" +
 	"\rbackends_full\x18\x06 \x01(\bR\fbackendsFull\x125\n" +
 	"\brefusals\x18\a \x03(\v2\x19.pyserve.fleet.v1.RefusalR\brefusals\x12\x14\n" +
-	"\x05notes\x18\b \x03(\tR\x05notes\"\xbf\x01\n" +
+	"\x05notes\x18\b \x03(\tR\x05notes\x12\x1c\n" +
+	"\tauthority\x18\x14 \x01(\fR\tauthority\"\xbf\x01\n" +
 	"\rBackendStatus\x12\x14\n" +
 	"\x05route\x18\x01 \x01(\tR\x05route\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x124\n" +
@@ -2033,7 +2119,7 @@ func file_pyserve_fleet_v1_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_pyserve_fleet_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_pyserve_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_pyserve_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_pyserve_fleet_v1_fleet_proto_goTypes = []any{
 	(BackendState)(0),             // 0: pyserve.fleet.v1.BackendState
 	(*EnrollRequest)(nil),         // 1: pyserve.fleet.v1.EnrollRequest
@@ -2045,66 +2131,68 @@ var file_pyserve_fleet_v1_fleet_proto_goTypes = []any{
 	(*ToNode)(nil),                // 7: pyserve.fleet.v1.ToNode
 	(*Hello)(nil),                 // 8: pyserve.fleet.v1.Hello
 	(*Welcome)(nil),               // 9: pyserve.fleet.v1.Welcome
-	(*Release)(nil),               // 10: pyserve.fleet.v1.Release
-	(*Offer)(nil),                 // 11: pyserve.fleet.v1.Offer
-	(*OfferPart)(nil),             // 12: pyserve.fleet.v1.OfferPart
-	(*ResourceKey)(nil),           // 13: pyserve.fleet.v1.ResourceKey
-	(*Resource)(nil),              // 14: pyserve.fleet.v1.Resource
-	(*Prepared)(nil),              // 15: pyserve.fleet.v1.Prepared
-	(*Refusal)(nil),               // 16: pyserve.fleet.v1.Refusal
-	(*Commit)(nil),                // 17: pyserve.fleet.v1.Commit
-	(*Abort)(nil),                 // 18: pyserve.fleet.v1.Abort
-	(*Committed)(nil),             // 19: pyserve.fleet.v1.Committed
-	(*NeedFull)(nil),              // 20: pyserve.fleet.v1.NeedFull
-	(*Leaving)(nil),               // 21: pyserve.fleet.v1.Leaving
-	(*Status)(nil),                // 22: pyserve.fleet.v1.Status
-	(*BackendStatus)(nil),         // 23: pyserve.fleet.v1.BackendStatus
-	(*Question)(nil),              // 24: pyserve.fleet.v1.Question
-	(*Answer)(nil),                // 25: pyserve.fleet.v1.Answer
-	(*Forward)(nil),               // 26: pyserve.fleet.v1.Forward
-	(*timestamppb.Timestamp)(nil), // 27: google.protobuf.Timestamp
+	(*AuthorityInUse)(nil),        // 10: pyserve.fleet.v1.AuthorityInUse
+	(*Release)(nil),               // 11: pyserve.fleet.v1.Release
+	(*Offer)(nil),                 // 12: pyserve.fleet.v1.Offer
+	(*OfferPart)(nil),             // 13: pyserve.fleet.v1.OfferPart
+	(*ResourceKey)(nil),           // 14: pyserve.fleet.v1.ResourceKey
+	(*Resource)(nil),              // 15: pyserve.fleet.v1.Resource
+	(*Prepared)(nil),              // 16: pyserve.fleet.v1.Prepared
+	(*Refusal)(nil),               // 17: pyserve.fleet.v1.Refusal
+	(*Commit)(nil),                // 18: pyserve.fleet.v1.Commit
+	(*Abort)(nil),                 // 19: pyserve.fleet.v1.Abort
+	(*Committed)(nil),             // 20: pyserve.fleet.v1.Committed
+	(*NeedFull)(nil),              // 21: pyserve.fleet.v1.NeedFull
+	(*Leaving)(nil),               // 22: pyserve.fleet.v1.Leaving
+	(*Status)(nil),                // 23: pyserve.fleet.v1.Status
+	(*BackendStatus)(nil),         // 24: pyserve.fleet.v1.BackendStatus
+	(*Question)(nil),              // 25: pyserve.fleet.v1.Question
+	(*Answer)(nil),                // 26: pyserve.fleet.v1.Answer
+	(*Forward)(nil),               // 27: pyserve.fleet.v1.Forward
+	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
 }
 var file_pyserve_fleet_v1_fleet_proto_depIdxs = []int32{
 	5,  // 0: pyserve.fleet.v1.EnrollResponse.identity:type_name -> pyserve.fleet.v1.Identity
 	5,  // 1: pyserve.fleet.v1.RenewResponse.identity:type_name -> pyserve.fleet.v1.Identity
 	8,  // 2: pyserve.fleet.v1.FromNode.hello:type_name -> pyserve.fleet.v1.Hello
-	15, // 3: pyserve.fleet.v1.FromNode.prepared:type_name -> pyserve.fleet.v1.Prepared
-	19, // 4: pyserve.fleet.v1.FromNode.committed:type_name -> pyserve.fleet.v1.Committed
-	20, // 5: pyserve.fleet.v1.FromNode.need_full:type_name -> pyserve.fleet.v1.NeedFull
-	22, // 6: pyserve.fleet.v1.FromNode.status:type_name -> pyserve.fleet.v1.Status
-	21, // 7: pyserve.fleet.v1.FromNode.leaving:type_name -> pyserve.fleet.v1.Leaving
-	25, // 8: pyserve.fleet.v1.FromNode.answer:type_name -> pyserve.fleet.v1.Answer
+	16, // 3: pyserve.fleet.v1.FromNode.prepared:type_name -> pyserve.fleet.v1.Prepared
+	20, // 4: pyserve.fleet.v1.FromNode.committed:type_name -> pyserve.fleet.v1.Committed
+	21, // 5: pyserve.fleet.v1.FromNode.need_full:type_name -> pyserve.fleet.v1.NeedFull
+	23, // 6: pyserve.fleet.v1.FromNode.status:type_name -> pyserve.fleet.v1.Status
+	22, // 7: pyserve.fleet.v1.FromNode.leaving:type_name -> pyserve.fleet.v1.Leaving
+	26, // 8: pyserve.fleet.v1.FromNode.answer:type_name -> pyserve.fleet.v1.Answer
 	9,  // 9: pyserve.fleet.v1.ToNode.welcome:type_name -> pyserve.fleet.v1.Welcome
-	11, // 10: pyserve.fleet.v1.ToNode.offer:type_name -> pyserve.fleet.v1.Offer
-	12, // 11: pyserve.fleet.v1.ToNode.offer_part:type_name -> pyserve.fleet.v1.OfferPart
-	17, // 12: pyserve.fleet.v1.ToNode.commit:type_name -> pyserve.fleet.v1.Commit
-	18, // 13: pyserve.fleet.v1.ToNode.abort:type_name -> pyserve.fleet.v1.Abort
-	24, // 14: pyserve.fleet.v1.ToNode.question:type_name -> pyserve.fleet.v1.Question
-	10, // 15: pyserve.fleet.v1.Hello.applied:type_name -> pyserve.fleet.v1.Release
-	10, // 16: pyserve.fleet.v1.Hello.stored:type_name -> pyserve.fleet.v1.Release
-	10, // 17: pyserve.fleet.v1.Offer.release:type_name -> pyserve.fleet.v1.Release
-	13, // 18: pyserve.fleet.v1.OfferPart.removed:type_name -> pyserve.fleet.v1.ResourceKey
-	14, // 19: pyserve.fleet.v1.OfferPart.upserted:type_name -> pyserve.fleet.v1.Resource
-	16, // 20: pyserve.fleet.v1.Prepared.refusals:type_name -> pyserve.fleet.v1.Refusal
-	10, // 21: pyserve.fleet.v1.Committed.applied:type_name -> pyserve.fleet.v1.Release
-	10, // 22: pyserve.fleet.v1.Status.applied:type_name -> pyserve.fleet.v1.Release
-	23, // 23: pyserve.fleet.v1.Status.backends:type_name -> pyserve.fleet.v1.BackendStatus
-	16, // 24: pyserve.fleet.v1.Status.refusals:type_name -> pyserve.fleet.v1.Refusal
-	0,  // 25: pyserve.fleet.v1.BackendStatus.state:type_name -> pyserve.fleet.v1.BackendState
-	27, // 26: pyserve.fleet.v1.BackendStatus.since:type_name -> google.protobuf.Timestamp
-	26, // 27: pyserve.fleet.v1.Answer.forward:type_name -> pyserve.fleet.v1.Forward
-	23, // 28: pyserve.fleet.v1.Answer.backends:type_name -> pyserve.fleet.v1.BackendStatus
-	1,  // 29: pyserve.fleet.v1.Enrollment.Enroll:input_type -> pyserve.fleet.v1.EnrollRequest
-	6,  // 30: pyserve.fleet.v1.Fleet.Connect:input_type -> pyserve.fleet.v1.FromNode
-	3,  // 31: pyserve.fleet.v1.Fleet.Renew:input_type -> pyserve.fleet.v1.RenewRequest
-	2,  // 32: pyserve.fleet.v1.Enrollment.Enroll:output_type -> pyserve.fleet.v1.EnrollResponse
-	7,  // 33: pyserve.fleet.v1.Fleet.Connect:output_type -> pyserve.fleet.v1.ToNode
-	4,  // 34: pyserve.fleet.v1.Fleet.Renew:output_type -> pyserve.fleet.v1.RenewResponse
-	32, // [32:35] is the sub-list for method output_type
-	29, // [29:32] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	12, // 10: pyserve.fleet.v1.ToNode.offer:type_name -> pyserve.fleet.v1.Offer
+	13, // 11: pyserve.fleet.v1.ToNode.offer_part:type_name -> pyserve.fleet.v1.OfferPart
+	18, // 12: pyserve.fleet.v1.ToNode.commit:type_name -> pyserve.fleet.v1.Commit
+	19, // 13: pyserve.fleet.v1.ToNode.abort:type_name -> pyserve.fleet.v1.Abort
+	25, // 14: pyserve.fleet.v1.ToNode.question:type_name -> pyserve.fleet.v1.Question
+	10, // 15: pyserve.fleet.v1.ToNode.authority:type_name -> pyserve.fleet.v1.AuthorityInUse
+	11, // 16: pyserve.fleet.v1.Hello.applied:type_name -> pyserve.fleet.v1.Release
+	11, // 17: pyserve.fleet.v1.Hello.stored:type_name -> pyserve.fleet.v1.Release
+	11, // 18: pyserve.fleet.v1.Offer.release:type_name -> pyserve.fleet.v1.Release
+	14, // 19: pyserve.fleet.v1.OfferPart.removed:type_name -> pyserve.fleet.v1.ResourceKey
+	15, // 20: pyserve.fleet.v1.OfferPart.upserted:type_name -> pyserve.fleet.v1.Resource
+	17, // 21: pyserve.fleet.v1.Prepared.refusals:type_name -> pyserve.fleet.v1.Refusal
+	11, // 22: pyserve.fleet.v1.Committed.applied:type_name -> pyserve.fleet.v1.Release
+	11, // 23: pyserve.fleet.v1.Status.applied:type_name -> pyserve.fleet.v1.Release
+	24, // 24: pyserve.fleet.v1.Status.backends:type_name -> pyserve.fleet.v1.BackendStatus
+	17, // 25: pyserve.fleet.v1.Status.refusals:type_name -> pyserve.fleet.v1.Refusal
+	0,  // 26: pyserve.fleet.v1.BackendStatus.state:type_name -> pyserve.fleet.v1.BackendState
+	28, // 27: pyserve.fleet.v1.BackendStatus.since:type_name -> google.protobuf.Timestamp
+	27, // 28: pyserve.fleet.v1.Answer.forward:type_name -> pyserve.fleet.v1.Forward
+	24, // 29: pyserve.fleet.v1.Answer.backends:type_name -> pyserve.fleet.v1.BackendStatus
+	1,  // 30: pyserve.fleet.v1.Enrollment.Enroll:input_type -> pyserve.fleet.v1.EnrollRequest
+	6,  // 31: pyserve.fleet.v1.Fleet.Connect:input_type -> pyserve.fleet.v1.FromNode
+	3,  // 32: pyserve.fleet.v1.Fleet.Renew:input_type -> pyserve.fleet.v1.RenewRequest
+	2,  // 33: pyserve.fleet.v1.Enrollment.Enroll:output_type -> pyserve.fleet.v1.EnrollResponse
+	7,  // 34: pyserve.fleet.v1.Fleet.Connect:output_type -> pyserve.fleet.v1.ToNode
+	4,  // 35: pyserve.fleet.v1.Fleet.Renew:output_type -> pyserve.fleet.v1.RenewResponse
+	33, // [33:36] is the sub-list for method output_type
+	30, // [30:33] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_fleet_v1_fleet_proto_init() }
@@ -2128,6 +2216,7 @@ func file_pyserve_fleet_v1_fleet_proto_init() {
 		(*ToNode_Commit)(nil),
 		(*ToNode_Abort)(nil),
 		(*ToNode_Question)(nil),
+		(*ToNode_Authority)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2135,7 +2224,7 @@ func file_pyserve_fleet_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_fleet_v1_fleet_proto_rawDesc), len(file_pyserve_fleet_v1_fleet_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   26,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

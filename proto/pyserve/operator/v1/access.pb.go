@@ -946,6 +946,326 @@ func (x *AuditEntry) GetHash() []byte {
 	return nil
 }
 
+type RotateAuthorityRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateAuthorityRequest) Reset() {
+	*x = RotateAuthorityRequest{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateAuthorityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateAuthorityRequest) ProtoMessage() {}
+
+func (x *RotateAuthorityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateAuthorityRequest.ProtoReflect.Descriptor instead.
+func (*RotateAuthorityRequest) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{14}
+}
+
+type RotateAuthorityResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Authority     *AuthoritySummary      `protobuf:"bytes,1,opt,name=authority,proto3" json:"authority,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateAuthorityResponse) Reset() {
+	*x = RotateAuthorityResponse{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateAuthorityResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateAuthorityResponse) ProtoMessage() {}
+
+func (x *RotateAuthorityResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateAuthorityResponse.ProtoReflect.Descriptor instead.
+func (*RotateAuthorityResponse) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *RotateAuthorityResponse) GetAuthority() *AuthoritySummary {
+	if x != nil {
+		return x.Authority
+	}
+	return nil
+}
+
+type FinishRotationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FinishRotationRequest) Reset() {
+	*x = FinishRotationRequest{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FinishRotationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FinishRotationRequest) ProtoMessage() {}
+
+func (x *FinishRotationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FinishRotationRequest.ProtoReflect.Descriptor instead.
+func (*FinishRotationRequest) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{16}
+}
+
+type FinishRotationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Authority     *AuthoritySummary      `protobuf:"bytes,1,opt,name=authority,proto3" json:"authority,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FinishRotationResponse) Reset() {
+	*x = FinishRotationResponse{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FinishRotationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FinishRotationResponse) ProtoMessage() {}
+
+func (x *FinishRotationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FinishRotationResponse.ProtoReflect.Descriptor instead.
+func (*FinishRotationResponse) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *FinishRotationResponse) GetAuthority() *AuthoritySummary {
+	if x != nil {
+		return x.Authority
+	}
+	return nil
+}
+
+type GetAuthorityRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetAuthorityRequest) Reset() {
+	*x = GetAuthorityRequest{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetAuthorityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetAuthorityRequest) ProtoMessage() {}
+
+func (x *GetAuthorityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetAuthorityRequest.ProtoReflect.Descriptor instead.
+func (*GetAuthorityRequest) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{18}
+}
+
+type GetAuthorityResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Authority     *AuthoritySummary      `protobuf:"bytes,1,opt,name=authority,proto3" json:"authority,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetAuthorityResponse) Reset() {
+	*x = GetAuthorityResponse{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetAuthorityResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetAuthorityResponse) ProtoMessage() {}
+
+func (x *GetAuthorityResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetAuthorityResponse.ProtoReflect.Descriptor instead.
+func (*GetAuthorityResponse) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *GetAuthorityResponse) GetAuthority() *AuthoritySummary {
+	if x != nil {
+		return x.Authority
+	}
+	return nil
+}
+
+type AuthoritySummary struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Hexadecimal SHA-256 of the certificate of the authority that issues.
+	Sha256  string                 `protobuf:"bytes,1,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	Expires *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expires,proto3" json:"expires,omitempty"`
+	// Of the one that it takes the place of; empty: no rotation is under way.
+	OldSha256 string `protobuf:"bytes,3,opt,name=old_sha256,json=oldSha256,proto3" json:"old_sha256,omitempty"`
+	// The nodes whose certificate the old one issued and that are connected, sorted.
+	PendingNodes []string `protobuf:"bytes,4,rep,name=pending_nodes,json=pendingNodes,proto3" json:"pending_nodes,omitempty"`
+	// The nodes that are known and not connected: after the end of a rotation those that miss it have to enrol anew.
+	AwayNodes     []string `protobuf:"bytes,5,rep,name=away_nodes,json=awayNodes,proto3" json:"away_nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuthoritySummary) Reset() {
+	*x = AuthoritySummary{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuthoritySummary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuthoritySummary) ProtoMessage() {}
+
+func (x *AuthoritySummary) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuthoritySummary.ProtoReflect.Descriptor instead.
+func (*AuthoritySummary) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *AuthoritySummary) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *AuthoritySummary) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+func (x *AuthoritySummary) GetOldSha256() string {
+	if x != nil {
+		return x.OldSha256
+	}
+	return ""
+}
+
+func (x *AuthoritySummary) GetPendingNodes() []string {
+	if x != nil {
+		return x.PendingNodes
+	}
+	return nil
+}
+
+func (x *AuthoritySummary) GetAwayNodes() []string {
+	if x != nil {
+		return x.AwayNodes
+	}
+	return nil
+}
+
 var File_pyserve_operator_v1_access_proto protoreflect.FileDescriptor
 
 const file_pyserve_operator_v1_access_proto_rawDesc = "" +
@@ -1010,11 +1330,28 @@ const file_pyserve_operator_v1_access_proto_rawDesc = "" +
 	"\aoutcome\x18\b \x01(\tR\aoutcome\x12\x1a\n" +
 	"\bprevious\x18\t \x01(\fR\bprevious\x12\x12\n" +
 	"\x04hash\x18\n" +
-	" \x01(\fR\x04hash*T\n" +
+	" \x01(\fR\x04hash\"\x18\n" +
+	"\x16RotateAuthorityRequest\"^\n" +
+	"\x17RotateAuthorityResponse\x12C\n" +
+	"\tauthority\x18\x01 \x01(\v2%.pyserve.operator.v1.AuthoritySummaryR\tauthority\"\x17\n" +
+	"\x15FinishRotationRequest\"]\n" +
+	"\x16FinishRotationResponse\x12C\n" +
+	"\tauthority\x18\x01 \x01(\v2%.pyserve.operator.v1.AuthoritySummaryR\tauthority\"\x15\n" +
+	"\x13GetAuthorityRequest\"[\n" +
+	"\x14GetAuthorityResponse\x12C\n" +
+	"\tauthority\x18\x01 \x01(\v2%.pyserve.operator.v1.AuthoritySummaryR\tauthority\"\xc3\x01\n" +
+	"\x10AuthoritySummary\x12\x16\n" +
+	"\x06sha256\x18\x01 \x01(\tR\x06sha256\x124\n" +
+	"\aexpires\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x1d\n" +
+	"\n" +
+	"old_sha256\x18\x03 \x01(\tR\toldSha256\x12#\n" +
+	"\rpending_nodes\x18\x04 \x03(\tR\fpendingNodes\x12\x1d\n" +
+	"\n" +
+	"away_nodes\x18\x05 \x03(\tR\tawayNodes*T\n" +
 	"\tTokenKind\x12\x1a\n" +
 	"\x16TOKEN_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fTOKEN_KIND_JOIN\x10\x01\x12\x16\n" +
-	"\x12TOKEN_KIND_CONTROL\x10\x022\xd0\x04\n" +
+	"\x12TOKEN_KIND_CONTROL\x10\x022\x8e\a\n" +
 	"\x06Access\x12`\n" +
 	"\vCreateToken\x12'.pyserve.operator.v1.CreateTokenRequest\x1a(.pyserve.operator.v1.CreateTokenResponse\x12]\n" +
 	"\n" +
@@ -1022,7 +1359,10 @@ const file_pyserve_operator_v1_access_proto_rawDesc = "" +
 	"\vRevokeToken\x12'.pyserve.operator.v1.RevokeTokenRequest\x1a(.pyserve.operator.v1.RevokeTokenResponse\x12]\n" +
 	"\n" +
 	"RevokeNode\x12&.pyserve.operator.v1.RevokeNodeRequest\x1a'.pyserve.operator.v1.RevokeNodeResponse\x12f\n" +
-	"\rCreateContext\x12).pyserve.operator.v1.CreateContextRequest\x1a*.pyserve.operator.v1.CreateContextResponse\x12\\\n" +
+	"\rCreateContext\x12).pyserve.operator.v1.CreateContextRequest\x1a*.pyserve.operator.v1.CreateContextResponse\x12l\n" +
+	"\x0fRotateAuthority\x12+.pyserve.operator.v1.RotateAuthorityRequest\x1a,.pyserve.operator.v1.RotateAuthorityResponse\x12i\n" +
+	"\x0eFinishRotation\x12*.pyserve.operator.v1.FinishRotationRequest\x1a+.pyserve.operator.v1.FinishRotationResponse\x12c\n" +
+	"\fGetAuthority\x12(.pyserve.operator.v1.GetAuthorityRequest\x1a).pyserve.operator.v1.GetAuthorityResponse\x12\\\n" +
 	"\tListAudit\x12%.pyserve.operator.v1.ListAuditRequest\x1a&.pyserve.operator.v1.ListAuditResponse0\x01BAZ?github.com/pyserve/pyserve/proto/pyserve/operator/v1;operatorv1b\x06proto3"
 
 var (
@@ -1038,56 +1378,73 @@ func file_pyserve_operator_v1_access_proto_rawDescGZIP() []byte {
 }
 
 var file_pyserve_operator_v1_access_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_pyserve_operator_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_pyserve_operator_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_pyserve_operator_v1_access_proto_goTypes = []any{
-	(TokenKind)(0),                // 0: pyserve.operator.v1.TokenKind
-	(*CreateTokenRequest)(nil),    // 1: pyserve.operator.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 2: pyserve.operator.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),     // 3: pyserve.operator.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),    // 4: pyserve.operator.v1.ListTokensResponse
-	(*TokenSummary)(nil),          // 5: pyserve.operator.v1.TokenSummary
-	(*RevokeTokenRequest)(nil),    // 6: pyserve.operator.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),   // 7: pyserve.operator.v1.RevokeTokenResponse
-	(*RevokeNodeRequest)(nil),     // 8: pyserve.operator.v1.RevokeNodeRequest
-	(*RevokeNodeResponse)(nil),    // 9: pyserve.operator.v1.RevokeNodeResponse
-	(*CreateContextRequest)(nil),  // 10: pyserve.operator.v1.CreateContextRequest
-	(*CreateContextResponse)(nil), // 11: pyserve.operator.v1.CreateContextResponse
-	(*ListAuditRequest)(nil),      // 12: pyserve.operator.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),     // 13: pyserve.operator.v1.ListAuditResponse
-	(*AuditEntry)(nil),            // 14: pyserve.operator.v1.AuditEntry
-	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
+	(TokenKind)(0),                  // 0: pyserve.operator.v1.TokenKind
+	(*CreateTokenRequest)(nil),      // 1: pyserve.operator.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),     // 2: pyserve.operator.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),       // 3: pyserve.operator.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),      // 4: pyserve.operator.v1.ListTokensResponse
+	(*TokenSummary)(nil),            // 5: pyserve.operator.v1.TokenSummary
+	(*RevokeTokenRequest)(nil),      // 6: pyserve.operator.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),     // 7: pyserve.operator.v1.RevokeTokenResponse
+	(*RevokeNodeRequest)(nil),       // 8: pyserve.operator.v1.RevokeNodeRequest
+	(*RevokeNodeResponse)(nil),      // 9: pyserve.operator.v1.RevokeNodeResponse
+	(*CreateContextRequest)(nil),    // 10: pyserve.operator.v1.CreateContextRequest
+	(*CreateContextResponse)(nil),   // 11: pyserve.operator.v1.CreateContextResponse
+	(*ListAuditRequest)(nil),        // 12: pyserve.operator.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),       // 13: pyserve.operator.v1.ListAuditResponse
+	(*AuditEntry)(nil),              // 14: pyserve.operator.v1.AuditEntry
+	(*RotateAuthorityRequest)(nil),  // 15: pyserve.operator.v1.RotateAuthorityRequest
+	(*RotateAuthorityResponse)(nil), // 16: pyserve.operator.v1.RotateAuthorityResponse
+	(*FinishRotationRequest)(nil),   // 17: pyserve.operator.v1.FinishRotationRequest
+	(*FinishRotationResponse)(nil),  // 18: pyserve.operator.v1.FinishRotationResponse
+	(*GetAuthorityRequest)(nil),     // 19: pyserve.operator.v1.GetAuthorityRequest
+	(*GetAuthorityResponse)(nil),    // 20: pyserve.operator.v1.GetAuthorityResponse
+	(*AuthoritySummary)(nil),        // 21: pyserve.operator.v1.AuthoritySummary
+	(*durationpb.Duration)(nil),     // 22: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 23: google.protobuf.Timestamp
 }
 var file_pyserve_operator_v1_access_proto_depIdxs = []int32{
 	0,  // 0: pyserve.operator.v1.CreateTokenRequest.kind:type_name -> pyserve.operator.v1.TokenKind
-	15, // 1: pyserve.operator.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	22, // 1: pyserve.operator.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	5,  // 2: pyserve.operator.v1.CreateTokenResponse.summary:type_name -> pyserve.operator.v1.TokenSummary
 	5,  // 3: pyserve.operator.v1.ListTokensResponse.tokens:type_name -> pyserve.operator.v1.TokenSummary
 	0,  // 4: pyserve.operator.v1.TokenSummary.kind:type_name -> pyserve.operator.v1.TokenKind
-	16, // 5: pyserve.operator.v1.TokenSummary.created:type_name -> google.protobuf.Timestamp
-	16, // 6: pyserve.operator.v1.TokenSummary.expires:type_name -> google.protobuf.Timestamp
+	23, // 5: pyserve.operator.v1.TokenSummary.created:type_name -> google.protobuf.Timestamp
+	23, // 6: pyserve.operator.v1.TokenSummary.expires:type_name -> google.protobuf.Timestamp
 	5,  // 7: pyserve.operator.v1.RevokeTokenResponse.summary:type_name -> pyserve.operator.v1.TokenSummary
-	15, // 8: pyserve.operator.v1.CreateContextRequest.ttl:type_name -> google.protobuf.Duration
-	16, // 9: pyserve.operator.v1.CreateContextResponse.expires:type_name -> google.protobuf.Timestamp
+	22, // 8: pyserve.operator.v1.CreateContextRequest.ttl:type_name -> google.protobuf.Duration
+	23, // 9: pyserve.operator.v1.CreateContextResponse.expires:type_name -> google.protobuf.Timestamp
 	14, // 10: pyserve.operator.v1.ListAuditResponse.entries:type_name -> pyserve.operator.v1.AuditEntry
-	16, // 11: pyserve.operator.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	1,  // 12: pyserve.operator.v1.Access.CreateToken:input_type -> pyserve.operator.v1.CreateTokenRequest
-	3,  // 13: pyserve.operator.v1.Access.ListTokens:input_type -> pyserve.operator.v1.ListTokensRequest
-	6,  // 14: pyserve.operator.v1.Access.RevokeToken:input_type -> pyserve.operator.v1.RevokeTokenRequest
-	8,  // 15: pyserve.operator.v1.Access.RevokeNode:input_type -> pyserve.operator.v1.RevokeNodeRequest
-	10, // 16: pyserve.operator.v1.Access.CreateContext:input_type -> pyserve.operator.v1.CreateContextRequest
-	12, // 17: pyserve.operator.v1.Access.ListAudit:input_type -> pyserve.operator.v1.ListAuditRequest
-	2,  // 18: pyserve.operator.v1.Access.CreateToken:output_type -> pyserve.operator.v1.CreateTokenResponse
-	4,  // 19: pyserve.operator.v1.Access.ListTokens:output_type -> pyserve.operator.v1.ListTokensResponse
-	7,  // 20: pyserve.operator.v1.Access.RevokeToken:output_type -> pyserve.operator.v1.RevokeTokenResponse
-	9,  // 21: pyserve.operator.v1.Access.RevokeNode:output_type -> pyserve.operator.v1.RevokeNodeResponse
-	11, // 22: pyserve.operator.v1.Access.CreateContext:output_type -> pyserve.operator.v1.CreateContextResponse
-	13, // 23: pyserve.operator.v1.Access.ListAudit:output_type -> pyserve.operator.v1.ListAuditResponse
-	18, // [18:24] is the sub-list for method output_type
-	12, // [12:18] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	23, // 11: pyserve.operator.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	21, // 12: pyserve.operator.v1.RotateAuthorityResponse.authority:type_name -> pyserve.operator.v1.AuthoritySummary
+	21, // 13: pyserve.operator.v1.FinishRotationResponse.authority:type_name -> pyserve.operator.v1.AuthoritySummary
+	21, // 14: pyserve.operator.v1.GetAuthorityResponse.authority:type_name -> pyserve.operator.v1.AuthoritySummary
+	23, // 15: pyserve.operator.v1.AuthoritySummary.expires:type_name -> google.protobuf.Timestamp
+	1,  // 16: pyserve.operator.v1.Access.CreateToken:input_type -> pyserve.operator.v1.CreateTokenRequest
+	3,  // 17: pyserve.operator.v1.Access.ListTokens:input_type -> pyserve.operator.v1.ListTokensRequest
+	6,  // 18: pyserve.operator.v1.Access.RevokeToken:input_type -> pyserve.operator.v1.RevokeTokenRequest
+	8,  // 19: pyserve.operator.v1.Access.RevokeNode:input_type -> pyserve.operator.v1.RevokeNodeRequest
+	10, // 20: pyserve.operator.v1.Access.CreateContext:input_type -> pyserve.operator.v1.CreateContextRequest
+	15, // 21: pyserve.operator.v1.Access.RotateAuthority:input_type -> pyserve.operator.v1.RotateAuthorityRequest
+	17, // 22: pyserve.operator.v1.Access.FinishRotation:input_type -> pyserve.operator.v1.FinishRotationRequest
+	19, // 23: pyserve.operator.v1.Access.GetAuthority:input_type -> pyserve.operator.v1.GetAuthorityRequest
+	12, // 24: pyserve.operator.v1.Access.ListAudit:input_type -> pyserve.operator.v1.ListAuditRequest
+	2,  // 25: pyserve.operator.v1.Access.CreateToken:output_type -> pyserve.operator.v1.CreateTokenResponse
+	4,  // 26: pyserve.operator.v1.Access.ListTokens:output_type -> pyserve.operator.v1.ListTokensResponse
+	7,  // 27: pyserve.operator.v1.Access.RevokeToken:output_type -> pyserve.operator.v1.RevokeTokenResponse
+	9,  // 28: pyserve.operator.v1.Access.RevokeNode:output_type -> pyserve.operator.v1.RevokeNodeResponse
+	11, // 29: pyserve.operator.v1.Access.CreateContext:output_type -> pyserve.operator.v1.CreateContextResponse
+	16, // 30: pyserve.operator.v1.Access.RotateAuthority:output_type -> pyserve.operator.v1.RotateAuthorityResponse
+	18, // 31: pyserve.operator.v1.Access.FinishRotation:output_type -> pyserve.operator.v1.FinishRotationResponse
+	20, // 32: pyserve.operator.v1.Access.GetAuthority:output_type -> pyserve.operator.v1.GetAuthorityResponse
+	13, // 33: pyserve.operator.v1.Access.ListAudit:output_type -> pyserve.operator.v1.ListAuditResponse
+	25, // [25:34] is the sub-list for method output_type
+	16, // [16:25] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_operator_v1_access_proto_init() }
@@ -1101,7 +1458,7 @@ func file_pyserve_operator_v1_access_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_operator_v1_access_proto_rawDesc), len(file_pyserve_operator_v1_access_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   14,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

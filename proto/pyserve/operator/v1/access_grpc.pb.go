@@ -19,12 +19,15 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Access_CreateToken_FullMethodName   = "/pyserve.operator.v1.Access/CreateToken"
-	Access_ListTokens_FullMethodName    = "/pyserve.operator.v1.Access/ListTokens"
-	Access_RevokeToken_FullMethodName   = "/pyserve.operator.v1.Access/RevokeToken"
-	Access_RevokeNode_FullMethodName    = "/pyserve.operator.v1.Access/RevokeNode"
-	Access_CreateContext_FullMethodName = "/pyserve.operator.v1.Access/CreateContext"
-	Access_ListAudit_FullMethodName     = "/pyserve.operator.v1.Access/ListAudit"
+	Access_CreateToken_FullMethodName     = "/pyserve.operator.v1.Access/CreateToken"
+	Access_ListTokens_FullMethodName      = "/pyserve.operator.v1.Access/ListTokens"
+	Access_RevokeToken_FullMethodName     = "/pyserve.operator.v1.Access/RevokeToken"
+	Access_RevokeNode_FullMethodName      = "/pyserve.operator.v1.Access/RevokeNode"
+	Access_CreateContext_FullMethodName   = "/pyserve.operator.v1.Access/CreateContext"
+	Access_RotateAuthority_FullMethodName = "/pyserve.operator.v1.Access/RotateAuthority"
+	Access_FinishRotation_FullMethodName  = "/pyserve.operator.v1.Access/FinishRotation"
+	Access_GetAuthority_FullMethodName    = "/pyserve.operator.v1.Access/GetAuthority"
+	Access_ListAudit_FullMethodName       = "/pyserve.operator.v1.Access/ListAudit"
 )
 
 // AccessClient is the client API for Access service.
@@ -44,6 +47,12 @@ type AccessClient interface {
 	RevokeNode(ctx context.Context, in *RevokeNodeRequest, opts ...grpc.CallOption) (*RevokeNodeResponse, error)
 	// CreateContext issues an operator's certificate.
 	CreateContext(ctx context.Context, in *CreateContextRequest, opts ...grpc.CallOption) (*CreateContextResponse, error)
+	// RotateAuthority has a new authority issue certificates from now on, beside the one that there is; where that was done
+	// already, it changes nothing.
+	RotateAuthority(ctx context.Context, in *RotateAuthorityRequest, opts ...grpc.CallOption) (*RotateAuthorityResponse, error)
+	// FinishRotation drops the old authority. FAILED_PRECONDITION: there is none, or somebody still needs it.
+	FinishRotation(ctx context.Context, in *FinishRotationRequest, opts ...grpc.CallOption) (*FinishRotationResponse, error)
+	GetAuthority(ctx context.Context, in *GetAuthorityRequest, opts ...grpc.CallOption) (*GetAuthorityResponse, error)
 	// ListAudit gives the whole audit trail, oldest first, in parts: who asks can verify its chain.
 	ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListAuditResponse], error)
 }
@@ -106,6 +115,36 @@ func (c *accessClient) CreateContext(ctx context.Context, in *CreateContextReque
 	return out, nil
 }
 
+func (c *accessClient) RotateAuthority(ctx context.Context, in *RotateAuthorityRequest, opts ...grpc.CallOption) (*RotateAuthorityResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RotateAuthorityResponse)
+	err := c.cc.Invoke(ctx, Access_RotateAuthority_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *accessClient) FinishRotation(ctx context.Context, in *FinishRotationRequest, opts ...grpc.CallOption) (*FinishRotationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FinishRotationResponse)
+	err := c.cc.Invoke(ctx, Access_FinishRotation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *accessClient) GetAuthority(ctx context.Context, in *GetAuthorityRequest, opts ...grpc.CallOption) (*GetAuthorityResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetAuthorityResponse)
+	err := c.cc.Invoke(ctx, Access_GetAuthority_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *accessClient) ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListAuditResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Access_ServiceDesc.Streams[0], Access_ListAudit_FullMethodName, cOpts...)
@@ -142,6 +181,12 @@ type AccessServer interface {
 	RevokeNode(context.Context, *RevokeNodeRequest) (*RevokeNodeResponse, error)
 	// CreateContext issues an operator's certificate.
 	CreateContext(context.Context, *CreateContextRequest) (*CreateContextResponse, error)
+	// RotateAuthority has a new authority issue certificates from now on, beside the one that there is; where that was done
+	// already, it changes nothing.
+	RotateAuthority(context.Context, *RotateAuthorityRequest) (*RotateAuthorityResponse, error)
+	// FinishRotation drops the old authority. FAILED_PRECONDITION: there is none, or somebody still needs it.
+	FinishRotation(context.Context, *FinishRotationRequest) (*FinishRotationResponse, error)
+	GetAuthority(context.Context, *GetAuthorityRequest) (*GetAuthorityResponse, error)
 	// ListAudit gives the whole audit trail, oldest first, in parts: who asks can verify its chain.
 	ListAudit(*ListAuditRequest, grpc.ServerStreamingServer[ListAuditResponse]) error
 	mustEmbedUnimplementedAccessServer()
@@ -168,6 +213,15 @@ func (UnimplementedAccessServer) RevokeNode(context.Context, *RevokeNodeRequest)
 }
 func (UnimplementedAccessServer) CreateContext(context.Context, *CreateContextRequest) (*CreateContextResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateContext not implemented")
+}
+func (UnimplementedAccessServer) RotateAuthority(context.Context, *RotateAuthorityRequest) (*RotateAuthorityResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateAuthority not implemented")
+}
+func (UnimplementedAccessServer) FinishRotation(context.Context, *FinishRotationRequest) (*FinishRotationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method FinishRotation not implemented")
+}
+func (UnimplementedAccessServer) GetAuthority(context.Context, *GetAuthorityRequest) (*GetAuthorityResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetAuthority not implemented")
 }
 func (UnimplementedAccessServer) ListAudit(*ListAuditRequest, grpc.ServerStreamingServer[ListAuditResponse]) error {
 	return status.Error(codes.Unimplemented, "method ListAudit not implemented")
@@ -283,6 +337,60 @@ func _Access_CreateContext_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Access_RotateAuthority_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateAuthorityRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccessServer).RotateAuthority(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Access_RotateAuthority_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccessServer).RotateAuthority(ctx, req.(*RotateAuthorityRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Access_FinishRotation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FinishRotationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccessServer).FinishRotation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Access_FinishRotation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccessServer).FinishRotation(ctx, req.(*FinishRotationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Access_GetAuthority_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetAuthorityRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccessServer).GetAuthority(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Access_GetAuthority_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccessServer).GetAuthority(ctx, req.(*GetAuthorityRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Access_ListAudit_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(ListAuditRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -320,6 +428,18 @@ var Access_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "CreateContext",
 			Handler:    _Access_CreateContext_Handler,
+		},
+		{
+			MethodName: "RotateAuthority",
+			Handler:    _Access_RotateAuthority_Handler,
+		},
+		{
+			MethodName: "FinishRotation",
+			Handler:    _Access_FinishRotation_Handler,
+		},
+		{
+			MethodName: "GetAuthority",
+			Handler:    _Access_GetAuthority_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -47,6 +47,7 @@ type Command struct {
 	//	*Command_RemoveToken
 	//	*Command_UseToken
 	//	*Command_AppendAudit
+	//	*Command_SetAuthorities
 	Action isCommand_Action `protobuf_oneof:"action"`
 	// 16 random bytes that name the wish behind the command: a second command of the same id changes nothing. Empty: the
 	// command is always applied.
@@ -192,6 +193,15 @@ func (x *Command) GetAppendAudit() *AppendAudit {
 	return nil
 }
 
+func (x *Command) GetSetAuthorities() *SetAuthorities {
+	if x != nil {
+		if x, ok := x.Action.(*Command_SetAuthorities); ok {
+			return x.SetAuthorities
+		}
+	}
+	return nil
+}
+
 func (x *Command) GetRequestId() []byte {
 	if x != nil {
 		return x.RequestId
@@ -251,6 +261,10 @@ type Command_AppendAudit struct {
 	AppendAudit *AppendAudit `protobuf:"bytes,32,opt,name=append_audit,json=appendAudit,proto3,oneof"`
 }
 
+type Command_SetAuthorities struct {
+	SetAuthorities *SetAuthorities `protobuf:"bytes,33,opt,name=set_authorities,json=setAuthorities,proto3,oneof"`
+}
+
 func (*Command_CommitRevision) isCommand_Action() {}
 
 func (*Command_PutNode) isCommand_Action() {}
@@ -270,6 +284,8 @@ func (*Command_RemoveToken) isCommand_Action() {}
 func (*Command_UseToken) isCommand_Action() {}
 
 func (*Command_AppendAudit) isCommand_Action() {}
+
+func (*Command_SetAuthorities) isCommand_Action() {}
 
 // CommitRevision makes a bundle the active one, as the revision after the one that is active.
 type CommitRevision struct {
@@ -788,6 +804,116 @@ func (*AppendAudit) Descriptor() ([]byte, []int) {
 	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{10}
 }
 
+// SetAuthorities says which authorities the cluster believes.
+type SetAuthorities struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The newest, which issues, first.
+	Authorities []*Authority `protobuf:"bytes,1,rep,name=authorities,proto3" json:"authorities,omitempty"`
+	// SHA-256 of the newest certificate that the state holds now; empty: it holds none. Another one refuses the command.
+	Replaces      []byte `protobuf:"bytes,2,opt,name=replaces,proto3" json:"replaces,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetAuthorities) Reset() {
+	*x = SetAuthorities{}
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetAuthorities) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetAuthorities) ProtoMessage() {}
+
+func (x *SetAuthorities) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetAuthorities.ProtoReflect.Descriptor instead.
+func (*SetAuthorities) Descriptor() ([]byte, []int) {
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *SetAuthorities) GetAuthorities() []*Authority {
+	if x != nil {
+		return x.Authorities
+	}
+	return nil
+}
+
+func (x *SetAuthorities) GetReplaces() []byte {
+	if x != nil {
+		return x.Replaces
+	}
+	return nil
+}
+
+// Authority is a certificate authority with its key.
+type Authority struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// DER.
+	Certificate []byte `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	// PKCS #8, DER.
+	Key           []byte `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Authority) Reset() {
+	*x = Authority{}
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Authority) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Authority) ProtoMessage() {}
+
+func (x *Authority) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Authority.ProtoReflect.Descriptor instead.
+func (*Authority) Descriptor() ([]byte, []int) {
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Authority) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *Authority) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
 // AuditEntry is one line of the audit trail.
 type AuditEntry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -809,7 +935,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[11]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -821,7 +947,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[11]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -834,7 +960,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{11}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AuditEntry) GetSequence() uint64 {
@@ -918,7 +1044,7 @@ type AuditAnchor struct {
 
 func (x *AuditAnchor) Reset() {
 	*x = AuditAnchor{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[12]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -930,7 +1056,7 @@ func (x *AuditAnchor) String() string {
 func (*AuditAnchor) ProtoMessage() {}
 
 func (x *AuditAnchor) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[12]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -943,7 +1069,7 @@ func (x *AuditAnchor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditAnchor.ProtoReflect.Descriptor instead.
 func (*AuditAnchor) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{12}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AuditAnchor) GetSequence() uint64 {
@@ -975,7 +1101,7 @@ type Revision struct {
 
 func (x *Revision) Reset() {
 	*x = Revision{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[13]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -987,7 +1113,7 @@ func (x *Revision) String() string {
 func (*Revision) ProtoMessage() {}
 
 func (x *Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[13]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1000,7 +1126,7 @@ func (x *Revision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revision.ProtoReflect.Descriptor instead.
 func (*Revision) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{13}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Revision) GetRelease() *v1.Release {
@@ -1051,7 +1177,7 @@ type ResourceReference struct {
 
 func (x *ResourceReference) Reset() {
 	*x = ResourceReference{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[14]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1063,7 +1189,7 @@ func (x *ResourceReference) String() string {
 func (*ResourceReference) ProtoMessage() {}
 
 func (x *ResourceReference) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[14]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1076,7 +1202,7 @@ func (x *ResourceReference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceReference.ProtoReflect.Descriptor instead.
 func (*ResourceReference) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{14}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ResourceReference) GetKind() string {
@@ -1117,7 +1243,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[15]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1129,7 +1255,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[15]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1142,7 +1268,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{15}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Node) GetName() string {
@@ -1203,7 +1329,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[16]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1215,7 +1341,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[16]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1228,7 +1354,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{16}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Token) GetId() string {
@@ -1316,7 +1442,7 @@ type Server struct {
 
 func (x *Server) Reset() {
 	*x = Server{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[17]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1328,7 +1454,7 @@ func (x *Server) String() string {
 func (*Server) ProtoMessage() {}
 
 func (x *Server) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[17]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1341,7 +1467,7 @@ func (x *Server) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Server.ProtoReflect.Descriptor instead.
 func (*Server) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{17}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Server) GetId() string {
@@ -1405,7 +1531,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[18]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1417,7 +1543,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[18]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1430,7 +1556,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{18}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Result) GetRequestId() []byte {
@@ -1450,7 +1576,7 @@ func (x *Result) GetRevision() uint64 {
 // SnapshotRecord is one piece of a snapshot, which is: a header; every body once; the active bundle's resources and
 // revision; the revisions before it that are kept whole, newest first; the lines of older ones, oldest first; nodes,
 // tokens and servers in the order of their names; the last results, oldest first; the audit
-// trail's anchor and its entries, oldest first; the end.
+// trail's anchor and its entries, oldest first; the authorities; the end.
 type SnapshotRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Record:
@@ -1468,6 +1594,7 @@ type SnapshotRecord struct {
 	//	*SnapshotRecord_Result
 	//	*SnapshotRecord_AuditAnchor
 	//	*SnapshotRecord_AuditEntry
+	//	*SnapshotRecord_Authority
 	Record        isSnapshotRecord_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1475,7 +1602,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[19]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1487,7 +1614,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[19]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1500,7 +1627,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{19}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -1627,6 +1754,15 @@ func (x *SnapshotRecord) GetAuditEntry() *AuditEntry {
 	return nil
 }
 
+func (x *SnapshotRecord) GetAuthority() *Authority {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_Authority); ok {
+			return x.Authority
+		}
+	}
+	return nil
+}
+
 type isSnapshotRecord_Record interface {
 	isSnapshotRecord_Record()
 }
@@ -1683,6 +1819,11 @@ type SnapshotRecord_AuditEntry struct {
 	AuditEntry *AuditEntry `protobuf:"bytes,31,opt,name=audit_entry,json=auditEntry,proto3,oneof"`
 }
 
+type SnapshotRecord_Authority struct {
+	// The newest first.
+	Authority *Authority `protobuf:"bytes,32,opt,name=authority,proto3,oneof"`
+}
+
 func (*SnapshotRecord_Header) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Body) isSnapshotRecord_Record() {}
@@ -1709,6 +1850,8 @@ func (*SnapshotRecord_AuditAnchor) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_AuditEntry) isSnapshotRecord_Record() {}
 
+func (*SnapshotRecord_Authority) isSnapshotRecord_Record() {}
+
 type SnapshotHeader struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The first version is 1.
@@ -1720,7 +1863,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[20]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1732,7 +1875,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[20]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1745,7 +1888,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{20}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SnapshotHeader) GetVersion() uint32 {
@@ -1772,7 +1915,7 @@ type ActiveRevision struct {
 
 func (x *ActiveRevision) Reset() {
 	*x = ActiveRevision{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[21]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1784,7 +1927,7 @@ func (x *ActiveRevision) String() string {
 func (*ActiveRevision) ProtoMessage() {}
 
 func (x *ActiveRevision) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[21]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1797,7 +1940,7 @@ func (x *ActiveRevision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActiveRevision.ProtoReflect.Descriptor instead.
 func (*ActiveRevision) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{21}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ActiveRevision) GetRevision() *Revision {
@@ -1827,7 +1970,7 @@ type PastRevision struct {
 
 func (x *PastRevision) Reset() {
 	*x = PastRevision{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[22]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1839,7 +1982,7 @@ func (x *PastRevision) String() string {
 func (*PastRevision) ProtoMessage() {}
 
 func (x *PastRevision) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[22]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1852,7 +1995,7 @@ func (x *PastRevision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PastRevision.ProtoReflect.Descriptor instead.
 func (*PastRevision) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{22}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PastRevision) GetRevision() *Revision {
@@ -1894,7 +2037,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[23]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1906,7 +2049,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[23]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1919,7 +2062,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{23}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SnapshotEnd) GetSha256() []byte {
@@ -1933,7 +2076,7 @@ var File_pyserve_store_v1_store_proto protoreflect.FileDescriptor
 
 const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\n" +
-	"\x1cpyserve/store/v1/store.proto\x12\x10pyserve.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cpyserve/fleet/v1/fleet.proto\"\x8a\x06\n" +
+	"\x1cpyserve/store/v1/store.proto\x12\x10pyserve.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cpyserve/fleet/v1/fleet.proto\"\xd7\x06\n" +
 	"\aCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12K\n" +
 	"\x0fcommit_revision\x18\x02 \x01(\v2 .pyserve.store.v1.CommitRevisionH\x00R\x0ecommitRevision\x126\n" +
@@ -1948,7 +2091,8 @@ const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"raiseEpoch\x12B\n" +
 	"\fremove_token\x18\x1e \x01(\v2\x1d.pyserve.store.v1.RemoveTokenH\x00R\vremoveToken\x129\n" +
 	"\tuse_token\x18\x1f \x01(\v2\x1a.pyserve.store.v1.UseTokenH\x00R\buseToken\x12B\n" +
-	"\fappend_audit\x18  \x01(\v2\x1d.pyserve.store.v1.AppendAuditH\x00R\vappendAudit\x12\x1d\n" +
+	"\fappend_audit\x18  \x01(\v2\x1d.pyserve.store.v1.AppendAuditH\x00R\vappendAudit\x12K\n" +
+	"\x0fset_authorities\x18! \x01(\v2 .pyserve.store.v1.SetAuthoritiesH\x00R\x0esetAuthorities\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x0f \x01(\fR\trequestId\x122\n" +
 	"\x05audit\x18\x1d \x01(\v2\x1c.pyserve.store.v1.AuditEntryR\x05auditB\b\n" +
@@ -1982,7 +2126,13 @@ const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12*\n" +
 	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x19\n" +
 	"\bkey_hash\x18\x05 \x01(\fR\akeyHash\"\r\n" +
-	"\vAppendAudit\"\x92\x02\n" +
+	"\vAppendAudit\"k\n" +
+	"\x0eSetAuthorities\x12=\n" +
+	"\vauthorities\x18\x01 \x03(\v2\x1b.pyserve.store.v1.AuthorityR\vauthorities\x12\x1a\n" +
+	"\breplaces\x18\x02 \x01(\fR\breplaces\"?\n" +
+	"\tAuthority\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\"\x92\x02\n" +
 	"\n" +
 	"AuditEntry\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12.\n" +
@@ -2036,7 +2186,7 @@ const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\x06Result\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\fR\trequestId\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x04R\brevision\"\xd2\x05\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\"\x8f\x06\n" +
 	"\x0eSnapshotRecord\x12:\n" +
 	"\x06header\x18\x01 \x01(\v2 .pyserve.store.v1.SnapshotHeaderH\x00R\x06header\x12\x14\n" +
 	"\x04body\x18\x02 \x01(\fH\x00R\x04body\x12A\n" +
@@ -2051,7 +2201,8 @@ const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\x06result\x18\x11 \x01(\v2\x18.pyserve.store.v1.ResultH\x00R\x06result\x12B\n" +
 	"\faudit_anchor\x18\x1e \x01(\v2\x1d.pyserve.store.v1.AuditAnchorH\x00R\vauditAnchor\x12?\n" +
 	"\vaudit_entry\x18\x1f \x01(\v2\x1c.pyserve.store.v1.AuditEntryH\x00R\n" +
-	"auditEntryB\b\n" +
+	"auditEntry\x12;\n" +
+	"\tauthority\x18  \x01(\v2\x1b.pyserve.store.v1.AuthorityH\x00R\tauthorityB\b\n" +
 	"\x06record\"@\n" +
 	"\x0eSnapshotHeader\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
@@ -2079,7 +2230,7 @@ func file_pyserve_store_v1_store_proto_rawDescGZIP() []byte {
 	return file_pyserve_store_v1_store_proto_rawDescData
 }
 
-var file_pyserve_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_pyserve_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_pyserve_store_v1_store_proto_goTypes = []any{
 	(*Command)(nil),               // 0: pyserve.store.v1.Command
 	(*CommitRevision)(nil),        // 1: pyserve.store.v1.CommitRevision
@@ -2092,22 +2243,24 @@ var file_pyserve_store_v1_store_proto_goTypes = []any{
 	(*RemoveToken)(nil),           // 8: pyserve.store.v1.RemoveToken
 	(*UseToken)(nil),              // 9: pyserve.store.v1.UseToken
 	(*AppendAudit)(nil),           // 10: pyserve.store.v1.AppendAudit
-	(*AuditEntry)(nil),            // 11: pyserve.store.v1.AuditEntry
-	(*AuditAnchor)(nil),           // 12: pyserve.store.v1.AuditAnchor
-	(*Revision)(nil),              // 13: pyserve.store.v1.Revision
-	(*ResourceReference)(nil),     // 14: pyserve.store.v1.ResourceReference
-	(*Node)(nil),                  // 15: pyserve.store.v1.Node
-	(*Token)(nil),                 // 16: pyserve.store.v1.Token
-	(*Server)(nil),                // 17: pyserve.store.v1.Server
-	(*Result)(nil),                // 18: pyserve.store.v1.Result
-	(*SnapshotRecord)(nil),        // 19: pyserve.store.v1.SnapshotRecord
-	(*SnapshotHeader)(nil),        // 20: pyserve.store.v1.SnapshotHeader
-	(*ActiveRevision)(nil),        // 21: pyserve.store.v1.ActiveRevision
-	(*PastRevision)(nil),          // 22: pyserve.store.v1.PastRevision
-	(*SnapshotEnd)(nil),           // 23: pyserve.store.v1.SnapshotEnd
-	(*v1.ResourceKey)(nil),        // 24: pyserve.fleet.v1.ResourceKey
-	(*v1.Release)(nil),            // 25: pyserve.fleet.v1.Release
-	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
+	(*SetAuthorities)(nil),        // 11: pyserve.store.v1.SetAuthorities
+	(*Authority)(nil),             // 12: pyserve.store.v1.Authority
+	(*AuditEntry)(nil),            // 13: pyserve.store.v1.AuditEntry
+	(*AuditAnchor)(nil),           // 14: pyserve.store.v1.AuditAnchor
+	(*Revision)(nil),              // 15: pyserve.store.v1.Revision
+	(*ResourceReference)(nil),     // 16: pyserve.store.v1.ResourceReference
+	(*Node)(nil),                  // 17: pyserve.store.v1.Node
+	(*Token)(nil),                 // 18: pyserve.store.v1.Token
+	(*Server)(nil),                // 19: pyserve.store.v1.Server
+	(*Result)(nil),                // 20: pyserve.store.v1.Result
+	(*SnapshotRecord)(nil),        // 21: pyserve.store.v1.SnapshotRecord
+	(*SnapshotHeader)(nil),        // 22: pyserve.store.v1.SnapshotHeader
+	(*ActiveRevision)(nil),        // 23: pyserve.store.v1.ActiveRevision
+	(*PastRevision)(nil),          // 24: pyserve.store.v1.PastRevision
+	(*SnapshotEnd)(nil),           // 25: pyserve.store.v1.SnapshotEnd
+	(*v1.ResourceKey)(nil),        // 26: pyserve.fleet.v1.ResourceKey
+	(*v1.Release)(nil),            // 27: pyserve.fleet.v1.Release
+	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
 }
 var file_pyserve_store_v1_store_proto_depIdxs = []int32{
 	1,  // 0: pyserve.store.v1.Command.commit_revision:type_name -> pyserve.store.v1.CommitRevision
@@ -2120,43 +2273,46 @@ var file_pyserve_store_v1_store_proto_depIdxs = []int32{
 	8,  // 7: pyserve.store.v1.Command.remove_token:type_name -> pyserve.store.v1.RemoveToken
 	9,  // 8: pyserve.store.v1.Command.use_token:type_name -> pyserve.store.v1.UseToken
 	10, // 9: pyserve.store.v1.Command.append_audit:type_name -> pyserve.store.v1.AppendAudit
-	11, // 10: pyserve.store.v1.Command.audit:type_name -> pyserve.store.v1.AuditEntry
-	13, // 11: pyserve.store.v1.CommitRevision.revision:type_name -> pyserve.store.v1.Revision
-	24, // 12: pyserve.store.v1.CommitRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
-	14, // 13: pyserve.store.v1.CommitRevision.upserted:type_name -> pyserve.store.v1.ResourceReference
-	15, // 14: pyserve.store.v1.PutNode.node:type_name -> pyserve.store.v1.Node
-	16, // 15: pyserve.store.v1.PutToken.token:type_name -> pyserve.store.v1.Token
-	17, // 16: pyserve.store.v1.PutServer.server:type_name -> pyserve.store.v1.Server
-	25, // 17: pyserve.store.v1.RaiseEpoch.release:type_name -> pyserve.fleet.v1.Release
-	26, // 18: pyserve.store.v1.UseToken.at:type_name -> google.protobuf.Timestamp
-	26, // 19: pyserve.store.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	25, // 20: pyserve.store.v1.Revision.release:type_name -> pyserve.fleet.v1.Release
-	26, // 21: pyserve.store.v1.Revision.created:type_name -> google.protobuf.Timestamp
-	26, // 22: pyserve.store.v1.Node.enrolled:type_name -> google.protobuf.Timestamp
-	26, // 23: pyserve.store.v1.Token.created:type_name -> google.protobuf.Timestamp
-	26, // 24: pyserve.store.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	26, // 25: pyserve.store.v1.Server.joined:type_name -> google.protobuf.Timestamp
-	20, // 26: pyserve.store.v1.SnapshotRecord.header:type_name -> pyserve.store.v1.SnapshotHeader
-	14, // 27: pyserve.store.v1.SnapshotRecord.resource:type_name -> pyserve.store.v1.ResourceReference
-	21, // 28: pyserve.store.v1.SnapshotRecord.active:type_name -> pyserve.store.v1.ActiveRevision
-	22, // 29: pyserve.store.v1.SnapshotRecord.past:type_name -> pyserve.store.v1.PastRevision
-	13, // 30: pyserve.store.v1.SnapshotRecord.line:type_name -> pyserve.store.v1.Revision
-	15, // 31: pyserve.store.v1.SnapshotRecord.node:type_name -> pyserve.store.v1.Node
-	16, // 32: pyserve.store.v1.SnapshotRecord.token:type_name -> pyserve.store.v1.Token
-	23, // 33: pyserve.store.v1.SnapshotRecord.end:type_name -> pyserve.store.v1.SnapshotEnd
-	17, // 34: pyserve.store.v1.SnapshotRecord.server:type_name -> pyserve.store.v1.Server
-	18, // 35: pyserve.store.v1.SnapshotRecord.result:type_name -> pyserve.store.v1.Result
-	12, // 36: pyserve.store.v1.SnapshotRecord.audit_anchor:type_name -> pyserve.store.v1.AuditAnchor
-	11, // 37: pyserve.store.v1.SnapshotRecord.audit_entry:type_name -> pyserve.store.v1.AuditEntry
-	13, // 38: pyserve.store.v1.ActiveRevision.revision:type_name -> pyserve.store.v1.Revision
-	13, // 39: pyserve.store.v1.PastRevision.revision:type_name -> pyserve.store.v1.Revision
-	24, // 40: pyserve.store.v1.PastRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
-	14, // 41: pyserve.store.v1.PastRevision.restored:type_name -> pyserve.store.v1.ResourceReference
-	42, // [42:42] is the sub-list for method output_type
-	42, // [42:42] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	11, // 10: pyserve.store.v1.Command.set_authorities:type_name -> pyserve.store.v1.SetAuthorities
+	13, // 11: pyserve.store.v1.Command.audit:type_name -> pyserve.store.v1.AuditEntry
+	15, // 12: pyserve.store.v1.CommitRevision.revision:type_name -> pyserve.store.v1.Revision
+	26, // 13: pyserve.store.v1.CommitRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
+	16, // 14: pyserve.store.v1.CommitRevision.upserted:type_name -> pyserve.store.v1.ResourceReference
+	17, // 15: pyserve.store.v1.PutNode.node:type_name -> pyserve.store.v1.Node
+	18, // 16: pyserve.store.v1.PutToken.token:type_name -> pyserve.store.v1.Token
+	19, // 17: pyserve.store.v1.PutServer.server:type_name -> pyserve.store.v1.Server
+	27, // 18: pyserve.store.v1.RaiseEpoch.release:type_name -> pyserve.fleet.v1.Release
+	28, // 19: pyserve.store.v1.UseToken.at:type_name -> google.protobuf.Timestamp
+	12, // 20: pyserve.store.v1.SetAuthorities.authorities:type_name -> pyserve.store.v1.Authority
+	28, // 21: pyserve.store.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	27, // 22: pyserve.store.v1.Revision.release:type_name -> pyserve.fleet.v1.Release
+	28, // 23: pyserve.store.v1.Revision.created:type_name -> google.protobuf.Timestamp
+	28, // 24: pyserve.store.v1.Node.enrolled:type_name -> google.protobuf.Timestamp
+	28, // 25: pyserve.store.v1.Token.created:type_name -> google.protobuf.Timestamp
+	28, // 26: pyserve.store.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	28, // 27: pyserve.store.v1.Server.joined:type_name -> google.protobuf.Timestamp
+	22, // 28: pyserve.store.v1.SnapshotRecord.header:type_name -> pyserve.store.v1.SnapshotHeader
+	16, // 29: pyserve.store.v1.SnapshotRecord.resource:type_name -> pyserve.store.v1.ResourceReference
+	23, // 30: pyserve.store.v1.SnapshotRecord.active:type_name -> pyserve.store.v1.ActiveRevision
+	24, // 31: pyserve.store.v1.SnapshotRecord.past:type_name -> pyserve.store.v1.PastRevision
+	15, // 32: pyserve.store.v1.SnapshotRecord.line:type_name -> pyserve.store.v1.Revision
+	17, // 33: pyserve.store.v1.SnapshotRecord.node:type_name -> pyserve.store.v1.Node
+	18, // 34: pyserve.store.v1.SnapshotRecord.token:type_name -> pyserve.store.v1.Token
+	25, // 35: pyserve.store.v1.SnapshotRecord.end:type_name -> pyserve.store.v1.SnapshotEnd
+	19, // 36: pyserve.store.v1.SnapshotRecord.server:type_name -> pyserve.store.v1.Server
+	20, // 37: pyserve.store.v1.SnapshotRecord.result:type_name -> pyserve.store.v1.Result
+	14, // 38: pyserve.store.v1.SnapshotRecord.audit_anchor:type_name -> pyserve.store.v1.AuditAnchor
+	13, // 39: pyserve.store.v1.SnapshotRecord.audit_entry:type_name -> pyserve.store.v1.AuditEntry
+	12, // 40: pyserve.store.v1.SnapshotRecord.authority:type_name -> pyserve.store.v1.Authority
+	15, // 41: pyserve.store.v1.ActiveRevision.revision:type_name -> pyserve.store.v1.Revision
+	15, // 42: pyserve.store.v1.PastRevision.revision:type_name -> pyserve.store.v1.Revision
+	26, // 43: pyserve.store.v1.PastRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
+	16, // 44: pyserve.store.v1.PastRevision.restored:type_name -> pyserve.store.v1.ResourceReference
+	45, // [45:45] is the sub-list for method output_type
+	45, // [45:45] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_store_v1_store_proto_init() }
@@ -2175,8 +2331,9 @@ func file_pyserve_store_v1_store_proto_init() {
 		(*Command_RemoveToken)(nil),
 		(*Command_UseToken)(nil),
 		(*Command_AppendAudit)(nil),
+		(*Command_SetAuthorities)(nil),
 	}
-	file_pyserve_store_v1_store_proto_msgTypes[19].OneofWrappers = []any{
+	file_pyserve_store_v1_store_proto_msgTypes[21].OneofWrappers = []any{
 		(*SnapshotRecord_Header)(nil),
 		(*SnapshotRecord_Body)(nil),
 		(*SnapshotRecord_Resource)(nil),
@@ -2190,6 +2347,7 @@ func file_pyserve_store_v1_store_proto_init() {
 		(*SnapshotRecord_Result)(nil),
 		(*SnapshotRecord_AuditAnchor)(nil),
 		(*SnapshotRecord_AuditEntry)(nil),
+		(*SnapshotRecord_Authority)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2197,7 +2355,7 @@ func file_pyserve_store_v1_store_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_store_v1_store_proto_rawDesc), len(file_pyserve_store_v1_store_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
