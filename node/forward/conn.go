@@ -72,6 +72,14 @@ func (c *conn) run() {
 	}
 }
 
+// end closes the connection, unless it is a tunnel's.
+func (c *conn) end() {
+	if !c.handed {
+		c.front.forget(&c.watch)
+		c.nc.Close() // an error means that it is closed
+	}
+}
+
 // await waits for the client's next request. While there is nothing, the connection holds no exchange.
 func (c *conn) await() bool {
 	if !c.arm(&c.main, phaseIdle, c.front.after(c.front.idleTimeout)) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -257,5 +258,48 @@ func TestReasonsHaveTheirOwnSeries(t *testing.T) {
 	}
 	if !slices.Contains(RejectReasons(), "obs-fold") {
 		t.Error(RejectReasons())
+	}
+}
+
+// defect is a source that panics, outside of what makes a panic one request's failure.
+type defect struct{}
+
+func (defect) Pin() (*Table, func()) { panic("out of cheese") }
+
+func TestADrainDoesNotWaitForAConnectionThatPanicked(t *testing.T) {
+	ours, theirs := net.Pipe()
+	for name, serve := range map[string]func(*Front){
+		"HTTP/1": func(f *Front) { f.Serve(theirs, nil, nil) },
+		"HTTP/2": func(f *Front) { f.ServeHTTP2(nil, nil) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := start(t)
+			p.proxy.source = defect{}
+			panicked := make(chan any)
+			go func() {
+				defer func() { panicked <- recover() }()
+				serve(p.front)
+			}()
+			if name == "HTTP/1" {
+				io.WriteString(ours, ask("/"))
+			}
+			if <-panicked == nil {
+				t.Fatal("it did not panic")
+			}
+			select {
+			case end := <-drained(p, time.Minute):
+				if end.err != nil {
+					t.Error(end.err)
+				}
+			case <-time.After(10 * time.Second):
+				t.Error("it waits")
+			}
+			if n := metric(t, p, "pyserve_client_connections"); n != 0 {
+				t.Errorf("%v connections are counted", n)
+			}
+		})
+	}
+	if _, err := ours.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("%v: the connection is open", err)
 	}
 }

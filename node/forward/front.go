@@ -41,15 +41,12 @@ func (p *Proxy) NewFront() *Front {
 func (f *Front) Serve(nc net.Conn, tcp *net.TCPConn, stale func() bool) {
 	c := newConn(f, nc, tcp, stale)
 	f.enter()
+	defer f.exit() // deferred, as what follows: a drain would wait for ever for a connection that a panic has ended
 	f.watch(&c.watch, c.number)
 	f.meter.Connected(c.number, 1)
+	defer f.meter.Connected(c.number, -1)
+	defer c.end()
 	c.run()
-	if !c.handed {
-		f.forget(&c.watch)
-		c.nc.Close() // an error means that it is closed
-	}
-	f.meter.Connected(c.number, -1)
-	f.exit()
 }
 
 // enter counts a connection, and starts the sweeper with the first.

@@ -76,11 +76,11 @@ func (h *http2Server) init(f *Front) {
 // before each answer, by any of them: true ends the connection once the streams under way have ended. Nil: never.
 func (f *Front) ServeHTTP2(conn *tls.Conn, stale func() bool) {
 	f.enter()
+	defer f.exit()
 	number := f.numbers.Add(1)
 	f.meter.Connected(number, 1)
+	defer f.meter.Connected(number, -1)
 	f.http2.serve(newIntake(conn, conn), stale)
-	f.meter.Connected(number, -1)
-	f.exit()
 }
 
 // serve speaks HTTP/2 on a connection until it ends.
