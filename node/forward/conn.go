@@ -148,6 +148,7 @@ func (c *conn) carry() bool {
 			return false
 		}
 		if cause(c.cause.Load()) != causeNone { // the backend was interrupted, not this connection
+			c.nc.SetReadDeadline(noDeadline) // but for a body that stood still: all of it was read before
 			c.main.due.Store(0)
 			c.upload.due.Store(0)
 			c.cause.Store(uint32(causeNone))

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -112,6 +113,33 @@ func TestABackendThatDoesNotTakeTheUploadIs504(t *testing.T) {
 	}
 	w.Close()
 	wait(t, "the client ends", sent)
+}
+
+func TestABackendThatDoesNotTakeTheUploadEndsNoConnectionOfTheClient(t *testing.T) {
+	asked := make(chan struct{})
+	pipes := make(chan step, 2)
+	pipes <- func(w *wire) {
+		nodetest.ReadHead(w.in)
+		close(asked)
+		<-t.Context().Done() // a pipe holds nothing: what is not read was not written
+	}
+	pipes <- serve(sized("next"))
+	var backends sync.WaitGroup
+	t.Cleanup(backends.Wait)
+	p := startWith(t, settings{dial: func(context.Context, string, string) (net.Conn, error) {
+		ours, theirs := net.Pipe()
+		backends.Go(func() { (<-pipes)(newWire(t, theirs)) })
+		return ours, nil
+	}}, within(&resourcev1.Timeouts{Idle: seconds(short)}, whole(1)))
+	w := connect(t, p)
+	w.say("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n")
+	wait(t, "the backend is asked", asked)
+	w.say("abc")
+	if res, _, err := w.answer("POST"); err != nil || res.StatusCode != 504 || res.Close {
+		t.Fatal(res, err)
+	}
+	w.say(ask("/"))
+	w.want("GET", 200, "next")
 }
 
 func TestAnAnswerThatStandsStillIsCut(t *testing.T) {
