@@ -237,7 +237,7 @@ func (c *conn) finish() {
 
 const (
 	lingerTimeout = 5 * time.Second
-	// writeTimeout is for the proxy's own answers, and for a 101.
+	// writeTimeout is for the proxy's own answers, for a 101 and for each other 1xx.
 	writeTimeout = 10 * time.Second
 )
 
@@ -350,7 +350,8 @@ func (c *conn) closes() bool {
 	return !x.request.KeepAlive || c.front.leaving.Load() || c.stale != nil && c.stale() || !x.bodyRead()
 }
 
-// interim passes on a 1xx.
+// interim passes on a 1xx. The phase under way is the wait for the backend, at whose end the client is not interrupted, so this
+// has a limit of its own. If the sweeper's deadline is undone with it, what comes next finds its limit expired.
 func (c *conn) interim() error {
 	x := c.x
 	out, err := http1.AppendStatusLine(x.out[:0], x.response.Status, x.response.ReasonPhrase())
@@ -359,8 +360,13 @@ func (c *conn) interim() error {
 	}
 	out, _ = x.appendResponseFields(out)
 	x.out = http1.AppendHeadEnd(out)
-	_, err = c.nc.Write(x.out)
-	return err
+	if err := c.nc.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return err
+	}
+	if _, err := c.nc.Write(x.out); err != nil {
+		return err
+	}
+	return c.nc.SetWriteDeadline(noDeadline)
 }
 
 // reply answers for the proxy itself.

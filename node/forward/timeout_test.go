@@ -9,9 +9,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/pyserve/pyserve/node/meter"
 	"github.com/pyserve/pyserve/node/nodetest"
+	"github.com/pyserve/pyserve/node/tunnel"
 	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
 )
 
@@ -184,6 +187,55 @@ func TestAClientThatDoesNotReadIsCut(t *testing.T) {
 	nodetest.Eventually(t, "it is counted as the client's doing", func() bool {
 		return metric(t, p, "pyserve_request_failures_total", "route", "/", "class", "client") == 1
 	})
+}
+
+// A client that does not read a 1xx was waited for without an end, and by a drain as well.
+func TestAClientThatDoesNotReadAnInterimAnswerIsCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newPipedFront(t, func(w *wire) {
+			nodetest.ReadHead(w.in)
+			io.WriteString(w, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
+			io.Copy(io.Discard, w)
+		})
+		ours, theirs := net.Pipe()
+		served := make(chan struct{})
+		go func() {
+			defer close(served)
+			f.Serve(theirs, nil, nil)
+		}()
+		io.WriteString(ours, ask("/"))
+		begun := time.Now()
+		select {
+		case <-served:
+		case <-time.After(time.Hour):
+			t.Error("it is waited for")
+			ours.Close()
+			<-served
+		}
+		if took := time.Since(begun); took < writeTimeout || took > 2*writeTimeout {
+			t.Errorf("cut after %v, want %v", took, writeTimeout)
+		}
+	})
+}
+
+// newPipedFront is a front without sockets, as a bubble of synctest needs it, with the steps of its backend's connections.
+func newPipedFront(t *testing.T, backend step) *Front {
+	table, _ := newTable(t, settings{dial: func(context.Context, string, string) (net.Conn, error) {
+		ours, theirs := net.Pipe()
+		go backend(newWire(t, theirs))
+		return ours, nil
+	}}, []site{whole(1)})
+	metrics, err := meter.NewSet(meter.Options{Classes: Classes(), RejectReasons: RejectReasons()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := New(Options{Source: &proxy{table: table}, Tunnels: tunnel.NewSet(tunnel.Options{}), Meter: metrics})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := p.NewFront()
+	t.Cleanup(func() { f.Drain(t.Context()) })
+	return f
 }
 
 func TestARequestThatTakesTooLong(t *testing.T) {
