@@ -69,7 +69,11 @@ type Fleet struct {
 	invited   map[string]*session // who is offered proposed
 	held      []*bundle.Bundle    // bundles that deltas can be made against, newest last
 	nonce     uint64
-	questions uint64 // the id of the last one
+	questions uint64               // the id of the last one
+	proposal  uint64               // the nonce of proposed, for followers
+	arrivals  uint64               // counts streams of nodes, here and at followers
+	controls  []string             // what nodes know of the controls
+	followers map[string]*follower // controls that attend, by id; none unless this one leads
 	watchers  map[chan struct{}]struct{}
 	// authority is the hash of the one that issues certificates; nil: nobody said.
 	authority []byte
@@ -99,6 +103,8 @@ func New(options Options) *Fleet {
 		sessions: map[string]*session{},
 		gone:     map[string]Node{},
 		watchers: map[chan struct{}]struct{}{},
+
+		followers: map[string]*follower{},
 	}
 }
 
@@ -110,6 +116,9 @@ func (f *Fleet) Close() {
 	}
 	for _, s := range f.sessions {
 		s.end(ErrClosed)
+	}
+	for _, fl := range f.followers {
+		fl.end(ErrClosed)
 	}
 	f.mu.Unlock()
 	f.group.Wait()
@@ -163,16 +172,22 @@ func (f *Fleet) SetTarget(t *Target) {
 	f.wakeAll()
 }
 
-// Propose offers t to every connected node, to prepare and not yet to serve, and names them, sorted. Only one
+// Propose offers t to every connected node, those of followers included, to prepare and not yet to serve, and names them, sorted. Only one
 // proposal is out at a time: a new one takes the place of the old.
 func (f *Fleet) Propose(t *Target) []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.proposed, f.invited = t, map[string]*session{}
-	names := make([]string, 0, len(f.sessions))
+	f.nonce++
+	f.proposal = f.nonce
 	for name, s := range f.sessions {
 		f.invited[name] = s
-		names = append(names, name)
+	}
+	var names []string
+	for name, n := range f.merged() {
+		if n.Connected {
+			names = append(names, name)
+		}
 	}
 	f.wakeAll()
 	slices.Sort(names)
@@ -194,9 +209,16 @@ func (f *Fleet) Withdraw(t *Target) {
 func (f *Fleet) Progress(name string, t *Target) (rollout.State, string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	s, ok := f.sessions[name]
-	if !ok {
-		return rollout.Away, "its stream is gone"
+	s, here := f.sessions[name]
+	var arrived uint64
+	if here {
+		arrived = s.arrived
+	}
+	if _, r := f.elsewhere(name, arrived); r != nil {
+		return f.progressElsewhere(r.report, t)
+	}
+	if !here {
+		return rollout.Away, f.whyAway(name)
 	}
 	switch {
 	case sameRelease(s.applied, t.Release):
@@ -209,6 +231,19 @@ func (f *Fleet) Progress(name string, t *Target) (rollout.State, string) {
 		return rollout.Away, "its stream was opened anew"
 	}
 	return rollout.Offered, ""
+}
+
+// SetControls tells every node which controls there are, host:port each.
+func (f *Fleet) SetControls(endpoints []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if slices.Equal(f.controls, endpoints) {
+		return
+	}
+	f.controls = slices.Clone(endpoints)
+	for _, s := range f.sessions {
+		s.wakeUp()
+	}
 }
 
 // Watch gives a channel that is signalled whenever a node came, went, or did something else that [Fleet.Nodes] or
@@ -249,6 +284,9 @@ func (f *Fleet) base(release *fleetv1.Release) *bundle.Bundle {
 func (f *Fleet) wakeAll() {
 	for _, s := range f.sessions {
 		s.wakeUp()
+	}
+	for _, fl := range f.followers {
+		fl.wakeUp()
 	}
 	f.notify()
 }

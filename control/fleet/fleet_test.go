@@ -200,11 +200,24 @@ func TestDeltaAgainstABundleThatIsHeldAndWholeOtherwise(t *testing.T) {
 		}
 		c.Break()
 
-		stranger := open(t, f, "stranger", newTarget(t, 7, map[string]string{"/z": "z"}).Release)
+		stranger := open(t, f, "stranger", newTarget(t, 1, map[string]string{"/z": "z"}).Release)
 		if head, _ := hearOffer(t, stranger); len(head.GetBaseDigest()) > 0 {
 			t.Error("a delta against a bundle that control does not have")
 		}
 		stranger.Break()
+	})
+}
+
+func TestNodeThatIsAheadIsNotTakenBack(t *testing.T) {
+	story(t, Options{}, func(t *testing.T, f *Fleet) {
+		f.SetTarget(newTarget(t, 6, map[string]string{"/": "six"}))
+		c := open(t, f, "a", newTarget(t, 7, map[string]string{"/": "seven"}).Release)
+		silent(t, c)
+		f.SetTarget(newTarget(t, 8, map[string]string{"/": "eight"}))
+		if head, _ := hearOffer(t, c); head.GetRelease().GetRevision() != 8 {
+			t.Errorf("it is offered %v", head)
+		}
+		c.Break()
 	})
 }
 

@@ -15,6 +15,8 @@ type Node struct {
 	Connected bool
 	// Left: it said that it would not be back by itself.
 	Left bool
+	// Lost is the control that it was connected to and that is gone itself; empty: it went by itself.
+	Lost string
 	// Since is when it connected or, without a connection, when the stream ended.
 	Since   time.Time
 	Version string
@@ -52,23 +54,21 @@ func (f *Fleet) view(s *session) Node {
 	return n
 }
 
-// Nodes gives every node that is connected or was since the start, sorted by name.
+// Nodes gives every node that is connected or was since the start, here or at a follower, sorted by name.
 func (f *Fleet) Nodes() []Node {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	nodes := slices.Collect(maps.Values(f.gone))
-	for _, s := range f.sessions {
-		nodes = append(nodes, f.view(s))
-	}
+	nodes := slices.Collect(maps.Values(f.merged()))
 	slices.SortFunc(nodes, func(a, b Node) int { return cmp.Compare(a.Name, b.Name) })
 	return nodes
 }
 
-// Connected says whether the node has a stream.
+// Connected says whether the node has a stream, here or at a follower.
 func (f *Fleet) Connected(name string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.sessions[name] != nil
+	_, elsewhere := f.elsewhere(name, 0)
+	return f.sessions[name] != nil || elsewhere != nil
 }
 
 // Forget drops what is known of a node that has no stream.
@@ -88,7 +88,7 @@ type Verdict struct {
 	Status *fleetv1.BackendStatus
 }
 
-// Verdicts gives what the connected nodes say of each backend, by node name.
+// Verdicts gives what the nodes that are connected here say of each backend, by node name.
 func (f *Fleet) Verdicts() map[BackendKey][]Verdict {
 	f.mu.Lock()
 	defer f.mu.Unlock()

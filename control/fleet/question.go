@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
+	replicav1 "github.com/pyserve/pyserve/proto/pyserve/replica/v1"
 )
 
 // Why a question has no answer.
@@ -22,6 +23,8 @@ const (
 	// maxQuestions is how many questions one node is asked at a time: a person asks one, and a loop of somebody's must not
 	// fill the memory or delay offers.
 	maxQuestions = 16
+	// maxThrough is the same for all nodes of a follower together.
+	maxThrough = 64
 	// maxAnswerBackends is how many backends of an answer are kept.
 	maxAnswerBackends = 1000
 )
@@ -36,6 +39,9 @@ type question struct {
 // Ask puts a question to a node and waits for its answer. The question's id is set here. It fails with
 // [ErrNotConnected], [ErrBusy] or [ErrGone], or with the cause of ctx: an older node does not answer at all.
 func (f *Fleet) Ask(ctx context.Context, name string, m *fleetv1.Question) (*fleetv1.Answer, error) {
+	if fl := f.holder(name); fl != nil {
+		return f.askThrough(ctx, fl, name, m)
+	}
 	q := &question{m: m, answer: make(chan *fleetv1.Answer, 1)}
 	s, err := f.enqueue(name, q)
 	if err != nil {
@@ -46,6 +52,52 @@ func (f *Fleet) Ask(ctx context.Context, name string, m *fleetv1.Question) (*fle
 	case answer := <-q.answer:
 		return answer, nil
 	case <-s.ctx.Done():
+		return nil, fmt.Errorf("node %s %w", name, ErrGone)
+	case <-f.closed:
+		return nil, ErrClosed
+	case <-ctx.Done():
+		return nil, fmt.Errorf("node %s did not answer in time: %w", name, context.Cause(ctx))
+	}
+}
+
+// holder gives the follower that a node is connected to; nil: it is connected here, or nowhere.
+func (f *Fleet) holder(name string) *follower {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var arrived uint64
+	if s := f.sessions[name]; s != nil {
+		arrived = s.arrived
+	}
+	fl, _ := f.elsewhere(name, arrived)
+	return fl
+}
+
+// askThrough has a follower ask one of its nodes.
+func (f *Fleet) askThrough(ctx context.Context, fl *follower, name string, m *fleetv1.Question) (*fleetv1.Answer, error) {
+	answer := make(chan *replicav1.Answered, 1)
+	f.mu.Lock()
+	if len(fl.questions) >= maxThrough {
+		f.mu.Unlock()
+		return nil, fmt.Errorf("node %s %w", name, ErrBusy)
+	}
+	f.questions++
+	id := f.questions
+	fl.questions[id] = answer
+	fl.asking = append(fl.asking, &replicav1.Asked{Id: id, Node: name, Question: m})
+	fl.wakeUp()
+	f.mu.Unlock()
+	defer func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(fl.questions, id)
+	}()
+	select {
+	case a := <-answer:
+		if failure := a.GetFailure(); failure != "" {
+			return nil, fmt.Errorf("%s: %w", failure, ErrGone)
+		}
+		return a.GetAnswer(), nil
+	case <-fl.ctx.Done():
 		return nil, fmt.Errorf("node %s %w", name, ErrGone)
 	case <-f.closed:
 		return nil, ErrClosed

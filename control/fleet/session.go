@@ -32,6 +32,8 @@ type session struct {
 	full     bool // the last delta did not fit: send the whole
 	leaving  bool
 	bootID   string
+	arrived  uint64    // orders streams of one node
+	controls []string  // what the node was told of the controls
 	heard    time.Time // when the last message came
 	backends map[BackendKey]*fleetv1.BackendStatus
 	told     []byte // which authority issues certificates
@@ -160,9 +162,12 @@ func (f *Fleet) begin(name string, hello *fleetv1.Hello, stream Stream) (*sessio
 		}
 		old.end(ErrReplaced)
 	}
+	f.arrivals++
+	s.arrived = f.arrivals
 	f.sessions[name] = s
 	delete(f.gone, name)
 	f.options.Journal.Add(journal.NodeConnected, name, arrival(s))
+	f.settleLocal(s)
 	f.group.Go(func() { s.end(f.send(s)) })
 	f.group.Go(func() { s.end(f.receive(s)) })
 	s.wakeUp()
@@ -206,6 +211,7 @@ func (f *Fleet) transmit(s *session, m *fleetv1.ToNode) error {
 // send is the one goroutine that writes to the stream.
 func (f *Fleet) send(s *session) error {
 	welcome := &fleetv1.ToNode{Message: &fleetv1.ToNode_Welcome{Welcome: f.options.Welcome()}}
+	s.controls = welcome.GetWelcome().GetControls()
 	if err := f.transmit(s, welcome); err != nil {
 		return err
 	}
@@ -233,12 +239,17 @@ func (f *Fleet) send(s *session) error {
 	}
 }
 
-// next decides what a session's sender does now; nil: nothing.
+// next decides what a session's sender does now; nil: nothing. A node that serves what is newer than the target has it
+// from a control that this one follows and has not caught up with: it is not taken back.
 func (f *Fleet) next(s *session) func() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if tell := f.tellAuthority(s); tell != nil {
 		return tell
+	}
+	if f.controls != nil && !slices.Equal(f.controls, s.controls) {
+		s.controls = f.controls
+		return f.tellControls(s, s.controls)
 	}
 	want := f.wanted(s)
 	if s.offer != nil && s.offer.target != want {
@@ -252,7 +263,7 @@ func (f *Fleet) next(s *session) func() error {
 		return nil
 	}
 	if s.offer == nil {
-		if sameRelease(s.applied, want.Release) || s.refused.still(want, f.options.Now()) {
+		if sameRelease(s.applied, want.Release) || want == f.target && newer(s.applied, want.Release) || s.refused.still(want, f.options.Now()) {
 			return nil
 		}
 		return f.open(s, want)
@@ -280,6 +291,12 @@ func (f *Fleet) open(s *session, want *Target) func() error {
 	}
 	o.whole = base == nil
 	return func() error { return f.sendOffer(s, o, base) }
+}
+
+func (f *Fleet) tellControls(s *session, endpoints []string) func() error {
+	return func() error {
+		return f.transmit(s, &fleetv1.ToNode{Message: &fleetv1.ToNode_Controls{Controls: &fleetv1.Controls{Endpoints: endpoints}}})
+	}
 }
 
 func (f *Fleet) commit(s *session, nonce uint64) func() error {

@@ -191,6 +191,193 @@ func (x *EnrollResponse) GetIdentity() *Identity {
 	return nil
 }
 
+type JoinRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The whole line of the control-token file, built as that of the join token, beginning with "psc1".
+	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// The control's name, as a node's.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// host:port of its replication.
+	RaftAddress string `protobuf:"bytes,3,opt,name=raft_address,json=raftAddress,proto3" json:"raft_address,omitempty"`
+	// host:port that nodes, operators and other controls dial.
+	Endpoint string `protobuf:"bytes,4,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	// The program's version.
+	Version       string `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinRequest) Reset() {
+	*x = JoinRequest{}
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinRequest) ProtoMessage() {}
+
+func (x *JoinRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
+func (*JoinRequest) Descriptor() ([]byte, []int) {
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *JoinRequest) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetRaftAddress() string {
+	if x != nil {
+		return x.RaftAddress
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+type JoinResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the others know the new replica's disk by.
+	ServerId string `protobuf:"bytes,1,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
+	// The cluster's identity: every file of it.
+	Identity      []*SecretFile `protobuf:"bytes,2,rep,name=identity,proto3" json:"identity,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinResponse) Reset() {
+	*x = JoinResponse{}
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinResponse) ProtoMessage() {}
+
+func (x *JoinResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
+func (*JoinResponse) Descriptor() ([]byte, []int) {
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *JoinResponse) GetServerId() string {
+	if x != nil {
+		return x.ServerId
+	}
+	return ""
+}
+
+func (x *JoinResponse) GetIdentity() []*SecretFile {
+	if x != nil {
+		return x.Identity
+	}
+	return nil
+}
+
+type SecretFile struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SecretFile) Reset() {
+	*x = SecretFile{}
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SecretFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SecretFile) ProtoMessage() {}
+
+func (x *SecretFile) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SecretFile.ProtoReflect.Descriptor instead.
+func (*SecretFile) Descriptor() ([]byte, []int) {
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *SecretFile) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SecretFile) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 type RenewRequest struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	CertificateRequest []byte                 `protobuf:"bytes,1,opt,name=certificate_request,json=certificateRequest,proto3" json:"certificate_request,omitempty"`
@@ -200,7 +387,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[2]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -212,7 +399,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[2]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -225,7 +412,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{2}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RenewRequest) GetCertificateRequest() []byte {
@@ -244,7 +431,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[3]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -256,7 +443,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[3]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -269,7 +456,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{3}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RenewResponse) GetIdentity() *Identity {
@@ -298,7 +485,7 @@ type Identity struct {
 
 func (x *Identity) Reset() {
 	*x = Identity{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[4]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -310,7 +497,7 @@ func (x *Identity) String() string {
 func (*Identity) ProtoMessage() {}
 
 func (x *Identity) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[4]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -323,7 +510,7 @@ func (x *Identity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Identity.ProtoReflect.Descriptor instead.
 func (*Identity) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{4}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Identity) GetCertificate() []byte {
@@ -379,7 +566,7 @@ type FromNode struct {
 
 func (x *FromNode) Reset() {
 	*x = FromNode{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[5]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -391,7 +578,7 @@ func (x *FromNode) String() string {
 func (*FromNode) ProtoMessage() {}
 
 func (x *FromNode) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[5]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -404,7 +591,7 @@ func (x *FromNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FromNode.ProtoReflect.Descriptor instead.
 func (*FromNode) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{5}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *FromNode) GetMessage() isFromNode_Message {
@@ -534,6 +721,7 @@ type ToNode struct {
 	//	*ToNode_Abort
 	//	*ToNode_Question
 	//	*ToNode_Authority
+	//	*ToNode_Controls
 	Message       isToNode_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -541,7 +729,7 @@ type ToNode struct {
 
 func (x *ToNode) Reset() {
 	*x = ToNode{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[6]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -553,7 +741,7 @@ func (x *ToNode) String() string {
 func (*ToNode) ProtoMessage() {}
 
 func (x *ToNode) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[6]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -566,7 +754,7 @@ func (x *ToNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToNode.ProtoReflect.Descriptor instead.
 func (*ToNode) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{6}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ToNode) GetMessage() isToNode_Message {
@@ -639,6 +827,15 @@ func (x *ToNode) GetAuthority() *AuthorityInUse {
 	return nil
 }
 
+func (x *ToNode) GetControls() *Controls {
+	if x != nil {
+		if x, ok := x.Message.(*ToNode_Controls); ok {
+			return x.Controls
+		}
+	}
+	return nil
+}
+
 type isToNode_Message interface {
 	isToNode_Message()
 }
@@ -671,6 +868,10 @@ type ToNode_Authority struct {
 	Authority *AuthorityInUse `protobuf:"bytes,20,opt,name=authority,proto3,oneof"`
 }
 
+type ToNode_Controls struct {
+	Controls *Controls `protobuf:"bytes,7,opt,name=controls,proto3,oneof"`
+}
+
 func (*ToNode_Welcome) isToNode_Message() {}
 
 func (*ToNode_Offer) isToNode_Message() {}
@@ -684,6 +885,8 @@ func (*ToNode_Abort) isToNode_Message() {}
 func (*ToNode_Question) isToNode_Message() {}
 
 func (*ToNode_Authority) isToNode_Message() {}
+
+func (*ToNode_Controls) isToNode_Message() {}
 
 // Hello opens the stream.
 type Hello struct {
@@ -703,7 +906,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[7]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -715,7 +918,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[7]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -728,7 +931,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{7}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Hello) GetName() string {
@@ -772,15 +975,17 @@ type Welcome struct {
 	// AES-256 keys of the gossip layer, the first used to encrypt.
 	GossipKeys [][]byte `protobuf:"bytes,1,rep,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"`
 	// Gossip addresses, host:port, to join through.
-	GossipSeeds   []string `protobuf:"bytes,2,rep,name=gossip_seeds,json=gossipSeeds,proto3" json:"gossip_seeds,omitempty"`
-	ControlName   string   `protobuf:"bytes,3,opt,name=control_name,json=controlName,proto3" json:"control_name,omitempty"`
+	GossipSeeds []string `protobuf:"bytes,2,rep,name=gossip_seeds,json=gossipSeeds,proto3" json:"gossip_seeds,omitempty"`
+	ControlName string   `protobuf:"bytes,3,opt,name=control_name,json=controlName,proto3" json:"control_name,omitempty"`
+	// host:port of every control; the node may use any.
+	Controls      []string `protobuf:"bytes,4,rep,name=controls,proto3" json:"controls,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[8]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -792,7 +997,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[8]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -805,7 +1010,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{8}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Welcome) GetGossipKeys() [][]byte {
@@ -829,6 +1034,59 @@ func (x *Welcome) GetControlName() string {
 	return ""
 }
 
+func (x *Welcome) GetControls() []string {
+	if x != nil {
+		return x.Controls
+	}
+	return nil
+}
+
+// Controls tells of controls that came or went since Welcome.
+type Controls struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// host:port of every control.
+	Endpoints     []string `protobuf:"bytes,1,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Controls) Reset() {
+	*x = Controls{}
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Controls) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Controls) ProtoMessage() {}
+
+func (x *Controls) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Controls.ProtoReflect.Descriptor instead.
+func (*Controls) Descriptor() ([]byte, []int) {
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Controls) GetEndpoints() []string {
+	if x != nil {
+		return x.Endpoints
+	}
+	return nil
+}
+
 // AuthorityInUse says which authority issues certificates now. A node whose certificate another one issued renews it at
 // once.
 type AuthorityInUse struct {
@@ -841,7 +1099,7 @@ type AuthorityInUse struct {
 
 func (x *AuthorityInUse) Reset() {
 	*x = AuthorityInUse{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[9]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -853,7 +1111,7 @@ func (x *AuthorityInUse) String() string {
 func (*AuthorityInUse) ProtoMessage() {}
 
 func (x *AuthorityInUse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[9]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -866,7 +1124,7 @@ func (x *AuthorityInUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityInUse.ProtoReflect.Descriptor instead.
 func (*AuthorityInUse) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{9}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AuthorityInUse) GetSha256() []byte {
@@ -892,7 +1150,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[10]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -904,7 +1162,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[10]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -917,7 +1175,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{10}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Release) GetEpoch() uint64 {
@@ -962,7 +1220,7 @@ type Offer struct {
 
 func (x *Offer) Reset() {
 	*x = Offer{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[11]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -974,7 +1232,7 @@ func (x *Offer) String() string {
 func (*Offer) ProtoMessage() {}
 
 func (x *Offer) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[11]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -987,7 +1245,7 @@ func (x *Offer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Offer.ProtoReflect.Descriptor instead.
 func (*Offer) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{11}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Offer) GetNonce() uint64 {
@@ -1026,7 +1284,7 @@ type OfferPart struct {
 
 func (x *OfferPart) Reset() {
 	*x = OfferPart{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[12]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1038,7 +1296,7 @@ func (x *OfferPart) String() string {
 func (*OfferPart) ProtoMessage() {}
 
 func (x *OfferPart) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[12]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1051,7 +1309,7 @@ func (x *OfferPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OfferPart.ProtoReflect.Descriptor instead.
 func (*OfferPart) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{12}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *OfferPart) GetNonce() uint64 {
@@ -1092,7 +1350,7 @@ type ResourceKey struct {
 
 func (x *ResourceKey) Reset() {
 	*x = ResourceKey{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[13]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1104,7 +1362,7 @@ func (x *ResourceKey) String() string {
 func (*ResourceKey) ProtoMessage() {}
 
 func (x *ResourceKey) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[13]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1117,7 +1375,7 @@ func (x *ResourceKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceKey.ProtoReflect.Descriptor instead.
 func (*ResourceKey) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{13}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ResourceKey) GetKind() string {
@@ -1146,7 +1404,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[14]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1158,7 +1416,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[14]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1171,7 +1429,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{14}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Resource) GetKind() string {
@@ -1207,7 +1465,7 @@ type Prepared struct {
 
 func (x *Prepared) Reset() {
 	*x = Prepared{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[15]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1219,7 +1477,7 @@ func (x *Prepared) String() string {
 func (*Prepared) ProtoMessage() {}
 
 func (x *Prepared) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[15]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1232,7 +1490,7 @@ func (x *Prepared) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prepared.ProtoReflect.Descriptor instead.
 func (*Prepared) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{15}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Prepared) GetNonce() uint64 {
@@ -1261,7 +1519,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[16]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1531,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[16]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1544,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{16}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Refusal) GetField() string {
@@ -1313,7 +1571,7 @@ type Commit struct {
 
 func (x *Commit) Reset() {
 	*x = Commit{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[17]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1325,7 +1583,7 @@ func (x *Commit) String() string {
 func (*Commit) ProtoMessage() {}
 
 func (x *Commit) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[17]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1338,7 +1596,7 @@ func (x *Commit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Commit.ProtoReflect.Descriptor instead.
 func (*Commit) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{17}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Commit) GetNonce() uint64 {
@@ -1358,7 +1616,7 @@ type Abort struct {
 
 func (x *Abort) Reset() {
 	*x = Abort{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[18]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1370,7 +1628,7 @@ func (x *Abort) String() string {
 func (*Abort) ProtoMessage() {}
 
 func (x *Abort) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[18]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1383,7 +1641,7 @@ func (x *Abort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Abort.ProtoReflect.Descriptor instead.
 func (*Abort) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{18}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Abort) GetNonce() uint64 {
@@ -1404,7 +1662,7 @@ type Committed struct {
 
 func (x *Committed) Reset() {
 	*x = Committed{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[19]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1416,7 +1674,7 @@ func (x *Committed) String() string {
 func (*Committed) ProtoMessage() {}
 
 func (x *Committed) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[19]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1429,7 +1687,7 @@ func (x *Committed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Committed.ProtoReflect.Descriptor instead.
 func (*Committed) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{19}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Committed) GetNonce() uint64 {
@@ -1457,7 +1715,7 @@ type NeedFull struct {
 
 func (x *NeedFull) Reset() {
 	*x = NeedFull{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[20]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1469,7 +1727,7 @@ func (x *NeedFull) String() string {
 func (*NeedFull) ProtoMessage() {}
 
 func (x *NeedFull) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[20]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1482,7 +1740,7 @@ func (x *NeedFull) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NeedFull.ProtoReflect.Descriptor instead.
 func (*NeedFull) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{20}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *NeedFull) GetNonce() uint64 {
@@ -1508,7 +1766,7 @@ type Leaving struct {
 
 func (x *Leaving) Reset() {
 	*x = Leaving{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[21]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1520,7 +1778,7 @@ func (x *Leaving) String() string {
 func (*Leaving) ProtoMessage() {}
 
 func (x *Leaving) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[21]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1533,7 +1791,7 @@ func (x *Leaving) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Leaving.ProtoReflect.Descriptor instead.
 func (*Leaving) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{21}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{25}
 }
 
 // Status is sent every second, and at once when something changed.
@@ -1561,7 +1819,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[22]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1573,7 +1831,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[22]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1586,7 +1844,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{22}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Status) GetApplied() *Release {
@@ -1670,7 +1928,7 @@ type BackendStatus struct {
 
 func (x *BackendStatus) Reset() {
 	*x = BackendStatus{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[23]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1682,7 +1940,7 @@ func (x *BackendStatus) String() string {
 func (*BackendStatus) ProtoMessage() {}
 
 func (x *BackendStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[23]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1695,7 +1953,7 @@ func (x *BackendStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackendStatus.ProtoReflect.Descriptor instead.
 func (*BackendStatus) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{23}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *BackendStatus) GetRoute() string {
@@ -1748,7 +2006,7 @@ type Question struct {
 
 func (x *Question) Reset() {
 	*x = Question{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[24]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1760,7 +2018,7 @@ func (x *Question) String() string {
 func (*Question) ProtoMessage() {}
 
 func (x *Question) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[24]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1773,7 +2031,7 @@ func (x *Question) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Question.ProtoReflect.Descriptor instead.
 func (*Question) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{24}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Question) GetId() uint64 {
@@ -1821,7 +2079,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[25]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1833,7 +2091,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[25]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1846,7 +2104,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{25}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Answer) GetId() uint64 {
@@ -1917,7 +2175,7 @@ type Forward struct {
 
 func (x *Forward) Reset() {
 	*x = Forward{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[26]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1929,7 +2187,7 @@ func (x *Forward) String() string {
 func (*Forward) ProtoMessage() {}
 
 func (x *Forward) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[26]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1942,7 +2200,7 @@ func (x *Forward) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forward.ProtoReflect.Descriptor instead.
 func (*Forward) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{26}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Forward) GetMethod() string {
@@ -1976,7 +2234,20 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12/\n" +
 	"\x13certificate_request\x18\x03 \x01(\fR\x12certificateRequest\"H\n" +
 	"\x0eEnrollResponse\x126\n" +
-	"\bidentity\x18\x01 \x01(\v2\x1a.pyserve.fleet.v1.IdentityR\bidentity\"?\n" +
+	"\bidentity\x18\x01 \x01(\v2\x1a.pyserve.fleet.v1.IdentityR\bidentity\"\x90\x01\n" +
+	"\vJoinRequest\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12!\n" +
+	"\fraft_address\x18\x03 \x01(\tR\vraftAddress\x12\x1a\n" +
+	"\bendpoint\x18\x04 \x01(\tR\bendpoint\x12\x18\n" +
+	"\aversion\x18\x05 \x01(\tR\aversion\"e\n" +
+	"\fJoinResponse\x12\x1b\n" +
+	"\tserver_id\x18\x01 \x01(\tR\bserverId\x128\n" +
+	"\bidentity\x18\x02 \x03(\v2\x1c.pyserve.fleet.v1.SecretFileR\bidentity\"4\n" +
+	"\n" +
+	"SecretFile\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"?\n" +
 	"\fRenewRequest\x12/\n" +
 	"\x13certificate_request\x18\x01 \x01(\fR\x12certificateRequest\"G\n" +
 	"\rRenewResponse\x126\n" +
@@ -1997,7 +2268,7 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x06status\x18\x05 \x01(\v2\x18.pyserve.fleet.v1.StatusH\x00R\x06status\x125\n" +
 	"\aleaving\x18\x06 \x01(\v2\x19.pyserve.fleet.v1.LeavingH\x00R\aleaving\x122\n" +
 	"\x06answer\x18\a \x01(\v2\x18.pyserve.fleet.v1.AnswerH\x00R\x06answerB\t\n" +
-	"\amessage\"\x9a\x03\n" +
+	"\amessage\"\xd4\x03\n" +
 	"\x06ToNode\x125\n" +
 	"\awelcome\x18\x01 \x01(\v2\x19.pyserve.fleet.v1.WelcomeH\x00R\awelcome\x12/\n" +
 	"\x05offer\x18\x02 \x01(\v2\x17.pyserve.fleet.v1.OfferH\x00R\x05offer\x12<\n" +
@@ -2006,19 +2277,23 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x06commit\x18\x04 \x01(\v2\x18.pyserve.fleet.v1.CommitH\x00R\x06commit\x12/\n" +
 	"\x05abort\x18\x05 \x01(\v2\x17.pyserve.fleet.v1.AbortH\x00R\x05abort\x128\n" +
 	"\bquestion\x18\x06 \x01(\v2\x1a.pyserve.fleet.v1.QuestionH\x00R\bquestion\x12@\n" +
-	"\tauthority\x18\x14 \x01(\v2 .pyserve.fleet.v1.AuthorityInUseH\x00R\tauthorityB\t\n" +
+	"\tauthority\x18\x14 \x01(\v2 .pyserve.fleet.v1.AuthorityInUseH\x00R\tauthority\x128\n" +
+	"\bcontrols\x18\a \x01(\v2\x1a.pyserve.fleet.v1.ControlsH\x00R\bcontrolsB\t\n" +
 	"\amessage\"\xb6\x01\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\tR\aversion\x123\n" +
 	"\aapplied\x18\x04 \x01(\v2\x19.pyserve.fleet.v1.ReleaseR\aapplied\x121\n" +
-	"\x06stored\x18\x05 \x01(\v2\x19.pyserve.fleet.v1.ReleaseR\x06stored\"p\n" +
+	"\x06stored\x18\x05 \x01(\v2\x19.pyserve.fleet.v1.ReleaseR\x06stored\"\x8c\x01\n" +
 	"\aWelcome\x12\x1f\n" +
 	"\vgossip_keys\x18\x01 \x03(\fR\n" +
 	"gossipKeys\x12!\n" +
 	"\fgossip_seeds\x18\x02 \x03(\tR\vgossipSeeds\x12!\n" +
-	"\fcontrol_name\x18\x03 \x01(\tR\vcontrolName\"(\n" +
+	"\fcontrol_name\x18\x03 \x01(\tR\vcontrolName\x12\x1a\n" +
+	"\bcontrols\x18\x04 \x03(\tR\bcontrols\"(\n" +
+	"\bControls\x12\x1c\n" +
+	"\tendpoints\x18\x01 \x03(\tR\tendpoints\"(\n" +
 	"\x0eAuthorityInUse\x12\x16\n" +
 	"\x06sha256\x18\x01 \x01(\fR\x06sha256\"q\n" +
 	"\aRelease\x12\x14\n" +
@@ -2098,10 +2373,11 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x15BACKEND_STATE_UNKNOWN\x10\x01\x12\x19\n" +
 	"\x15BACKEND_STATE_HEALTHY\x10\x02\x12\x1b\n" +
 	"\x17BACKEND_STATE_UNHEALTHY\x10\x03\x12\x1a\n" +
-	"\x16BACKEND_STATE_DRAINING\x10\x042Y\n" +
+	"\x16BACKEND_STATE_DRAINING\x10\x042\xa0\x01\n" +
 	"\n" +
 	"Enrollment\x12K\n" +
-	"\x06Enroll\x12\x1f.pyserve.fleet.v1.EnrollRequest\x1a .pyserve.fleet.v1.EnrollResponse2\x96\x01\n" +
+	"\x06Enroll\x12\x1f.pyserve.fleet.v1.EnrollRequest\x1a .pyserve.fleet.v1.EnrollResponse\x12E\n" +
+	"\x04Join\x12\x1d.pyserve.fleet.v1.JoinRequest\x1a\x1e.pyserve.fleet.v1.JoinResponse2\x96\x01\n" +
 	"\x05Fleet\x12C\n" +
 	"\aConnect\x12\x1a.pyserve.fleet.v1.FromNode\x1a\x18.pyserve.fleet.v1.ToNode(\x010\x01\x12H\n" +
 	"\x05Renew\x12\x1e.pyserve.fleet.v1.RenewRequest\x1a\x1f.pyserve.fleet.v1.RenewResponseB;Z9github.com/pyserve/pyserve/proto/pyserve/fleet/v1;fleetv1b\x06proto3"
@@ -2119,80 +2395,88 @@ func file_pyserve_fleet_v1_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_pyserve_fleet_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_pyserve_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_pyserve_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_pyserve_fleet_v1_fleet_proto_goTypes = []any{
 	(BackendState)(0),             // 0: pyserve.fleet.v1.BackendState
 	(*EnrollRequest)(nil),         // 1: pyserve.fleet.v1.EnrollRequest
 	(*EnrollResponse)(nil),        // 2: pyserve.fleet.v1.EnrollResponse
-	(*RenewRequest)(nil),          // 3: pyserve.fleet.v1.RenewRequest
-	(*RenewResponse)(nil),         // 4: pyserve.fleet.v1.RenewResponse
-	(*Identity)(nil),              // 5: pyserve.fleet.v1.Identity
-	(*FromNode)(nil),              // 6: pyserve.fleet.v1.FromNode
-	(*ToNode)(nil),                // 7: pyserve.fleet.v1.ToNode
-	(*Hello)(nil),                 // 8: pyserve.fleet.v1.Hello
-	(*Welcome)(nil),               // 9: pyserve.fleet.v1.Welcome
-	(*AuthorityInUse)(nil),        // 10: pyserve.fleet.v1.AuthorityInUse
-	(*Release)(nil),               // 11: pyserve.fleet.v1.Release
-	(*Offer)(nil),                 // 12: pyserve.fleet.v1.Offer
-	(*OfferPart)(nil),             // 13: pyserve.fleet.v1.OfferPart
-	(*ResourceKey)(nil),           // 14: pyserve.fleet.v1.ResourceKey
-	(*Resource)(nil),              // 15: pyserve.fleet.v1.Resource
-	(*Prepared)(nil),              // 16: pyserve.fleet.v1.Prepared
-	(*Refusal)(nil),               // 17: pyserve.fleet.v1.Refusal
-	(*Commit)(nil),                // 18: pyserve.fleet.v1.Commit
-	(*Abort)(nil),                 // 19: pyserve.fleet.v1.Abort
-	(*Committed)(nil),             // 20: pyserve.fleet.v1.Committed
-	(*NeedFull)(nil),              // 21: pyserve.fleet.v1.NeedFull
-	(*Leaving)(nil),               // 22: pyserve.fleet.v1.Leaving
-	(*Status)(nil),                // 23: pyserve.fleet.v1.Status
-	(*BackendStatus)(nil),         // 24: pyserve.fleet.v1.BackendStatus
-	(*Question)(nil),              // 25: pyserve.fleet.v1.Question
-	(*Answer)(nil),                // 26: pyserve.fleet.v1.Answer
-	(*Forward)(nil),               // 27: pyserve.fleet.v1.Forward
-	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
+	(*JoinRequest)(nil),           // 3: pyserve.fleet.v1.JoinRequest
+	(*JoinResponse)(nil),          // 4: pyserve.fleet.v1.JoinResponse
+	(*SecretFile)(nil),            // 5: pyserve.fleet.v1.SecretFile
+	(*RenewRequest)(nil),          // 6: pyserve.fleet.v1.RenewRequest
+	(*RenewResponse)(nil),         // 7: pyserve.fleet.v1.RenewResponse
+	(*Identity)(nil),              // 8: pyserve.fleet.v1.Identity
+	(*FromNode)(nil),              // 9: pyserve.fleet.v1.FromNode
+	(*ToNode)(nil),                // 10: pyserve.fleet.v1.ToNode
+	(*Hello)(nil),                 // 11: pyserve.fleet.v1.Hello
+	(*Welcome)(nil),               // 12: pyserve.fleet.v1.Welcome
+	(*Controls)(nil),              // 13: pyserve.fleet.v1.Controls
+	(*AuthorityInUse)(nil),        // 14: pyserve.fleet.v1.AuthorityInUse
+	(*Release)(nil),               // 15: pyserve.fleet.v1.Release
+	(*Offer)(nil),                 // 16: pyserve.fleet.v1.Offer
+	(*OfferPart)(nil),             // 17: pyserve.fleet.v1.OfferPart
+	(*ResourceKey)(nil),           // 18: pyserve.fleet.v1.ResourceKey
+	(*Resource)(nil),              // 19: pyserve.fleet.v1.Resource
+	(*Prepared)(nil),              // 20: pyserve.fleet.v1.Prepared
+	(*Refusal)(nil),               // 21: pyserve.fleet.v1.Refusal
+	(*Commit)(nil),                // 22: pyserve.fleet.v1.Commit
+	(*Abort)(nil),                 // 23: pyserve.fleet.v1.Abort
+	(*Committed)(nil),             // 24: pyserve.fleet.v1.Committed
+	(*NeedFull)(nil),              // 25: pyserve.fleet.v1.NeedFull
+	(*Leaving)(nil),               // 26: pyserve.fleet.v1.Leaving
+	(*Status)(nil),                // 27: pyserve.fleet.v1.Status
+	(*BackendStatus)(nil),         // 28: pyserve.fleet.v1.BackendStatus
+	(*Question)(nil),              // 29: pyserve.fleet.v1.Question
+	(*Answer)(nil),                // 30: pyserve.fleet.v1.Answer
+	(*Forward)(nil),               // 31: pyserve.fleet.v1.Forward
+	(*timestamppb.Timestamp)(nil), // 32: google.protobuf.Timestamp
 }
 var file_pyserve_fleet_v1_fleet_proto_depIdxs = []int32{
-	5,  // 0: pyserve.fleet.v1.EnrollResponse.identity:type_name -> pyserve.fleet.v1.Identity
-	5,  // 1: pyserve.fleet.v1.RenewResponse.identity:type_name -> pyserve.fleet.v1.Identity
-	8,  // 2: pyserve.fleet.v1.FromNode.hello:type_name -> pyserve.fleet.v1.Hello
-	16, // 3: pyserve.fleet.v1.FromNode.prepared:type_name -> pyserve.fleet.v1.Prepared
-	20, // 4: pyserve.fleet.v1.FromNode.committed:type_name -> pyserve.fleet.v1.Committed
-	21, // 5: pyserve.fleet.v1.FromNode.need_full:type_name -> pyserve.fleet.v1.NeedFull
-	23, // 6: pyserve.fleet.v1.FromNode.status:type_name -> pyserve.fleet.v1.Status
-	22, // 7: pyserve.fleet.v1.FromNode.leaving:type_name -> pyserve.fleet.v1.Leaving
-	26, // 8: pyserve.fleet.v1.FromNode.answer:type_name -> pyserve.fleet.v1.Answer
-	9,  // 9: pyserve.fleet.v1.ToNode.welcome:type_name -> pyserve.fleet.v1.Welcome
-	12, // 10: pyserve.fleet.v1.ToNode.offer:type_name -> pyserve.fleet.v1.Offer
-	13, // 11: pyserve.fleet.v1.ToNode.offer_part:type_name -> pyserve.fleet.v1.OfferPart
-	18, // 12: pyserve.fleet.v1.ToNode.commit:type_name -> pyserve.fleet.v1.Commit
-	19, // 13: pyserve.fleet.v1.ToNode.abort:type_name -> pyserve.fleet.v1.Abort
-	25, // 14: pyserve.fleet.v1.ToNode.question:type_name -> pyserve.fleet.v1.Question
-	10, // 15: pyserve.fleet.v1.ToNode.authority:type_name -> pyserve.fleet.v1.AuthorityInUse
-	11, // 16: pyserve.fleet.v1.Hello.applied:type_name -> pyserve.fleet.v1.Release
-	11, // 17: pyserve.fleet.v1.Hello.stored:type_name -> pyserve.fleet.v1.Release
-	11, // 18: pyserve.fleet.v1.Offer.release:type_name -> pyserve.fleet.v1.Release
-	14, // 19: pyserve.fleet.v1.OfferPart.removed:type_name -> pyserve.fleet.v1.ResourceKey
-	15, // 20: pyserve.fleet.v1.OfferPart.upserted:type_name -> pyserve.fleet.v1.Resource
-	17, // 21: pyserve.fleet.v1.Prepared.refusals:type_name -> pyserve.fleet.v1.Refusal
-	11, // 22: pyserve.fleet.v1.Committed.applied:type_name -> pyserve.fleet.v1.Release
-	11, // 23: pyserve.fleet.v1.Status.applied:type_name -> pyserve.fleet.v1.Release
-	24, // 24: pyserve.fleet.v1.Status.backends:type_name -> pyserve.fleet.v1.BackendStatus
-	17, // 25: pyserve.fleet.v1.Status.refusals:type_name -> pyserve.fleet.v1.Refusal
-	0,  // 26: pyserve.fleet.v1.BackendStatus.state:type_name -> pyserve.fleet.v1.BackendState
-	28, // 27: pyserve.fleet.v1.BackendStatus.since:type_name -> google.protobuf.Timestamp
-	27, // 28: pyserve.fleet.v1.Answer.forward:type_name -> pyserve.fleet.v1.Forward
-	24, // 29: pyserve.fleet.v1.Answer.backends:type_name -> pyserve.fleet.v1.BackendStatus
-	1,  // 30: pyserve.fleet.v1.Enrollment.Enroll:input_type -> pyserve.fleet.v1.EnrollRequest
-	6,  // 31: pyserve.fleet.v1.Fleet.Connect:input_type -> pyserve.fleet.v1.FromNode
-	3,  // 32: pyserve.fleet.v1.Fleet.Renew:input_type -> pyserve.fleet.v1.RenewRequest
-	2,  // 33: pyserve.fleet.v1.Enrollment.Enroll:output_type -> pyserve.fleet.v1.EnrollResponse
-	7,  // 34: pyserve.fleet.v1.Fleet.Connect:output_type -> pyserve.fleet.v1.ToNode
-	4,  // 35: pyserve.fleet.v1.Fleet.Renew:output_type -> pyserve.fleet.v1.RenewResponse
-	33, // [33:36] is the sub-list for method output_type
-	30, // [30:33] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	8,  // 0: pyserve.fleet.v1.EnrollResponse.identity:type_name -> pyserve.fleet.v1.Identity
+	5,  // 1: pyserve.fleet.v1.JoinResponse.identity:type_name -> pyserve.fleet.v1.SecretFile
+	8,  // 2: pyserve.fleet.v1.RenewResponse.identity:type_name -> pyserve.fleet.v1.Identity
+	11, // 3: pyserve.fleet.v1.FromNode.hello:type_name -> pyserve.fleet.v1.Hello
+	20, // 4: pyserve.fleet.v1.FromNode.prepared:type_name -> pyserve.fleet.v1.Prepared
+	24, // 5: pyserve.fleet.v1.FromNode.committed:type_name -> pyserve.fleet.v1.Committed
+	25, // 6: pyserve.fleet.v1.FromNode.need_full:type_name -> pyserve.fleet.v1.NeedFull
+	27, // 7: pyserve.fleet.v1.FromNode.status:type_name -> pyserve.fleet.v1.Status
+	26, // 8: pyserve.fleet.v1.FromNode.leaving:type_name -> pyserve.fleet.v1.Leaving
+	30, // 9: pyserve.fleet.v1.FromNode.answer:type_name -> pyserve.fleet.v1.Answer
+	12, // 10: pyserve.fleet.v1.ToNode.welcome:type_name -> pyserve.fleet.v1.Welcome
+	16, // 11: pyserve.fleet.v1.ToNode.offer:type_name -> pyserve.fleet.v1.Offer
+	17, // 12: pyserve.fleet.v1.ToNode.offer_part:type_name -> pyserve.fleet.v1.OfferPart
+	22, // 13: pyserve.fleet.v1.ToNode.commit:type_name -> pyserve.fleet.v1.Commit
+	23, // 14: pyserve.fleet.v1.ToNode.abort:type_name -> pyserve.fleet.v1.Abort
+	29, // 15: pyserve.fleet.v1.ToNode.question:type_name -> pyserve.fleet.v1.Question
+	14, // 16: pyserve.fleet.v1.ToNode.authority:type_name -> pyserve.fleet.v1.AuthorityInUse
+	13, // 17: pyserve.fleet.v1.ToNode.controls:type_name -> pyserve.fleet.v1.Controls
+	15, // 18: pyserve.fleet.v1.Hello.applied:type_name -> pyserve.fleet.v1.Release
+	15, // 19: pyserve.fleet.v1.Hello.stored:type_name -> pyserve.fleet.v1.Release
+	15, // 20: pyserve.fleet.v1.Offer.release:type_name -> pyserve.fleet.v1.Release
+	18, // 21: pyserve.fleet.v1.OfferPart.removed:type_name -> pyserve.fleet.v1.ResourceKey
+	19, // 22: pyserve.fleet.v1.OfferPart.upserted:type_name -> pyserve.fleet.v1.Resource
+	21, // 23: pyserve.fleet.v1.Prepared.refusals:type_name -> pyserve.fleet.v1.Refusal
+	15, // 24: pyserve.fleet.v1.Committed.applied:type_name -> pyserve.fleet.v1.Release
+	15, // 25: pyserve.fleet.v1.Status.applied:type_name -> pyserve.fleet.v1.Release
+	28, // 26: pyserve.fleet.v1.Status.backends:type_name -> pyserve.fleet.v1.BackendStatus
+	21, // 27: pyserve.fleet.v1.Status.refusals:type_name -> pyserve.fleet.v1.Refusal
+	0,  // 28: pyserve.fleet.v1.BackendStatus.state:type_name -> pyserve.fleet.v1.BackendState
+	32, // 29: pyserve.fleet.v1.BackendStatus.since:type_name -> google.protobuf.Timestamp
+	31, // 30: pyserve.fleet.v1.Answer.forward:type_name -> pyserve.fleet.v1.Forward
+	28, // 31: pyserve.fleet.v1.Answer.backends:type_name -> pyserve.fleet.v1.BackendStatus
+	1,  // 32: pyserve.fleet.v1.Enrollment.Enroll:input_type -> pyserve.fleet.v1.EnrollRequest
+	3,  // 33: pyserve.fleet.v1.Enrollment.Join:input_type -> pyserve.fleet.v1.JoinRequest
+	9,  // 34: pyserve.fleet.v1.Fleet.Connect:input_type -> pyserve.fleet.v1.FromNode
+	6,  // 35: pyserve.fleet.v1.Fleet.Renew:input_type -> pyserve.fleet.v1.RenewRequest
+	2,  // 36: pyserve.fleet.v1.Enrollment.Enroll:output_type -> pyserve.fleet.v1.EnrollResponse
+	4,  // 37: pyserve.fleet.v1.Enrollment.Join:output_type -> pyserve.fleet.v1.JoinResponse
+	10, // 38: pyserve.fleet.v1.Fleet.Connect:output_type -> pyserve.fleet.v1.ToNode
+	7,  // 39: pyserve.fleet.v1.Fleet.Renew:output_type -> pyserve.fleet.v1.RenewResponse
+	36, // [36:40] is the sub-list for method output_type
+	32, // [32:36] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_fleet_v1_fleet_proto_init() }
@@ -2200,7 +2484,7 @@ func file_pyserve_fleet_v1_fleet_proto_init() {
 	if File_pyserve_fleet_v1_fleet_proto != nil {
 		return
 	}
-	file_pyserve_fleet_v1_fleet_proto_msgTypes[5].OneofWrappers = []any{
+	file_pyserve_fleet_v1_fleet_proto_msgTypes[8].OneofWrappers = []any{
 		(*FromNode_Hello)(nil),
 		(*FromNode_Prepared)(nil),
 		(*FromNode_Committed)(nil),
@@ -2209,7 +2493,7 @@ func file_pyserve_fleet_v1_fleet_proto_init() {
 		(*FromNode_Leaving)(nil),
 		(*FromNode_Answer)(nil),
 	}
-	file_pyserve_fleet_v1_fleet_proto_msgTypes[6].OneofWrappers = []any{
+	file_pyserve_fleet_v1_fleet_proto_msgTypes[9].OneofWrappers = []any{
 		(*ToNode_Welcome)(nil),
 		(*ToNode_Offer)(nil),
 		(*ToNode_OfferPart)(nil),
@@ -2217,6 +2501,7 @@ func file_pyserve_fleet_v1_fleet_proto_init() {
 		(*ToNode_Abort)(nil),
 		(*ToNode_Question)(nil),
 		(*ToNode_Authority)(nil),
+		(*ToNode_Controls)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2224,7 +2509,7 @@ func file_pyserve_fleet_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_fleet_v1_fleet_proto_rawDesc), len(file_pyserve_fleet_v1_fleet_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   27,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -23,6 +23,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Enrollment_Enroll_FullMethodName = "/pyserve.fleet.v1.Enrollment/Enroll"
+	Enrollment_Join_FullMethodName   = "/pyserve.fleet.v1.Enrollment/Join"
 )
 
 // EnrollmentClient is the client API for Enrollment service.
@@ -35,6 +36,9 @@ type EnrollmentClient interface {
 	// UNAUTHENTICATED: the token is unknown. ALREADY_EXISTS: a connected node has the name. INVALID_ARGUMENT: the request
 	// is malformed.
 	Enroll(ctx context.Context, in *EnrollRequest, opts ...grpc.CallOption) (*EnrollResponse, error)
+	// Join trades a control token for the cluster's secrets: the bearer becomes a replica of control.
+	// UNAUTHENTICATED: the token is unknown. ALREADY_EXISTS: a control of the name runs.
+	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*JoinResponse, error)
 }
 
 type enrollmentClient struct {
@@ -55,6 +59,16 @@ func (c *enrollmentClient) Enroll(ctx context.Context, in *EnrollRequest, opts .
 	return out, nil
 }
 
+func (c *enrollmentClient) Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*JoinResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(JoinResponse)
+	err := c.cc.Invoke(ctx, Enrollment_Join_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // EnrollmentServer is the server API for Enrollment service.
 // All implementations must embed UnimplementedEnrollmentServer
 // for forward compatibility.
@@ -65,6 +79,9 @@ type EnrollmentServer interface {
 	// UNAUTHENTICATED: the token is unknown. ALREADY_EXISTS: a connected node has the name. INVALID_ARGUMENT: the request
 	// is malformed.
 	Enroll(context.Context, *EnrollRequest) (*EnrollResponse, error)
+	// Join trades a control token for the cluster's secrets: the bearer becomes a replica of control.
+	// UNAUTHENTICATED: the token is unknown. ALREADY_EXISTS: a control of the name runs.
+	Join(context.Context, *JoinRequest) (*JoinResponse, error)
 	mustEmbedUnimplementedEnrollmentServer()
 }
 
@@ -77,6 +94,9 @@ type UnimplementedEnrollmentServer struct{}
 
 func (UnimplementedEnrollmentServer) Enroll(context.Context, *EnrollRequest) (*EnrollResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Enroll not implemented")
+}
+func (UnimplementedEnrollmentServer) Join(context.Context, *JoinRequest) (*JoinResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Join not implemented")
 }
 func (UnimplementedEnrollmentServer) mustEmbedUnimplementedEnrollmentServer() {}
 func (UnimplementedEnrollmentServer) testEmbeddedByValue()                    {}
@@ -117,6 +137,24 @@ func _Enrollment_Enroll_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Enrollment_Join_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(JoinRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EnrollmentServer).Join(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Enrollment_Join_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EnrollmentServer).Join(ctx, req.(*JoinRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Enrollment_ServiceDesc is the grpc.ServiceDesc for Enrollment service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -127,6 +165,10 @@ var Enrollment_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Enroll",
 			Handler:    _Enrollment_Enroll_Handler,
+		},
+		{
+			MethodName: "Join",
+			Handler:    _Enrollment_Join_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

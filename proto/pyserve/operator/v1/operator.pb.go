@@ -273,7 +273,10 @@ type ApplyOptions struct {
 	// Answer as soon as the revision is stored; nodes follow by themselves.
 	Detach bool `protobuf:"varint,4,opt,name=detach,proto3" json:"detach,omitempty"`
 	// How long nodes may take to prepare, and then to commit. Unset: 60 s.
-	Timeout       *durationpb.Duration `protobuf:"bytes,5,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	Timeout *durationpb.Duration `protobuf:"bytes,5,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// 16 random bytes: a second call with the same ones makes no second revision, so that a call whose outcome is not known
+	// may be made again. Empty: every call counts.
+	RequestId     []byte `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -339,6 +342,13 @@ func (x *ApplyOptions) GetDetach() bool {
 func (x *ApplyOptions) GetTimeout() *durationpb.Duration {
 	if x != nil {
 		return x.Timeout
+	}
+	return nil
+}
+
+func (x *ApplyOptions) GetRequestId() []byte {
+	if x != nil {
+		return x.RequestId
 	}
 	return nil
 }
@@ -1595,7 +1605,9 @@ func (x *BackendSummary) GetNodes() map[string]string {
 }
 
 type ListControlsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the control that is asked knows by itself; otherwise the one that leads is asked, which knows more.
+	Local         bool `protobuf:"varint,1,opt,name=local,proto3" json:"local,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1628,6 +1640,13 @@ func (x *ListControlsRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ListControlsRequest.ProtoReflect.Descriptor instead.
 func (*ListControlsRequest) Descriptor() ([]byte, []int) {
 	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ListControlsRequest) GetLocal() bool {
+	if x != nil {
+		return x.Local
+	}
+	return false
 }
 
 type ListControlsResponse struct {
@@ -1679,8 +1698,16 @@ type ControlSummary struct {
 	Name    string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Address string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
 	// leader or follower.
-	Role          string `protobuf:"bytes,3,opt,name=role,proto3" json:"role,omitempty"`
-	Version       string `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
+	Role    string `protobuf:"bytes,3,opt,name=role,proto3" json:"role,omitempty"`
+	Version string `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
+	// The control that answers hears from it, or is it.
+	Reachable bool `protobuf:"varint,5,opt,name=reachable,proto3" json:"reachable,omitempty"`
+	// How many entries of the log it is behind the leader.
+	Lag uint64 `protobuf:"varint,6,opt,name=lag,proto3" json:"lag,omitempty"`
+	// alive, suspect, dead or left, as gossip has it; empty: not known.
+	Gossip string `protobuf:"bytes,7,opt,name=gossip,proto3" json:"gossip,omitempty"`
+	// Its vote counts; a control that has just joined is brought up to date first.
+	Voter         bool `protobuf:"varint,8,opt,name=voter,proto3" json:"voter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1743,6 +1770,114 @@ func (x *ControlSummary) GetVersion() string {
 	return ""
 }
 
+func (x *ControlSummary) GetReachable() bool {
+	if x != nil {
+		return x.Reachable
+	}
+	return false
+}
+
+func (x *ControlSummary) GetLag() uint64 {
+	if x != nil {
+		return x.Lag
+	}
+	return 0
+}
+
+func (x *ControlSummary) GetGossip() string {
+	if x != nil {
+		return x.Gossip
+	}
+	return ""
+}
+
+func (x *ControlSummary) GetVoter() bool {
+	if x != nil {
+		return x.Voter
+	}
+	return false
+}
+
+type RemoveControlRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveControlRequest) Reset() {
+	*x = RemoveControlRequest{}
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveControlRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveControlRequest) ProtoMessage() {}
+
+func (x *RemoveControlRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveControlRequest.ProtoReflect.Descriptor instead.
+func (*RemoveControlRequest) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *RemoveControlRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RemoveControlResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveControlResponse) Reset() {
+	*x = RemoveControlResponse{}
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveControlResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveControlResponse) ProtoMessage() {}
+
+func (x *RemoveControlResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveControlResponse.ProtoReflect.Descriptor instead.
+func (*RemoveControlResponse) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{25}
+}
+
 type ListRevisionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How many of the newest; 0: all.
@@ -1753,7 +1888,7 @@ type ListRevisionsRequest struct {
 
 func (x *ListRevisionsRequest) Reset() {
 	*x = ListRevisionsRequest{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[24]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1765,7 +1900,7 @@ func (x *ListRevisionsRequest) String() string {
 func (*ListRevisionsRequest) ProtoMessage() {}
 
 func (x *ListRevisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[24]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1778,7 +1913,7 @@ func (x *ListRevisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevisionsRequest.ProtoReflect.Descriptor instead.
 func (*ListRevisionsRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{24}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListRevisionsRequest) GetLimit() uint32 {
@@ -1797,7 +1932,7 @@ type ListRevisionsResponse struct {
 
 func (x *ListRevisionsResponse) Reset() {
 	*x = ListRevisionsResponse{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[25]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1809,7 +1944,7 @@ func (x *ListRevisionsResponse) String() string {
 func (*ListRevisionsResponse) ProtoMessage() {}
 
 func (x *ListRevisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[25]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1822,7 +1957,7 @@ func (x *ListRevisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevisionsResponse.ProtoReflect.Descriptor instead.
 func (*ListRevisionsResponse) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{25}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListRevisionsResponse) GetRevisions() []*RevisionSummary {
@@ -1851,7 +1986,7 @@ type RevisionSummary struct {
 
 func (x *RevisionSummary) Reset() {
 	*x = RevisionSummary{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[26]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1863,7 +1998,7 @@ func (x *RevisionSummary) String() string {
 func (*RevisionSummary) ProtoMessage() {}
 
 func (x *RevisionSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[26]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1876,7 +2011,7 @@ func (x *RevisionSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevisionSummary.ProtoReflect.Descriptor instead.
 func (*RevisionSummary) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{26}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RevisionSummary) GetRevision() uint64 {
@@ -1946,7 +2081,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[27]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1958,7 +2093,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[27]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1971,7 +2106,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{27}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RollbackRequest) GetRevision() uint64 {
@@ -2003,7 +2138,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[28]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2015,7 +2150,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[28]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2028,7 +2163,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{28}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ExplainRequest) GetMethod() string {
@@ -2079,7 +2214,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[29]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2091,7 +2226,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[29]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2104,7 +2239,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{29}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ExplainResponse) GetRoute() string {
@@ -2168,7 +2303,7 @@ type ExplainedForward struct {
 
 func (x *ExplainedForward) Reset() {
 	*x = ExplainedForward{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[30]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2180,7 +2315,7 @@ func (x *ExplainedForward) String() string {
 func (*ExplainedForward) ProtoMessage() {}
 
 func (x *ExplainedForward) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[30]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2193,7 +2328,7 @@ func (x *ExplainedForward) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedForward.ProtoReflect.Descriptor instead.
 func (*ExplainedForward) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{30}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ExplainedForward) GetMethod() string {
@@ -2229,7 +2364,7 @@ type ExplainedBackend struct {
 
 func (x *ExplainedBackend) Reset() {
 	*x = ExplainedBackend{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[31]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2241,7 +2376,7 @@ func (x *ExplainedBackend) String() string {
 func (*ExplainedBackend) ProtoMessage() {}
 
 func (x *ExplainedBackend) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[31]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2254,7 +2389,7 @@ func (x *ExplainedBackend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedBackend.ProtoReflect.Descriptor instead.
 func (*ExplainedBackend) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{31}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ExplainedBackend) GetAddress() string {
@@ -2288,7 +2423,7 @@ type FindFilesRequest struct {
 
 func (x *FindFilesRequest) Reset() {
 	*x = FindFilesRequest{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[32]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2300,7 +2435,7 @@ func (x *FindFilesRequest) String() string {
 func (*FindFilesRequest) ProtoMessage() {}
 
 func (x *FindFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[32]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2313,7 +2448,7 @@ func (x *FindFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindFilesRequest.ProtoReflect.Descriptor instead.
 func (*FindFilesRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{32}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *FindFilesRequest) GetNames() []string {
@@ -2333,7 +2468,7 @@ type FindFilesResponse struct {
 
 func (x *FindFilesResponse) Reset() {
 	*x = FindFilesResponse{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[33]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2345,7 +2480,7 @@ func (x *FindFilesResponse) String() string {
 func (*FindFilesResponse) ProtoMessage() {}
 
 func (x *FindFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[33]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2358,7 +2493,7 @@ func (x *FindFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindFilesResponse.ProtoReflect.Descriptor instead.
 func (*FindFilesResponse) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{33}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *FindFilesResponse) GetNames() []string {
@@ -2380,7 +2515,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[34]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2392,7 +2527,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[34]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2405,7 +2540,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{34}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *WatchEventsRequest) GetLimit() uint32 {
@@ -2434,7 +2569,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[35]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2446,7 +2581,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[35]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2459,7 +2594,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{35}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *WatchEventsResponse) GetEvents() []*Event {
@@ -2492,7 +2627,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[36]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2504,7 +2639,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[36]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2517,7 +2652,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{36}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Event) GetSequence() uint64 {
@@ -2562,13 +2697,15 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\"pyserve/operator/v1/operator.proto\x12\x13pyserve.operator.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"2\n" +
 	"\bFilePart\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"\xb7\x01\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"\xd6\x01\n" +
 	"\fApplyOptions\x12\x18\n" +
 	"\amessage\x18\x01 \x01(\tR\amessage\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12'\n" +
 	"\x0fexpect_revision\x18\x03 \x01(\x04R\x0eexpectRevision\x12\x16\n" +
 	"\x06detach\x18\x04 \x01(\bR\x06detach\x123\n" +
-	"\atimeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\atimeout\"\x8d\x01\n" +
+	"\atimeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x06 \x01(\fR\trequestId\"\x8d\x01\n" +
 	"\fApplyRequest\x12=\n" +
 	"\aoptions\x18\x01 \x01(\v2!.pyserve.operator.v1.ApplyOptionsH\x00R\aoptions\x123\n" +
 	"\x04part\x18\x02 \x01(\v2\x1d.pyserve.operator.v1.FilePartH\x00R\x04partB\t\n" +
@@ -2655,15 +2792,23 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\n" +
 	"NodesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x15\n" +
-	"\x13ListControlsRequest\"W\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"+\n" +
+	"\x13ListControlsRequest\x12\x14\n" +
+	"\x05local\x18\x01 \x01(\bR\x05local\"W\n" +
 	"\x14ListControlsResponse\x12?\n" +
-	"\bcontrols\x18\x01 \x03(\v2#.pyserve.operator.v1.ControlSummaryR\bcontrols\"l\n" +
+	"\bcontrols\x18\x01 \x03(\v2#.pyserve.operator.v1.ControlSummaryR\bcontrols\"\xca\x01\n" +
 	"\x0eControlSummary\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +
 	"\x04role\x18\x03 \x01(\tR\x04role\x12\x18\n" +
-	"\aversion\x18\x04 \x01(\tR\aversion\",\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\x12\x1c\n" +
+	"\treachable\x18\x05 \x01(\bR\treachable\x12\x10\n" +
+	"\x03lag\x18\x06 \x01(\x04R\x03lag\x12\x16\n" +
+	"\x06gossip\x18\a \x01(\tR\x06gossip\x12\x14\n" +
+	"\x05voter\x18\b \x01(\bR\x05voter\"*\n" +
+	"\x14RemoveControlRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x17\n" +
+	"\x15RemoveControlResponse\",\n" +
 	"\x14ListRevisionsRequest\x12\x14\n" +
 	"\x05limit\x18\x01 \x01(\rR\x05limit\"[\n" +
 	"\x15ListRevisionsResponse\x12B\n" +
@@ -2737,7 +2882,8 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\x15APPLY_OUTCOME_REFUSED\x10\x03\x12\x1c\n" +
 	"\x18APPLY_OUTCOME_INCOMPLETE\x10\x04\x12\x19\n" +
 	"\x15APPLY_OUTCOME_DRY_RUN\x10\x05\x12\x1a\n" +
-	"\x16APPLY_OUTCOME_DETACHED\x10\x062\xc6\t\n" +
+	"\x16APPLY_OUTCOME_DETACHED\x10\x062\xae\n" +
+	"\n" +
 	"\bOperator\x12O\n" +
 	"\x05Apply\x12!.pyserve.operator.v1.ApplyRequest\x1a\x1f.pyserve.operator.v1.ApplyEvent(\x010\x01\x12M\n" +
 	"\x04Diff\x12 .pyserve.operator.v1.DiffRequest\x1a!.pyserve.operator.v1.DiffResponse(\x01\x12Z\n" +
@@ -2747,7 +2893,8 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\n" +
 	"ListRoutes\x12&.pyserve.operator.v1.ListRoutesRequest\x1a'.pyserve.operator.v1.ListRoutesResponse0\x01\x12e\n" +
 	"\fListBackends\x12(.pyserve.operator.v1.ListBackendsRequest\x1a).pyserve.operator.v1.ListBackendsResponse0\x01\x12c\n" +
-	"\fListControls\x12(.pyserve.operator.v1.ListControlsRequest\x1a).pyserve.operator.v1.ListControlsResponse\x12h\n" +
+	"\fListControls\x12(.pyserve.operator.v1.ListControlsRequest\x1a).pyserve.operator.v1.ListControlsResponse\x12f\n" +
+	"\rRemoveControl\x12).pyserve.operator.v1.RemoveControlRequest\x1a*.pyserve.operator.v1.RemoveControlResponse\x12h\n" +
 	"\rListRevisions\x12).pyserve.operator.v1.ListRevisionsRequest\x1a*.pyserve.operator.v1.ListRevisionsResponse0\x01\x12S\n" +
 	"\bRollback\x12$.pyserve.operator.v1.RollbackRequest\x1a\x1f.pyserve.operator.v1.ApplyEvent0\x01\x12T\n" +
 	"\aExplain\x12#.pyserve.operator.v1.ExplainRequest\x1a$.pyserve.operator.v1.ExplainResponse\x12Z\n" +
@@ -2767,7 +2914,7 @@ func file_pyserve_operator_v1_operator_proto_rawDescGZIP() []byte {
 }
 
 var file_pyserve_operator_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_pyserve_operator_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_pyserve_operator_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_pyserve_operator_v1_operator_proto_goTypes = []any{
 	(ChangeAction)(0),             // 0: pyserve.operator.v1.ChangeAction
 	(NodePhase)(0),                // 1: pyserve.operator.v1.NodePhase
@@ -2796,25 +2943,27 @@ var file_pyserve_operator_v1_operator_proto_goTypes = []any{
 	(*ListControlsRequest)(nil),   // 24: pyserve.operator.v1.ListControlsRequest
 	(*ListControlsResponse)(nil),  // 25: pyserve.operator.v1.ListControlsResponse
 	(*ControlSummary)(nil),        // 26: pyserve.operator.v1.ControlSummary
-	(*ListRevisionsRequest)(nil),  // 27: pyserve.operator.v1.ListRevisionsRequest
-	(*ListRevisionsResponse)(nil), // 28: pyserve.operator.v1.ListRevisionsResponse
-	(*RevisionSummary)(nil),       // 29: pyserve.operator.v1.RevisionSummary
-	(*RollbackRequest)(nil),       // 30: pyserve.operator.v1.RollbackRequest
-	(*ExplainRequest)(nil),        // 31: pyserve.operator.v1.ExplainRequest
-	(*ExplainResponse)(nil),       // 32: pyserve.operator.v1.ExplainResponse
-	(*ExplainedForward)(nil),      // 33: pyserve.operator.v1.ExplainedForward
-	(*ExplainedBackend)(nil),      // 34: pyserve.operator.v1.ExplainedBackend
-	(*FindFilesRequest)(nil),      // 35: pyserve.operator.v1.FindFilesRequest
-	(*FindFilesResponse)(nil),     // 36: pyserve.operator.v1.FindFilesResponse
-	(*WatchEventsRequest)(nil),    // 37: pyserve.operator.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),   // 38: pyserve.operator.v1.WatchEventsResponse
-	(*Event)(nil),                 // 39: pyserve.operator.v1.Event
-	nil,                           // 40: pyserve.operator.v1.BackendSummary.NodesEntry
-	(*durationpb.Duration)(nil),   // 41: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 42: google.protobuf.Timestamp
+	(*RemoveControlRequest)(nil),  // 27: pyserve.operator.v1.RemoveControlRequest
+	(*RemoveControlResponse)(nil), // 28: pyserve.operator.v1.RemoveControlResponse
+	(*ListRevisionsRequest)(nil),  // 29: pyserve.operator.v1.ListRevisionsRequest
+	(*ListRevisionsResponse)(nil), // 30: pyserve.operator.v1.ListRevisionsResponse
+	(*RevisionSummary)(nil),       // 31: pyserve.operator.v1.RevisionSummary
+	(*RollbackRequest)(nil),       // 32: pyserve.operator.v1.RollbackRequest
+	(*ExplainRequest)(nil),        // 33: pyserve.operator.v1.ExplainRequest
+	(*ExplainResponse)(nil),       // 34: pyserve.operator.v1.ExplainResponse
+	(*ExplainedForward)(nil),      // 35: pyserve.operator.v1.ExplainedForward
+	(*ExplainedBackend)(nil),      // 36: pyserve.operator.v1.ExplainedBackend
+	(*FindFilesRequest)(nil),      // 37: pyserve.operator.v1.FindFilesRequest
+	(*FindFilesResponse)(nil),     // 38: pyserve.operator.v1.FindFilesResponse
+	(*WatchEventsRequest)(nil),    // 39: pyserve.operator.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),   // 40: pyserve.operator.v1.WatchEventsResponse
+	(*Event)(nil),                 // 41: pyserve.operator.v1.Event
+	nil,                           // 42: pyserve.operator.v1.BackendSummary.NodesEntry
+	(*durationpb.Duration)(nil),   // 43: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 44: google.protobuf.Timestamp
 }
 var file_pyserve_operator_v1_operator_proto_depIdxs = []int32{
-	41, // 0: pyserve.operator.v1.ApplyOptions.timeout:type_name -> google.protobuf.Duration
+	43, // 0: pyserve.operator.v1.ApplyOptions.timeout:type_name -> google.protobuf.Duration
 	4,  // 1: pyserve.operator.v1.ApplyRequest.options:type_name -> pyserve.operator.v1.ApplyOptions
 	3,  // 2: pyserve.operator.v1.ApplyRequest.part:type_name -> pyserve.operator.v1.FilePart
 	7,  // 3: pyserve.operator.v1.ApplyEvent.problem:type_name -> pyserve.operator.v1.Problem
@@ -2828,19 +2977,19 @@ var file_pyserve_operator_v1_operator_proto_depIdxs = []int32{
 	7,  // 11: pyserve.operator.v1.DiffResponse.problems:type_name -> pyserve.operator.v1.Problem
 	8,  // 12: pyserve.operator.v1.DiffResponse.changes:type_name -> pyserve.operator.v1.Change
 	15, // 13: pyserve.operator.v1.GetStatusResponse.nodes:type_name -> pyserve.operator.v1.NodeStatus
-	42, // 14: pyserve.operator.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
+	44, // 14: pyserve.operator.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
 	20, // 15: pyserve.operator.v1.ListRoutesResponse.routes:type_name -> pyserve.operator.v1.RouteSummary
 	23, // 16: pyserve.operator.v1.ListBackendsResponse.backends:type_name -> pyserve.operator.v1.BackendSummary
-	42, // 17: pyserve.operator.v1.BackendSummary.since:type_name -> google.protobuf.Timestamp
-	40, // 18: pyserve.operator.v1.BackendSummary.nodes:type_name -> pyserve.operator.v1.BackendSummary.NodesEntry
+	44, // 17: pyserve.operator.v1.BackendSummary.since:type_name -> google.protobuf.Timestamp
+	42, // 18: pyserve.operator.v1.BackendSummary.nodes:type_name -> pyserve.operator.v1.BackendSummary.NodesEntry
 	26, // 19: pyserve.operator.v1.ListControlsResponse.controls:type_name -> pyserve.operator.v1.ControlSummary
-	29, // 20: pyserve.operator.v1.ListRevisionsResponse.revisions:type_name -> pyserve.operator.v1.RevisionSummary
-	42, // 21: pyserve.operator.v1.RevisionSummary.created:type_name -> google.protobuf.Timestamp
+	31, // 20: pyserve.operator.v1.ListRevisionsResponse.revisions:type_name -> pyserve.operator.v1.RevisionSummary
+	44, // 21: pyserve.operator.v1.RevisionSummary.created:type_name -> google.protobuf.Timestamp
 	4,  // 22: pyserve.operator.v1.RollbackRequest.options:type_name -> pyserve.operator.v1.ApplyOptions
-	33, // 23: pyserve.operator.v1.ExplainResponse.forward:type_name -> pyserve.operator.v1.ExplainedForward
-	34, // 24: pyserve.operator.v1.ExplainResponse.backends:type_name -> pyserve.operator.v1.ExplainedBackend
-	39, // 25: pyserve.operator.v1.WatchEventsResponse.events:type_name -> pyserve.operator.v1.Event
-	42, // 26: pyserve.operator.v1.Event.time:type_name -> google.protobuf.Timestamp
+	35, // 23: pyserve.operator.v1.ExplainResponse.forward:type_name -> pyserve.operator.v1.ExplainedForward
+	36, // 24: pyserve.operator.v1.ExplainResponse.backends:type_name -> pyserve.operator.v1.ExplainedBackend
+	41, // 25: pyserve.operator.v1.WatchEventsResponse.events:type_name -> pyserve.operator.v1.Event
+	44, // 26: pyserve.operator.v1.Event.time:type_name -> google.protobuf.Timestamp
 	5,  // 27: pyserve.operator.v1.Operator.Apply:input_type -> pyserve.operator.v1.ApplyRequest
 	11, // 28: pyserve.operator.v1.Operator.Diff:input_type -> pyserve.operator.v1.DiffRequest
 	13, // 29: pyserve.operator.v1.Operator.GetStatus:input_type -> pyserve.operator.v1.GetStatusRequest
@@ -2849,26 +2998,28 @@ var file_pyserve_operator_v1_operator_proto_depIdxs = []int32{
 	18, // 32: pyserve.operator.v1.Operator.ListRoutes:input_type -> pyserve.operator.v1.ListRoutesRequest
 	21, // 33: pyserve.operator.v1.Operator.ListBackends:input_type -> pyserve.operator.v1.ListBackendsRequest
 	24, // 34: pyserve.operator.v1.Operator.ListControls:input_type -> pyserve.operator.v1.ListControlsRequest
-	27, // 35: pyserve.operator.v1.Operator.ListRevisions:input_type -> pyserve.operator.v1.ListRevisionsRequest
-	30, // 36: pyserve.operator.v1.Operator.Rollback:input_type -> pyserve.operator.v1.RollbackRequest
-	31, // 37: pyserve.operator.v1.Operator.Explain:input_type -> pyserve.operator.v1.ExplainRequest
-	35, // 38: pyserve.operator.v1.Operator.FindFiles:input_type -> pyserve.operator.v1.FindFilesRequest
-	37, // 39: pyserve.operator.v1.Operator.WatchEvents:input_type -> pyserve.operator.v1.WatchEventsRequest
-	6,  // 40: pyserve.operator.v1.Operator.Apply:output_type -> pyserve.operator.v1.ApplyEvent
-	12, // 41: pyserve.operator.v1.Operator.Diff:output_type -> pyserve.operator.v1.DiffResponse
-	14, // 42: pyserve.operator.v1.Operator.GetStatus:output_type -> pyserve.operator.v1.GetStatusResponse
-	14, // 43: pyserve.operator.v1.Operator.WatchStatus:output_type -> pyserve.operator.v1.GetStatusResponse
-	17, // 44: pyserve.operator.v1.Operator.GetConfig:output_type -> pyserve.operator.v1.GetConfigResponse
-	19, // 45: pyserve.operator.v1.Operator.ListRoutes:output_type -> pyserve.operator.v1.ListRoutesResponse
-	22, // 46: pyserve.operator.v1.Operator.ListBackends:output_type -> pyserve.operator.v1.ListBackendsResponse
-	25, // 47: pyserve.operator.v1.Operator.ListControls:output_type -> pyserve.operator.v1.ListControlsResponse
-	28, // 48: pyserve.operator.v1.Operator.ListRevisions:output_type -> pyserve.operator.v1.ListRevisionsResponse
-	6,  // 49: pyserve.operator.v1.Operator.Rollback:output_type -> pyserve.operator.v1.ApplyEvent
-	32, // 50: pyserve.operator.v1.Operator.Explain:output_type -> pyserve.operator.v1.ExplainResponse
-	36, // 51: pyserve.operator.v1.Operator.FindFiles:output_type -> pyserve.operator.v1.FindFilesResponse
-	38, // 52: pyserve.operator.v1.Operator.WatchEvents:output_type -> pyserve.operator.v1.WatchEventsResponse
-	40, // [40:53] is the sub-list for method output_type
-	27, // [27:40] is the sub-list for method input_type
+	27, // 35: pyserve.operator.v1.Operator.RemoveControl:input_type -> pyserve.operator.v1.RemoveControlRequest
+	29, // 36: pyserve.operator.v1.Operator.ListRevisions:input_type -> pyserve.operator.v1.ListRevisionsRequest
+	32, // 37: pyserve.operator.v1.Operator.Rollback:input_type -> pyserve.operator.v1.RollbackRequest
+	33, // 38: pyserve.operator.v1.Operator.Explain:input_type -> pyserve.operator.v1.ExplainRequest
+	37, // 39: pyserve.operator.v1.Operator.FindFiles:input_type -> pyserve.operator.v1.FindFilesRequest
+	39, // 40: pyserve.operator.v1.Operator.WatchEvents:input_type -> pyserve.operator.v1.WatchEventsRequest
+	6,  // 41: pyserve.operator.v1.Operator.Apply:output_type -> pyserve.operator.v1.ApplyEvent
+	12, // 42: pyserve.operator.v1.Operator.Diff:output_type -> pyserve.operator.v1.DiffResponse
+	14, // 43: pyserve.operator.v1.Operator.GetStatus:output_type -> pyserve.operator.v1.GetStatusResponse
+	14, // 44: pyserve.operator.v1.Operator.WatchStatus:output_type -> pyserve.operator.v1.GetStatusResponse
+	17, // 45: pyserve.operator.v1.Operator.GetConfig:output_type -> pyserve.operator.v1.GetConfigResponse
+	19, // 46: pyserve.operator.v1.Operator.ListRoutes:output_type -> pyserve.operator.v1.ListRoutesResponse
+	22, // 47: pyserve.operator.v1.Operator.ListBackends:output_type -> pyserve.operator.v1.ListBackendsResponse
+	25, // 48: pyserve.operator.v1.Operator.ListControls:output_type -> pyserve.operator.v1.ListControlsResponse
+	28, // 49: pyserve.operator.v1.Operator.RemoveControl:output_type -> pyserve.operator.v1.RemoveControlResponse
+	30, // 50: pyserve.operator.v1.Operator.ListRevisions:output_type -> pyserve.operator.v1.ListRevisionsResponse
+	6,  // 51: pyserve.operator.v1.Operator.Rollback:output_type -> pyserve.operator.v1.ApplyEvent
+	34, // 52: pyserve.operator.v1.Operator.Explain:output_type -> pyserve.operator.v1.ExplainResponse
+	38, // 53: pyserve.operator.v1.Operator.FindFiles:output_type -> pyserve.operator.v1.FindFilesResponse
+	40, // 54: pyserve.operator.v1.Operator.WatchEvents:output_type -> pyserve.operator.v1.WatchEventsResponse
+	41, // [41:55] is the sub-list for method output_type
+	27, // [27:41] is the sub-list for method input_type
 	27, // [27:27] is the sub-list for extension type_name
 	27, // [27:27] is the sub-list for extension extendee
 	0,  // [0:27] is the sub-list for field type_name
@@ -2895,7 +3046,7 @@ func file_pyserve_operator_v1_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_operator_v1_operator_proto_rawDesc), len(file_pyserve_operator_v1_operator_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   38,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

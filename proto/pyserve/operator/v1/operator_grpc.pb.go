@@ -29,6 +29,7 @@ const (
 	Operator_ListRoutes_FullMethodName    = "/pyserve.operator.v1.Operator/ListRoutes"
 	Operator_ListBackends_FullMethodName  = "/pyserve.operator.v1.Operator/ListBackends"
 	Operator_ListControls_FullMethodName  = "/pyserve.operator.v1.Operator/ListControls"
+	Operator_RemoveControl_FullMethodName = "/pyserve.operator.v1.Operator/RemoveControl"
 	Operator_ListRevisions_FullMethodName = "/pyserve.operator.v1.Operator/ListRevisions"
 	Operator_Rollback_FullMethodName      = "/pyserve.operator.v1.Operator/Rollback"
 	Operator_Explain_FullMethodName       = "/pyserve.operator.v1.Operator/Explain"
@@ -57,6 +58,8 @@ type OperatorClient interface {
 	// ListBackends gives the backends of the active bundle and what the nodes say of them, in parts.
 	ListBackends(ctx context.Context, in *ListBackendsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListBackendsResponse], error)
 	ListControls(ctx context.Context, in *ListControlsRequest, opts ...grpc.CallOption) (*ListControlsResponse, error)
+	// RemoveControl takes a control that has stopped out for good. NOT_FOUND: there is none of that name.
+	RemoveControl(ctx context.Context, in *RemoveControlRequest, opts ...grpc.CallOption) (*RemoveControlResponse, error)
 	// ListRevisions gives the history, newest first, in parts.
 	ListRevisions(ctx context.Context, in *ListRevisionsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListRevisionsResponse], error)
 	// Rollback makes what an earlier revision held a new revision, as Apply does with a document.
@@ -201,6 +204,16 @@ func (c *operatorClient) ListControls(ctx context.Context, in *ListControlsReque
 	return out, nil
 }
 
+func (c *operatorClient) RemoveControl(ctx context.Context, in *RemoveControlRequest, opts ...grpc.CallOption) (*RemoveControlResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveControlResponse)
+	err := c.cc.Invoke(ctx, Operator_RemoveControl_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *operatorClient) ListRevisions(ctx context.Context, in *ListRevisionsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListRevisionsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Operator_ServiceDesc.Streams[6], Operator_ListRevisions_FullMethodName, cOpts...)
@@ -299,6 +312,8 @@ type OperatorServer interface {
 	// ListBackends gives the backends of the active bundle and what the nodes say of them, in parts.
 	ListBackends(*ListBackendsRequest, grpc.ServerStreamingServer[ListBackendsResponse]) error
 	ListControls(context.Context, *ListControlsRequest) (*ListControlsResponse, error)
+	// RemoveControl takes a control that has stopped out for good. NOT_FOUND: there is none of that name.
+	RemoveControl(context.Context, *RemoveControlRequest) (*RemoveControlResponse, error)
 	// ListRevisions gives the history, newest first, in parts.
 	ListRevisions(*ListRevisionsRequest, grpc.ServerStreamingServer[ListRevisionsResponse]) error
 	// Rollback makes what an earlier revision held a new revision, as Apply does with a document.
@@ -344,6 +359,9 @@ func (UnimplementedOperatorServer) ListBackends(*ListBackendsRequest, grpc.Serve
 }
 func (UnimplementedOperatorServer) ListControls(context.Context, *ListControlsRequest) (*ListControlsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListControls not implemented")
+}
+func (UnimplementedOperatorServer) RemoveControl(context.Context, *RemoveControlRequest) (*RemoveControlResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveControl not implemented")
 }
 func (UnimplementedOperatorServer) ListRevisions(*ListRevisionsRequest, grpc.ServerStreamingServer[ListRevisionsResponse]) error {
 	return status.Error(codes.Unimplemented, "method ListRevisions not implemented")
@@ -475,6 +493,24 @@ func _Operator_ListControls_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Operator_RemoveControl_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveControlRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorServer).RemoveControl(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Operator_RemoveControl_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorServer).RemoveControl(ctx, req.(*RemoveControlRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Operator_ListRevisions_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(ListRevisionsRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -558,6 +594,10 @@ var Operator_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListControls",
 			Handler:    _Operator_ListControls_Handler,
+		},
+		{
+			MethodName: "RemoveControl",
+			Handler:    _Operator_RemoveControl_Handler,
 		},
 		{
 			MethodName: "Explain",
