@@ -18,7 +18,7 @@ const module = "github.com/pyserve/pyserve/"
 // floors are the packages by floor; a package imports lower floors only, or, within a floor, nothing but what
 // "beside" allows. A package that is not listed is one that nobody has thought about: a failure.
 var floors = map[string]int{
-	"proto/pyserve/resource/v1": 0, "proto/pyserve/fleet/v1": 0, "proto/pyserve/operator/v1": 0, "proto/pyserve/store/v1": 0,
+	"proto/pyserve/resource/v1": 0, "proto/pyserve/fleet/v1": 0, "proto/pyserve/operator/v1": 0, "proto/pyserve/store/v1": 0, "proto/pyserve/replica/v1": 0,
 	"config": 0, "config/bundle": 0,
 
 	"node/http1": 1, "node/upstream": 1, "node/balance": 1, "node/route": 1, "node/splice": 1, "node/socket": 1,
@@ -44,14 +44,15 @@ var floors = map[string]int{
 
 // beside allows imports within a floor, each with its reason.
 var beside = map[[2]string]string{
-	{"config", "proto/pyserve/resource/v1"}:              "resources are these messages",
-	{"config/bundle", "config"}:                          "a bundle is made of resources",
-	{"config/bundle", "proto/pyserve/resource/v1"}:       "bodies are these messages",
-	{"config/bundle", "proto/pyserve/fleet/v1"}:          "a release travels as this message",
-	{"proto/pyserve/store/v1", "proto/pyserve/fleet/v1"}: "a stored revision holds its release",
-	{"node/upstream", "node/balance"}:                    "a pool picks by a schedule",
-	{"node/upstream", "node/socket"}:                     "its connections are read and written by it",
-	{"node/forward", "node/tunnel"}:                      "an upgraded request ends in a tunnel",
+	{"config", "proto/pyserve/resource/v1"}:                "resources are these messages",
+	{"config/bundle", "config"}:                            "a bundle is made of resources",
+	{"config/bundle", "proto/pyserve/resource/v1"}:         "bodies are these messages",
+	{"config/bundle", "proto/pyserve/fleet/v1"}:            "a release travels as this message",
+	{"proto/pyserve/store/v1", "proto/pyserve/fleet/v1"}:   "a stored revision holds its release",
+	{"proto/pyserve/replica/v1", "proto/pyserve/fleet/v1"}: "a follower's nodes are offered what a leader's are",
+	{"node/upstream", "node/balance"}:                      "a pool picks by a schedule",
+	{"node/upstream", "node/socket"}:                       "its connections are read and written by it",
+	{"node/forward", "node/tunnel"}:                        "an upgraded request ends in a tunnel",
 }
 
 // lanes do not import each other: a node must work without control, control without gossip.

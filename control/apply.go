@@ -43,13 +43,20 @@ func (c *Control) Apply(ctx context.Context, author string, document Document, o
 		return nil, err
 	}
 	defer done()
+	request, err := requestID(o)
+	if err != nil {
+		return nil, err
+	}
+	if result, err := c.repeated(ctx, request, o, emit); result != nil || err != nil {
+		return result, err
+	}
 	if reason := c.unexpected(o); reason != "" {
 		return c.refused(reason), nil
 	}
 	if active := c.store.Active(); active != nil && active.Bundle.Digest() == next.Digest() {
 		return c.unchanged(ctx, o, emit)
 	}
-	return c.advance(ctx, candidate{resources, next, document.Data, author, o.GetMessage(), false}, o, emit)
+	return c.advance(ctx, candidate{resources, next, document.Data, author, o.GetMessage(), false, request}, o, emit)
 }
 
 // awaitTurn waits until no other apply is under way. Until done is called, what is active does not change under the
@@ -57,10 +64,62 @@ func (c *Control) Apply(ctx context.Context, author string, document Document, o
 func (c *Control) awaitTurn(ctx context.Context) (done func(), err error) {
 	select {
 	case c.applying <- struct{}{}:
-		return func() { <-c.applying }, nil
+		done = func() { <-c.applying }
+		if err := c.current(ctx); err != nil {
+			done()
+			return nil, fmt.Errorf("nothing was changed: %w", err)
+		}
+		return done, nil
 	case <-ctx.Done():
 		return nil, fmt.Errorf("wait for another apply to end: %w", context.Cause(ctx))
 	}
+}
+
+// current returns when what this control reads is as new as anything that was ever stored.
+func (c *Control) current(ctx context.Context) error {
+	switch {
+	case !c.store.Leads():
+		return ErrNotLeading
+	case !c.Replicated():
+		return nil // nobody else can have stored anything
+	}
+	if err := c.store.Sync(ctx); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotLeading, err)
+	}
+	return nil
+}
+
+func requestID(o *operatorv1.ApplyOptions) (store.RequestID, error) {
+	id, err := store.ParseRequestID(o.GetRequestId())
+	if err != nil {
+		return id, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return id, nil
+}
+
+// repeated answers a call that was made before and whose revision was stored: it makes no other one, and waits for the
+// nodes as the first call would have. nil: it was not made before, or came to nothing.
+func (c *Control) repeated(ctx context.Context, request store.RequestID, o *operatorv1.ApplyOptions, emit func(*operatorv1.ApplyEvent)) (*operatorv1.ApplyResult, error) {
+	number, done := c.store.Result(request)
+	if !done || request == (store.RequestID{}) {
+		return nil, nil
+	}
+	if number != c.activeNumber() {
+		reason := fmt.Sprintf("it was stored as revision %d, and revision %d has followed since", number, c.activeNumber())
+		return c.result(operatorv1.ApplyOutcome_APPLY_OUTCOME_APPLIED, reason), nil
+	}
+	if err := c.awaitReturning(ctx); err != nil {
+		return nil, fmt.Errorf("revision %d is stored and nodes follow: %w", number, err)
+	}
+	result, err := c.unchanged(ctx, o, emit)
+	switch {
+	case err != nil:
+	case o.GetDetach():
+		result.Outcome = operatorv1.ApplyOutcome_APPLY_OUTCOME_DETACHED
+	case result.GetOutcome() == operatorv1.ApplyOutcome_APPLY_OUTCOME_UNCHANGED:
+		result.Outcome = operatorv1.ApplyOutcome_APPLY_OUTCOME_APPLIED
+	}
+	return result, err
 }
 
 // unexpected says why the active revision is not the one that the caller expects, or nothing.
@@ -85,7 +144,8 @@ type candidate struct {
 	bundle          *bundle.Bundle
 	document        []byte
 	author, message string
-	back            bool // it is a rollback
+	back            bool            // it is a rollback
+	request         store.RequestID // zero: it is not repeated
 }
 
 // advance brings a candidate to the fleet and makes it the next revision, whatever the active one is. The caller has its
@@ -125,7 +185,7 @@ func (c *Control) advance(ctx context.Context, next candidate, o *operatorv1.App
 	// A client that goes away now must not leave it open whether the revision was stored.
 	_, err = c.store.Commit(context.WithoutCancel(ctx), store.Proposal{
 		Release: target.Release, Parent: c.activeNumber(), Bundle: next.bundle, Document: next.document,
-		Author: next.author, Message: next.message,
+		Author: next.author, Message: next.message, Request: next.request,
 	})
 	if err != nil {
 		c.fleet.Withdraw(target)
@@ -168,14 +228,24 @@ func (c *Control) prepare(ctx context.Context, target *fleet.Target, o *operator
 
 // returnTime is how long after its own start control waits with an apply for nodes that it knows and that have not
 // connected yet: they come back within their longest pause, 5 s, and an apply that went ahead would ask only some of
-// them whether they can serve it.
-const returnTime = 6 * time.Second
+// them whether they can serve it. Where it begins to lead later, the nodes of the control that led before find another
+// within their first pauses, and handOverTime is enough.
+const (
+	returnTime   = 6 * time.Second
+	handOverTime = 1500 * time.Millisecond
+)
+
+// patience is how long to wait for nodes that may still come.
+func (c *Control) patience() time.Duration {
+	now, led := c.options.Now(), time.Unix(0, c.ledSince.Load())
+	return max(returnTime-now.Sub(c.started), handOverTime-now.Sub(led))
+}
 
 // awaitReturning waits, shortly after a start, for the nodes that were there before it.
 func (c *Control) awaitReturning(ctx context.Context) error {
 	changed, stop := c.fleet.Watch()
 	defer stop()
-	timer := time.NewTimer(returnTime - c.options.Now().Sub(c.started))
+	timer := time.NewTimer(c.patience())
 	defer timer.Stop()
 	for len(c.away()) > 0 {
 		select {
@@ -206,7 +276,7 @@ func (c *Control) away() []string {
 func (c *Control) tellAway(plan *rollout.Rollout, emit func(*operatorv1.ApplyEvent)) {
 	for _, name := range c.away() {
 		if !slices.Contains(plan.Names(), name) {
-			emit(progress(name, rollout.Away, "its stream is gone"))
+			emit(progress(name, rollout.Away, c.fleet.WhyAway(name)))
 		}
 	}
 }
@@ -239,6 +309,9 @@ func (c *Control) drive(ctx context.Context, plan *rollout.Rollout, target *flee
 		case <-c.fleet.Closed():
 			return fleet.ErrClosed // nodes are not away, control sent them away
 		default:
+		}
+		if !c.store.Leads() {
+			return ErrNotLeading // nor those of other controls, which attend to another one now
 		}
 		if plan.Next() != rollout.Wait {
 			return nil

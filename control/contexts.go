@@ -49,7 +49,7 @@ func (c *Control) CreateContext(ctx context.Context, name string, role identity.
 	}
 	c.options.Logger.Info("issued a context", "name", name, "role", role, "until", leaf.NotAfter)
 	return &IssuedContext{
-		Cluster: c.authority.ClusterID(), Endpoints: []string{c.options.Endpoint},
+		Cluster: c.authority.ClusterID(), Endpoints: c.endpoints(),
 		Certificate: certificate, Authorities: c.authority.CACertificates(), Expires: leaf.NotAfter,
 	}, nil
 }

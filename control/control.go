@@ -16,10 +16,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/pyserve/pyserve/config/bundle"
 	"github.com/pyserve/pyserve/control/fleet"
 	"github.com/pyserve/pyserve/control/identity"
 	"github.com/pyserve/pyserve/control/journal"
@@ -45,6 +47,10 @@ type Options struct {
 	Endpoint string
 	// Members gives the cluster's nodes as gossip sees them; nil: gossip does not run.
 	Members func() []Member
+	// Controls gives the other controls as gossip sees them; nil: gossip does not run.
+	Controls func() []Member
+	// Replication makes it one of several controls.
+	Replication Replication
 	// GossipAddress is where others join this control's gossip; nil or empty: nowhere.
 	GossipAddress func() string
 	// Version is shown to operators.
@@ -83,6 +89,7 @@ type Control struct {
 	decoded   atomic.Pointer[decoded]
 	journal   *journal.Journal
 	telling   telling
+	ledSince  atomic.Int64 // when this control began to lead, in nanoseconds; 0: it never did
 	unfollow  context.CancelFunc
 	following sync.WaitGroup
 }
@@ -108,36 +115,84 @@ func (c *Control) Start(ctx context.Context) (err error) {
 	if err := os.MkdirAll(o.DataDir, 0o700); err != nil {
 		return fmt.Errorf("--data-dir: %w", err)
 	}
-	// The store locks its directory first, which keeps a second process away from everything else, and then asks for
-	// the key that it is sealed with.
-	c.store, err = store.Open(ctx, store.Options{
-		Dir: filepath.Join(o.DataDir, "store"), Name: o.Name, Key: c.openIdentity, Logger: o.Logger, Now: o.Now,
-	})
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, c.store.Close())
-		}
-	}()
-	if err := c.makeTokens(ctx); err != nil {
-		return err
-	}
-	if err := c.makeAdmin(); err != nil {
+	if err := c.openStore(ctx); err != nil {
 		return err
 	}
 	c.fleet = fleet.New(fleet.Options{Logger: o.Logger, Now: o.Now, Welcome: c.welcome, Journal: c.journal})
 	changed := c.store.Changed()
 	if err := c.takeAuthorities(); err != nil {
-		return err
+		return errors.Join(err, c.store.Close())
 	}
 	c.tellStart()
 	c.target()
 	following, stop := context.WithCancel(context.Background())
 	c.unfollow = stop
 	c.following.Go(func() { c.follow(following, changed) })
-	return nil
+	c.following.Go(func() { c.preside(following) })
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.Stop())
+		}
+	}()
+	if o.Replication.Peers != nil {
+		c.following.Go(func() { c.attend(following) })
+		c.following.Go(func() { c.announce(following) })
+	}
+	return c.settle(ctx)
+}
+
+// settle does what has to be done before others may come.
+func (c *Control) settle(ctx context.Context) error {
+	if err := c.store.Joined(ctx); err != nil {
+		return err
+	}
+	if c.options.Replication.Alone {
+		if err := c.beginAnew(ctx); err != nil {
+			return err
+		}
+	}
+	if err := os.RemoveAll(filepath.Join(c.options.DataDir, joiningFile)); err != nil {
+		return err
+	}
+	if err := c.makeTokens(ctx); err != nil {
+		return err
+	}
+	return c.makeAdmin()
+}
+
+// openStore locks the directory, which keeps a second process away from everything else, lets this control in where it
+// is to join others, and opens the store.
+func (c *Control) openStore(ctx context.Context) (err error) {
+	o := c.options
+	lock, err := store.Acquire(c.storeDir())
+	if err != nil {
+		return fmt.Errorf("open the store: %w", err)
+	}
+	serverID, err := c.enter(ctx)
+	if err != nil {
+		return errors.Join(err, lock.Close())
+	}
+	so := store.Options{
+		Dir: c.storeDir(), Name: o.Name, Key: c.openIdentity, Logger: o.Logger, Now: o.Now, Lock: lock,
+		Network: c.network(), Server: serverID, Alone: o.Replication.Alone, Hung: o.Replication.Hung,
+	}
+	if o.Replication.Peers != nil {
+		so.Forward = c.forward
+	}
+	c.store, err = store.Open(ctx, so)
+	return err
+}
+
+// beginAnew forgets the controls that are lost, and raises the epoch: nodes may serve what only those knew, and follow.
+func (c *Control) beginAnew(ctx context.Context) error {
+	for _, lost := range c.others() {
+		if err := c.store.Forget(ctx, lost.ID); err != nil {
+			return err
+		}
+	}
+	return c.store.RaiseEpoch(ctx, func(epoch uint64, active *store.Snapshot) *fleetv1.Release {
+		return bundle.Sign(c.authority.ReleaseKey(), epoch, active.Number, active.Bundle.Digest())
+	})
 }
 
 // openIdentity opens the cluster's authority, or makes one where there is neither one nor a store, and gives the key that
@@ -154,7 +209,17 @@ func (c *Control) openIdentity(used bool) (seal []byte, err error) {
 // follow brings the fleet to whatever the store holds: after a write whose outcome was not known, or one that another
 // control made, the store alone knows.
 func (c *Control) follow(ctx context.Context, changed <-chan struct{}) {
+	var endpoints, seeds []string
 	for {
+		if now := c.endpoints(); !slices.Equal(endpoints, now) {
+			endpoints = now
+			c.fleet.SetControls(now)
+			c.tellAdmin(now)
+		}
+		if now := c.gossipSeeds(); c.options.Replication.Seeds != nil && !slices.Equal(seeds, now) {
+			seeds = now
+			c.options.Replication.Seeds(now)
+		}
 		select {
 		case <-changed:
 			changed = c.store.Changed()
@@ -199,11 +264,34 @@ func (c *Control) makeAdmin() error {
 	if c.adminIsGood(path) {
 		return nil
 	}
-	admin, err := c.authority.NewContext("admin", []string{c.options.Endpoint})
+	admin, err := c.authority.NewContext("admin", c.endpoints())
 	if err != nil {
 		return err
 	}
 	return admin.Save(path)
+}
+
+// tellAdmin keeps the endpoints of the operator's context true, where there is one.
+func (c *Control) tellAdmin(endpoints []string) {
+	path := filepath.Join(c.options.DataDir, AdminFile)
+	admin, err := identity.LoadContext(path)
+	if err != nil || admin.Cluster != c.authority.ClusterID() || slices.Equal(admin.Endpoints, endpoints) {
+		return
+	}
+	admin.Endpoints = endpoints
+	if err := admin.Save(path); err != nil {
+		c.options.Logger.Warn("cannot write where the controls are into the operator's context", "file", path, "error", err)
+	}
+}
+
+// gossipSeeds gives where the other controls' gossip is.
+func (c *Control) gossipSeeds() (seeds []string) {
+	for _, other := range c.others() {
+		if other.GossipAddress != "" {
+			seeds = append(seeds, other.GossipAddress)
+		}
+	}
+	return seeds
 }
 
 func (c *Control) adminIsGood(path string) bool {
@@ -213,7 +301,7 @@ func (c *Control) adminIsGood(path string) bool {
 	}
 	until, err := admin.ExpiresAt()
 	return err == nil && c.authority.Recognizes(admin) && admin.Cluster == c.authority.ClusterID() &&
-		len(admin.Endpoints) == 1 && admin.Endpoints[0] == c.options.Endpoint &&
+		slices.Equal(admin.Endpoints, c.endpoints()) &&
 		until.Sub(c.options.Now()) > 90*24*time.Hour
 }
 
@@ -238,18 +326,26 @@ func (c *Control) Now() time.Time { return c.options.Now() }
 const maxSeeds = 5
 
 func (c *Control) welcome() *fleetv1.Welcome {
-	m := &fleetv1.Welcome{ControlName: c.options.Name, GossipKeys: c.authority.GossipKeys()}
+	m := &fleetv1.Welcome{ControlName: c.options.Name, GossipKeys: c.authority.GossipKeys(), Controls: c.endpoints()}
 	if c.options.GossipAddress != nil {
 		if own := c.options.GossipAddress(); own != "" {
 			m.GossipSeeds = append(m.GossipSeeds, own)
 		}
 	}
+	m.GossipSeeds = append(m.GossipSeeds, c.gossipSeeds()...)
 	for _, member := range c.members() {
 		if member.State == "alive" && len(m.GossipSeeds) < maxSeeds {
 			m.GossipSeeds = append(m.GossipSeeds, member.Address)
 		}
 	}
 	return m
+}
+
+func (c *Control) controlMembers() []Member {
+	if c.options.Controls == nil {
+		return nil
+	}
+	return c.options.Controls()
 }
 
 func (c *Control) members() []Member {

@@ -65,6 +65,13 @@ func (c *Control) Rollback(ctx context.Context, author string, number uint64, o 
 		return nil, err
 	}
 	defer done()
+	request, err := requestID(o)
+	if err != nil {
+		return nil, err
+	}
+	if result, err := c.repeated(ctx, request, o, emit); result != nil || err != nil {
+		return result, err
+	}
 	if reason := c.unexpected(o); reason != "" {
 		return c.refused(reason), nil
 	}
@@ -95,6 +102,7 @@ func (c *Control) Rollback(ctx context.Context, author string, number uint64, o 
 	if err != nil {
 		return nil, err
 	}
+	next.request = request
 	return c.advance(ctx, next, o, emit)
 }
 
@@ -107,5 +115,7 @@ func again(old *store.Snapshot, author, message string) (candidate, error) {
 	if message == "" {
 		message = fmt.Sprintf("rollback to revision %d", old.Number)
 	}
-	return candidate{resources, old.Bundle, old.Document, author, message, true}, nil
+	return candidate{
+		resources: resources, bundle: old.Bundle, document: old.Document, author: author, message: message, back: true,
+	}, nil
 }

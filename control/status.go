@@ -187,7 +187,7 @@ func (c *Control) Backends() ([]*operatorv1.BackendSummary, error) {
 	if err != nil {
 		return nil, err
 	}
-	verdicts := c.fleet.Verdicts()
+	verdicts := c.verdicts()
 	var out []*operatorv1.BackendSummary
 	for _, name := range slices.Sorted(maps.Keys(r.Routes)) {
 		for _, b := range r.Pools[r.Routes[name].GetPool()].GetBackends() {
@@ -229,11 +229,4 @@ func judge(row *operatorv1.BackendSummary, verdicts []fleet.Verdict) {
 	for _, v := range verdicts {
 		row.Nodes[v.Node] = strings.TrimSuffix(backendStates[v.Status.GetState()]+": "+v.Status.GetReason(), ": ")
 	}
-}
-
-// Controls gives the controls of the cluster: so far there is one.
-func (c *Control) Controls() []*operatorv1.ControlSummary {
-	return []*operatorv1.ControlSummary{{
-		Name: c.options.Name, Address: c.options.Endpoint, Role: "leader", Version: c.options.Version,
-	}}
 }

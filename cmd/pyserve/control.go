@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,12 +20,15 @@ import (
 	"github.com/pyserve/pyserve/cluster"
 	"github.com/pyserve/pyserve/control"
 	"github.com/pyserve/pyserve/control/api"
+	"github.com/pyserve/pyserve/control/store"
 	"github.com/pyserve/pyserve/control/web"
+	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 )
 
 // controlOptions are the flags of pyserve control.
 type controlOptions struct {
 	dataDir, name, listen, admin, gossip, raft, advertise, join, tokenFile string
+	forceSingle                                                            bool
 }
 
 func newControlCommand(log *logging) *cobra.Command {
@@ -35,9 +39,17 @@ func newControlCommand(log *logging) *cobra.Command {
 		Long: `Run the control of a cluster: it keeps the configuration, lets nodes in, and brings every apply to all of them.
 
 The first start makes in --data-dir, readable by you alone: join-token (for nodes), control-token (for further
-controls) and admin.yaml (for pyservectl).`,
+controls) and admin.yaml (for pyservectl).
+
+With --join it becomes a replica of a control that runs. Three controls go on when one is lost, five when two are. A
+replica that has joined once needs neither --join nor the token again.
+
+--force-single is for when most of the controls are lost for good and changes are refused for that: it makes this one
+the only one. What only the lost ones had stored is lost; they must never be started again with their old data.`,
 		Example: `  pyserve control
-  pyserve control --listen 10.0.0.1:7400 --gossip 10.0.0.1:7402 --data-dir /var/lib/pyserve`,
+  pyserve control --listen 10.0.0.1:7400 --gossip 10.0.0.1:7402 --raft 10.0.0.1:7403 --data-dir /var/lib/pyserve
+  pyserve control --listen 10.0.0.2:7400 --gossip 10.0.0.2:7402 --raft 10.0.0.2:7403 --data-dir /var/lib/pyserve \
+    --join 10.0.0.1:7400 --token-file control-token`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			logger, err := log.logger(cmd.ErrOrStderr())
@@ -57,6 +69,7 @@ controls) and admin.yaml (for pyservectl).`,
 	f.StringVar(&o.advertise, "advertise", "", "what others dial (default: the address part of --listen)")
 	f.StringVar(&o.join, "join", "", "a running control to join as a replica")
 	f.StringVar(&o.tokenFile, "token-file", "", "the control token, with --join")
+	f.BoolVar(&o.forceSingle, "force-single", false, "make this control the only one: the way out where most are lost for good")
 	return cmd
 }
 
@@ -93,8 +106,8 @@ type controlProcess struct {
 // startControl starts all of a control or nothing. Sockets come first: whoever starts a second control by mistake is
 // told so before anything is touched.
 func startControl(ctx context.Context, o controlOptions, logger *slog.Logger) (_ *controlProcess, err error) {
-	if o.join != "" || o.tokenFile != "" {
-		return nil, errors.New("--join: more than one control is not supported yet")
+	if err := o.validate(); err != nil {
+		return nil, err
 	}
 	p := &controlProcess{failed: make(chan error, 1)}
 	defer func() {
@@ -121,11 +134,35 @@ func startControl(ctx context.Context, o controlOptions, logger *slog.Logger) (_
 	}
 	p.endpoint = endpoint(host, grpcListener.Addr())
 
+	raftAddress, err := raftAdvertise(o.raft, host)
+	if err != nil {
+		return nil, err
+	}
 	var members atomic.Pointer[cluster.Cluster]
+	var seeds atomic.Pointer[[]string]
+	peers := api.NewPeers(func() (*tls.Config, error) { return p.control.PeerTLS() })
+	p.undo.add(func(context.Context) error { return peers.Close() })
 	p.control, err = control.New(control.Options{
 		DataDir: o.dataDir, Name: o.name, Endpoint: p.endpoint, Version: version, Logger: logger,
-		Members:       func() []control.Member { return nodeMembers(members.Load()) },
-		GossipAddress: func() string { return members.Load().Address() },
+		Members:       func() []control.Member { return gossipMembers(members.Load(), cluster.RoleNode) },
+		Controls:      func() []control.Member { return gossipMembers(members.Load(), cluster.RoleControl) },
+		GossipAddress: func() string {
+			if c := members.Load(); c != nil {
+				return c.Address()
+			}
+			return ""
+		},
+		Replication: control.Replication{
+			Address: raftAddress, Peers: peers, Join: o.joiner(), Alone: o.forceSingle,
+			Network: func(server, client *tls.Config) *store.Network { return api.Network(o.raft, server, client) },
+			Hung:    func(err error) { endHung(err, logger) },
+			Seeds: func(addresses []string) {
+				seeds.Store(&addresses)
+				if c := members.Load(); c != nil {
+					c.SetSeeds(addresses)
+				}
+			},
+		},
 	})
 	if err != nil {
 		return nil, err
@@ -138,13 +175,75 @@ func startControl(ctx context.Context, o controlOptions, logger *slog.Logger) (_
 		return nil, err
 	}
 	members.Store(p.cluster)
-	if err := p.serve(grpcListener, logger); err != nil {
+	if known := seeds.Load(); known != nil {
+		p.cluster.SetSeeds(*known)
+	}
+	if err := p.serve(grpcListener, peers, logger); err != nil {
 		return nil, err
 	}
 	registry := newRegistry()
 	registry.MustRegister(p.control.Collector())
 	p.undo.add(startAdmin(adminListener, registry, func() string { return "" }, web.Handler(p.control, logger), logger).stop)
+	// First of all when this process is told to stop, while it still serves.
+	p.undo.add(func(ctx context.Context) error {
+		if err := p.control.HandOver(ctx); err != nil {
+			logger.Warn("could not hand the lead over; the others will notice that this control is gone", "error", err)
+		}
+		return nil
+	})
 	return p, nil
+}
+
+func (o controlOptions) validate() error {
+	switch {
+	case o.join == "" && o.tokenFile != "":
+		return errors.New("--token-file is the control token to --join others with")
+	case o.join != "" && o.forceSingle:
+		return errors.New("--force-single makes this control the only one, so it cannot --join others")
+	}
+	return nil
+}
+
+// joiner asks the control that --join names to let this one in; nil: it is not to join.
+func (o controlOptions) joiner() func(context.Context, *fleetv1.JoinRequest) (*fleetv1.JoinResponse, error) {
+	if o.join == "" {
+		return nil
+	}
+	return func(ctx context.Context, m *fleetv1.JoinRequest) (*fleetv1.JoinResponse, error) {
+		if o.tokenFile == "" {
+			return nil, errors.New("--join needs the control token: --token-file FILE (every control keeps one in its --data-dir as control-token)")
+		}
+		token, err := readSecret("token-file", o.tokenFile)
+		if err != nil {
+			return nil, err
+		}
+		return api.Join(ctx, o.join, token, m)
+	}
+}
+
+// endHung ends the process at once: a leader that cannot write would lead on, and nobody could change anything.
+func endHung(err error, logger *slog.Logger) {
+	logger.Error("control ends", "error", err)
+	os.Exit(exitCannot)
+}
+
+// raftAdvertise gives the address that other controls reach the log at; empty: the flag names none, and there can be no
+// others.
+func raftAdvertise(bind, host string) (string, error) {
+	if bind == "" {
+		return "", nil
+	}
+	bound, port, err := net.SplitHostPort(bind)
+	if err != nil {
+		return "", fmt.Errorf("--raft: %q is not host:port", bind)
+	}
+	if port == "0" {
+		return "", nil
+	}
+	if ip := net.ParseIP(bound); bound != "" && (ip == nil || !ip.IsUnspecified()) {
+		host = bound
+	}
+	return net.JoinHostPort(host, port), nil
 }
 
 func (p *controlProcess) startGossip(o controlOptions, host string, logger *slog.Logger) (err error) {
@@ -183,12 +282,12 @@ func leaveGossip(c *cluster.Cluster, logger *slog.Logger) {
 	}
 }
 
-func (p *controlProcess) serve(l net.Listener, logger *slog.Logger) error {
+func (p *controlProcess) serve(l net.Listener, peers *api.Peers, logger *slog.Logger) error {
 	tlsConfig, err := p.control.ServerTLS()
 	if err != nil {
 		return err
 	}
-	server := api.NewServer(p.control, tlsConfig, logger)
+	server := api.NewServer(p.control, tlsConfig, peers, logger)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -205,14 +304,14 @@ func (p *controlProcess) serve(l net.Listener, logger *slog.Logger) error {
 	return nil
 }
 
-// nodeMembers gives the nodes as gossip sees them, in control's terms.
-func nodeMembers(c *cluster.Cluster) []control.Member {
+// gossipMembers gives the members of a role as gossip sees them, in control's terms.
+func gossipMembers(c *cluster.Cluster, role cluster.Role) []control.Member {
 	if c == nil {
 		return nil
 	}
 	var out []control.Member
 	for _, m := range c.Members() {
-		if m.Role == cluster.RoleNode {
+		if m.Role == role {
 			out = append(out, control.Member{Name: m.Name, Address: m.Address, State: m.State.String()})
 		}
 	}

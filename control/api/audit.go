@@ -38,7 +38,11 @@ func (g gate) begin(ctx context.Context, who identity.Peer, method string) (_ co
 	}
 }
 
+// addressOf gives where a call came from, also where another control passed it on.
 func addressOf(ctx context.Context) string {
+	if origin, ok := ctx.Value(originKey{}).(string); ok {
+		return origin
+	}
 	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
 		return p.Addr.String()
 	}

@@ -67,7 +67,7 @@ func newSiteAt(t *testing.T, now func() time.Time) *site {
 	if s.tls, err = s.control.ServerTLS(); err != nil {
 		t.Fatal(err)
 	}
-	s.server = NewServer(s.control, s.tls, logger)
+	s.server = NewServer(s.control, s.tls, nil, logger)
 	go func() {
 		defer close(s.done)
 		if err := s.server.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {

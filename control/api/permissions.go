@@ -4,6 +4,7 @@ import (
 	"github.com/pyserve/pyserve/control/identity"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
+	replicav1 "github.com/pyserve/pyserve/proto/pyserve/replica/v1"
 )
 
 // anonymous is the role of a caller without a certificate.
@@ -15,6 +16,12 @@ const anonymous identity.Role = 0
 // A viewer reads what runs, an editor changes it, an operator steers nodes, and an admin says who may do what.
 var permissions = map[string]identity.Role{
 	fleetv1.Enrollment_Enroll_FullMethodName: anonymous,
+	fleetv1.Enrollment_Join_FullMethodName:   anonymous, // its token says who may
+
+	replicav1.Replica_Attend_FullMethodName:       identity.RoleControl,
+	replicav1.Replica_Write_FullMethodName:        identity.RoleControl,
+	replicav1.Replica_Announce_FullMethodName:     identity.RoleControl,
+	replicav1.Replica_ListVerdicts_FullMethodName: identity.RoleControl,
 
 	fleetv1.Fleet_Connect_FullMethodName: identity.RoleNode,
 	fleetv1.Fleet_Renew_FullMethodName:   identity.RoleNode,
@@ -33,6 +40,8 @@ var permissions = map[string]identity.Role{
 	operatorv1.Operator_Apply_FullMethodName:     identity.RoleEditor,
 	operatorv1.Operator_Rollback_FullMethodName:  identity.RoleEditor,
 	operatorv1.Operator_FindFiles_FullMethodName: identity.RoleEditor,
+
+	operatorv1.Operator_RemoveControl_FullMethodName: identity.RoleAdmin,
 
 	operatorv1.Access_CreateToken_FullMethodName:     identity.RoleAdmin,
 	operatorv1.Access_ListTokens_FullMethodName:      identity.RoleAdmin,

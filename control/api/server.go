@@ -28,11 +28,13 @@ import (
 	"github.com/pyserve/pyserve/control/store"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
+	replicav1 "github.com/pyserve/pyserve/proto/pyserve/replica/v1"
 )
 
-// NewServer makes the gRPC server of a control that was started. tlsConfig is the control's own.
-func NewServer(c *control.Control, tlsConfig *tls.Config, logger *slog.Logger) *grpc.Server {
-	gate := gate{control: c, logger: logger}
+// NewServer makes the gRPC server of a control that was started. tlsConfig is the control's own; peers reaches the other
+// controls, nil: there are none.
+func NewServer(c *control.Control, tlsConfig *tls.Config, peers *Peers, logger *slog.Logger) *grpc.Server {
+	gate := gate{control: c, peers: peers, logger: logger}
 	s := grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(tlsConfig)),
 		grpc.ChainUnaryInterceptor(gate.unary),
@@ -48,12 +50,14 @@ func NewServer(c *control.Control, tlsConfig *tls.Config, logger *slog.Logger) *
 	fleetv1.RegisterFleetServer(s, &fleetService{control: c})
 	operatorv1.RegisterOperatorServer(s, &operator{control: c})
 	operatorv1.RegisterAccessServer(s, &access{control: c})
+	replicav1.RegisterReplicaServer(s, &replica{control: c})
 	return s
 }
 
 // gate lets a call in, or not.
 type gate struct {
 	control *control.Control
+	peers   *Peers // nil: there are no other controls
 	logger  *slog.Logger
 }
 
@@ -71,10 +75,14 @@ func (g gate) admit(ctx context.Context, method string) (context.Context, error)
 	if !known {
 		return nil, status.Errorf(codes.Unimplemented, "this control does not know %s; is pyservectl newer than control?", method)
 	}
+	who, err := g.identify(ctx)
+	if err == nil && who.Role == identity.RoleControl && need != identity.RoleControl {
+		ctx = originOf(ctx)
+		who, err = onBehalf(ctx, who)
+	}
 	if need == anonymous {
 		return ctx, nil
 	}
-	who, err := g.identify(ctx)
 	if err != nil {
 		return nil, status.Errorf(codes.Unauthenticated, "a certificate of this cluster is needed: %v", err)
 	}
@@ -136,6 +144,16 @@ func (g gate) unary(ctx context.Context, request any, info *grpc.UnaryServerInfo
 	if err != nil {
 		return nil, err
 	}
+	conn, err := g.elsewhere(ctx, info.FullMethod, request)
+	if err != nil {
+		return nil, coded(err)
+	}
+	if conn != nil {
+		response, err = g.passUnary(ctx, conn, info.FullMethod, request)
+		if !lost(err) || places[info.FullMethod] == leader {
+			return response, coded(err)
+		}
+	}
 	ctx, conclude := g.begin(ctx, caller(ctx), info.FullMethod)
 	response, err = next(ctx, request)
 	conclude(err)
@@ -147,6 +165,17 @@ func (g gate) stream(server any, stream grpc.ServerStream, info *grpc.StreamServ
 	ctx, err := g.admit(stream.Context(), info.FullMethod)
 	if err != nil {
 		return err
+	}
+	conn, err := g.elsewhere(ctx, info.FullMethod, nil)
+	if err != nil {
+		return coded(err)
+	}
+	if conn != nil {
+		told, err := g.passStream(admitted{stream, ctx}, conn, info.FullMethod, info)
+		// What a caller has sent is gone with the stream that it was passed to.
+		if !lost(err) || told || info.IsClientStream || places[info.FullMethod] == leader {
+			return coded(err)
+		}
 	}
 	ctx, conclude := g.begin(ctx, caller(ctx), info.FullMethod)
 	err = next(server, admitted{stream, ctx})
@@ -208,6 +237,14 @@ func coded(err error) error {
 		{control.ErrNoRevision, codes.NotFound},
 		{control.ErrNotARequest, codes.InvalidArgument},
 		{control.ErrNobodyServes, codes.FailedPrecondition},
+		{control.ErrControlRuns, codes.AlreadyExists},
+		{control.ErrNoControl, codes.NotFound},
+		{control.ErrNotLeading, codes.Unavailable},
+		{store.ErrNotLeader, codes.Unavailable},
+		{store.ErrUnknown, codes.Unavailable},
+		{fleet.ErrDismissed, codes.Unavailable},
+		{fleet.ErrSuperseded, codes.Aborted},
+		{fleet.ErrAttendance, codes.InvalidArgument},
 		{fleet.ErrNotConnected, codes.NotFound},
 		{fleet.ErrGone, codes.Aborted},
 		{fleet.ErrBusy, codes.ResourceExhausted},

@@ -37,7 +37,7 @@ type method struct {
 // methods are those that a server has, whatever services are registered with it.
 func methods() []method {
 	var out []method
-	for service, info := range NewServer(nil, &tls.Config{}, nil).GetServiceInfo() {
+	for service, info := range NewServer(nil, &tls.Config{}, nil, nil).GetServiceInfo() {
 		for _, m := range info.Methods {
 			found := method{name: "/" + service + "/" + m.Name}
 			if m.IsClientStream || m.IsServerStream {

@@ -433,6 +433,13 @@ func (f *Fleet) merged() map[string]Node {
 	return out
 }
 
+// WhyAway says why a node has no stream.
+func (f *Fleet) WhyAway(name string) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.whyAway(name)
+}
+
 // whyAway says why a node has no stream. The caller holds mu.
 func (f *Fleet) whyAway(name string) string {
 	if n, ok := f.gone[name]; ok && n.Lost != "" {

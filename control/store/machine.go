@@ -52,10 +52,24 @@ func (m *machine) Apply(entry *raft.Log) any {
 		return m.broken
 	}
 	if err := m.state.apply(c); err != nil {
-		return err
+		return refused{err}
 	}
 	m.publish()
 	return nil
+}
+
+// refused is why the state did not take a command that it could read.
+type refused struct{ error }
+
+func (r refused) Unwrap() error { return r.error }
+
+// Refused makes the error of a command that another control's state refused, of what that said.
+func Refused(reason string) error { return refused{errors.New(reason)} }
+
+// IsRefused says whether a write was decided, and the decision was no: asking again does not help.
+func IsRefused(err error) bool {
+	var r refused
+	return errors.As(err, &r)
 }
 
 // publish tells readers. The caller holds mu.

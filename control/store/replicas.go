@@ -82,6 +82,11 @@ func (s *Store) remove(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	return s.Forget(ctx, id)
+}
+
+// Forget removes the record of a control whose vote no longer counts.
+func (s *Store) Forget(ctx context.Context, id string) error {
 	return s.write(ctx, &storev1.Command{Action: &storev1.Command_RemoveServer{RemoveServer: &storev1.RemoveServer{Id: id}}})
 }
 

@@ -362,6 +362,25 @@ func (s *Store) write(ctx context.Context, c *storev1.Command) (err error) {
 	}
 }
 
+// writeHere puts a command into the log of a leader, once: who proposes a revision has brought nodes to prepare it, which
+// another leader has not.
+func (s *Store) writeHere(ctx context.Context, c *storev1.Command) error {
+	if s.patience() == leaderTimeout {
+		return s.write(ctx, c) // no other can lead
+	}
+	data, err := s.machine.seal.encodeCommand(c)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	err = s.Take(ctx, data)
+	if !elsewhere(err) || errors.Is(err, ErrNotLeader) {
+		return s.explain(err)
+	}
+	return s.explain(fmt.Errorf("%w: %w", ErrUnknown, err))
+}
+
 func unled(err error, begun bool) error {
 	if begun {
 		return fmt.Errorf("the control that led is gone; the change may yet be kept: %w", err)
@@ -492,7 +511,7 @@ func (s *Store) Commit(ctx context.Context, p Proposal) (Revision, error) {
 	if _, done := s.Result(p.Request); !done {
 		c, err := s.prepare(&p)
 		if err == nil {
-			err = s.write(ctx, &storev1.Command{RequestId: p.Request[:], Action: &storev1.Command_CommitRevision{CommitRevision: c}})
+			err = s.writeHere(ctx, &storev1.Command{RequestId: p.Request[:], Action: &storev1.Command_CommitRevision{CommitRevision: c}})
 		}
 		if err != nil {
 			return Revision{}, fmt.Errorf("commit revision %d: %w", p.Release.GetRevision(), err)

@@ -40,7 +40,7 @@ type Options struct {
 	Node *node.Node
 	// Identity is who the node is. Required.
 	Identity *Identity
-	// Controls are the addresses to connect to, in turn. At least one.
+	// Controls are the addresses to connect to, beside those that control tells of. At least one.
 	Controls []string
 	// DataDir holds the identity and the bundles. Required.
 	DataDir string
@@ -112,8 +112,9 @@ func (a *Agent) Run(ctx context.Context) {
 	var watching sync.WaitGroup
 	watching.Go(func() { a.memory.trial.watch(ctx) })
 	defer watching.Wait()
-	for attempt := 0; ctx.Err() == nil; attempt++ {
-		address := a.options.Controls[attempt%len(a.options.Controls)]
+	var round controls
+	for ctx.Err() == nil {
+		address := round.next(a.options.Controls, a.identity.Load().Controls)
 		err := a.converse(ctx, address)
 		if ctx.Err() != nil {
 			return

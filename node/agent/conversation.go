@@ -212,6 +212,9 @@ func (c *conversation) handle(ctx context.Context, m *fleetv1.ToNode) error {
 			c.drop()
 		}
 		return nil
+	case *fleetv1.ToNode_Controls:
+		c.controls(m.Controls.GetEndpoints())
+		return nil
 	default:
 		return nil // from a newer control; what matters is asked for by features
 	}
@@ -226,6 +229,9 @@ func (c *conversation) welcome(ctx context.Context, m *fleetv1.Welcome) error {
 	id := *a.identity.Load()
 	known := slices.EqualFunc(id.GossipKeys, m.GetGossipKeys(), slices.Equal) && slices.Equal(id.GossipSeeds, m.GetGossipSeeds())
 	id.GossipKeys, id.GossipSeeds = m.GetGossipKeys(), m.GetGossipSeeds()
+	if controls := addressesIn(m.GetControls()); len(controls) > 0 && !sameSet(controls, id.Controls) {
+		id.Controls, known = controls, false
+	}
 	if renewed := c.renewed(ctx, &id); renewed || !known {
 		c.keep(&id)
 	}
@@ -234,6 +240,19 @@ func (c *conversation) welcome(ctx context.Context, m *fleetv1.Welcome) error {
 		a.options.Welcomed(&id)
 	}
 	return c.sendStatus(true)
+}
+
+// controls takes in which controls there are now.
+func (c *conversation) controls(endpoints []string) {
+	id := *c.agent.identity.Load()
+	controls := addressesIn(endpoints)
+	if len(controls) == 0 || sameSet(controls, id.Controls) {
+		return
+	}
+	id.Controls = controls
+	c.keep(&id)
+	c.agent.identity.Store(&id)
+	c.agent.options.Logger.Info("the controls are others now", "controls", controls)
 }
 
 // keep saves an identity for the next start.

@@ -50,7 +50,7 @@ func newRealControlAt(t *testing.T, dir, address string, now func() time.Time) *
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.server = api.NewServer(c.Control, config, logger)
+	c.server = api.NewServer(c.Control, config, nil, logger)
 	go func() {
 		defer close(c.done)
 		if err := c.server.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {

@@ -47,6 +47,8 @@ type Identity struct {
 	ReleaseKey  []byte   `json:"release_key"`
 	GossipKeys  [][]byte `json:"gossip_keys,omitempty"`
 	GossipSeeds []string `json:"gossip_seeds,omitempty"`
+	// Controls are those that control told of; the node uses any.
+	Controls []string `json:"controls,omitempty"`
 
 	pair tls.Certificate
 	pool *x509.CertPool

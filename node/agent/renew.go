@@ -28,7 +28,7 @@ func (a *Agent) renew(ctx context.Context, conn *grpc.ClientConn, id *Identity) 
 	if err != nil {
 		return nil, err
 	}
-	fresh.GossipKeys, fresh.GossipSeeds = id.GossipKeys, id.GossipSeeds
+	fresh.GossipKeys, fresh.GossipSeeds, fresh.Controls = id.GossipKeys, id.GossipSeeds, id.Controls
 	_, until := fresh.Lifetime()
 	a.options.Logger.Info("renewed the node's certificate", "until", until)
 	return fresh, nil

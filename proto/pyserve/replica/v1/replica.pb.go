@@ -263,7 +263,9 @@ type NodeReport struct {
 	Proposal uint64        `protobuf:"varint,14,opt,name=proposal,proto3" json:"proposal,omitempty"`
 	State    ProposalState `protobuf:"varint,15,opt,name=state,proto3,enum=pyserve.replica.v1.ProposalState" json:"state,omitempty"`
 	// It is no longer known here at all; nothing else but its name is set.
-	Forgotten     bool `protobuf:"varint,16,opt,name=forgotten,proto3" json:"forgotten,omitempty"`
+	Forgotten bool `protobuf:"varint,16,opt,name=forgotten,proto3" json:"forgotten,omitempty"`
+	// The hash of the authority that issued its certificate; empty: not said yet.
+	Authority     []byte `protobuf:"bytes,17,opt,name=authority,proto3" json:"authority,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -408,6 +410,13 @@ func (x *NodeReport) GetForgotten() bool {
 		return x.Forgotten
 	}
 	return false
+}
+
+func (x *NodeReport) GetAuthority() []byte {
+	if x != nil {
+		return x.Authority
+	}
+	return nil
 }
 
 type FromLeader struct {
@@ -1095,7 +1104,7 @@ const file_pyserve_replica_v1_replica_proto_rawDesc = "" +
 	"Attendance\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12#\n" +
 	"\rapplied_index\x18\x02 \x01(\x04R\fappliedIndex\x12\x1a\n" +
-	"\bcomplete\x18\x03 \x01(\bR\bcomplete\"\x98\x04\n" +
+	"\bcomplete\x18\x03 \x01(\bR\bcomplete\"\xb6\x04\n" +
 	"\n" +
 	"NodeReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x17\n" +
@@ -1114,7 +1123,8 @@ const file_pyserve_replica_v1_replica_proto_rawDesc = "" +
 	"\brefusals\x18\r \x03(\v2\x19.pyserve.fleet.v1.RefusalR\brefusals\x12\x1a\n" +
 	"\bproposal\x18\x0e \x01(\x04R\bproposal\x127\n" +
 	"\x05state\x18\x0f \x01(\x0e2!.pyserve.replica.v1.ProposalStateR\x05state\x12\x1c\n" +
-	"\tforgotten\x18\x10 \x01(\bR\tforgotten\"\x99\x02\n" +
+	"\tforgotten\x18\x10 \x01(\bR\tforgotten\x12\x1c\n" +
+	"\tauthority\x18\x11 \x01(\fR\tauthority\"\x99\x02\n" +
 	"\n" +
 	"FromLeader\x12/\n" +
 	"\x05offer\x18\x01 \x01(\v2\x17.pyserve.fleet.v1.OfferH\x00R\x05offer\x121\n" +
