@@ -144,8 +144,8 @@ func startControl(ctx context.Context, o controlOptions, logger *slog.Logger) (_
 	p.undo.add(func(context.Context) error { return peers.Close() })
 	p.control, err = control.New(control.Options{
 		DataDir: o.dataDir, Name: o.name, Endpoint: p.endpoint, Version: version, Logger: logger,
-		Members:       func() []control.Member { return gossipMembers(members.Load(), cluster.RoleNode) },
-		Controls:      func() []control.Member { return gossipMembers(members.Load(), cluster.RoleControl) },
+		Members:  func() []control.Member { return gossipMembers(members.Load(), cluster.RoleNode) },
+		Controls: func() []control.Member { return gossipMembers(members.Load(), cluster.RoleControl) },
 		GossipAddress: func() string {
 			if c := members.Load(); c != nil {
 				return c.Address()

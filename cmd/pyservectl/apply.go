@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -67,10 +68,13 @@ func (flags *applyFlags) check() error {
 	return fmt.Errorf("--strategy %s is not supported yet: leave it out, and the apply goes to all nodes at once", flags.strategy)
 }
 
+// applyOptions are those of one wish: a call that is made again carries the same, and is done once.
 func (s *settings) applyOptions(flags applyFlags) *operatorv1.ApplyOptions {
+	request := make([]byte, 16)
+	rand.Read(request) // never fails: crypto/rand ends the process instead
 	return &operatorv1.ApplyOptions{
 		Message: flags.message, DryRun: flags.dryRun, ExpectRevision: flags.expect, Detach: flags.detach,
-		Timeout: durationpb.New(s.timeout),
+		Timeout: durationpb.New(s.timeout), RequestId: request,
 	}
 }
 
@@ -100,19 +104,25 @@ type nodeProgress struct {
 func (s *settings) apply(cmd *cobra.Command, d *document, flags applyFlags) error {
 	ctx, cancel := s.twoPhases(cmd.Context())
 	defer cancel()
-	c, err := s.connect(ctx, cmd.ErrOrStderr())
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	stream, err := c.Apply(ctx)
-	if err != nil {
-		return plain(err)
-	}
 	requests := []*operatorv1.ApplyRequest{{Message: &operatorv1.ApplyRequest_Options{Options: s.applyOptions(flags)}}}
 	for _, part := range d.parts() {
 		requests = append(requests, &operatorv1.ApplyRequest{Message: &operatorv1.ApplyRequest_Part{Part: part}})
 	}
+	v := s.newApplyView(cmd, d.name)
+	return s.insist(ctx, cmd.ErrOrStderr(), func(c *client) error {
+		v.again()
+		stream, err := c.Apply(ctx)
+		if err != nil {
+			return plain(err)
+		}
+		if err := send(stream, requests); err != nil {
+			return err
+		}
+		return s.follow(cmd, stream, v)
+	})
+}
+
+func send(stream operatorv1.Operator_ApplyClient, requests []*operatorv1.ApplyRequest) error {
 	for _, request := range requests {
 		// io.EOF: control has ended the call; Recv says why.
 		if err := stream.Send(request); err != nil && !errors.Is(err, io.EOF) {
@@ -122,7 +132,7 @@ func (s *settings) apply(cmd *cobra.Command, d *document, flags applyFlags) erro
 	if err := stream.CloseSend(); err != nil {
 		return plain(err)
 	}
-	return s.follow(cmd, stream, s.newApplyView(cmd, d.name))
+	return nil
 }
 
 // telling is a call that tells what it does and ends with a result.

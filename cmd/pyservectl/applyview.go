@@ -21,7 +21,9 @@ type applyView struct {
 	live        bool
 	paint       painter
 	result      applied
-	drawn       int // node lines on the terminal
+	drawn       int             // node lines on the terminal
+	told        map[string]bool // problems and changes, where the call is made again; nil: it is the first time
+	begun       bool
 }
 
 // liveNodes is how many node lines are redrawn; more would not fit a screen.
@@ -51,16 +53,36 @@ var phases = map[operatorv1.NodePhase]string{
 	operatorv1.NodePhase_NODE_PHASE_TIMED_OUT: "timed out",
 }
 
+// again begins a call; what a first one has told already, a second one does not tell again.
+func (v *applyView) again() {
+	if v.begun && v.told == nil {
+		v.told = map[string]bool{}
+		for _, p := range v.result.Problems {
+			v.told[fmt.Sprintf("%+v", p)] = true
+		}
+		for _, c := range v.result.Changes {
+			v.told[fmt.Sprintf("%+v", c)] = true
+		}
+	}
+	v.begun = true
+}
+
 func (v *applyView) take(event *operatorv1.ApplyEvent) {
 	switch e := event.GetEvent().(type) {
 	case *operatorv1.ApplyEvent_Problem:
 		p := received([]*operatorv1.Problem{e.Problem})
+		if v.told != nil && v.told[fmt.Sprintf("%+v", p[0])] {
+			return
+		}
 		v.result.Problems = append(v.result.Problems, p...)
 		if !v.quiet {
 			printProblems(v.errors, v.file, p)
 		}
 	case *operatorv1.ApplyEvent_Change:
 		c := changeOf(e.Change)
+		if v.told != nil && v.told[fmt.Sprintf("%+v", c)] {
+			return
+		}
 		v.result.Changes = append(v.result.Changes, c)
 		if !v.quiet {
 			v.changes.add(c)

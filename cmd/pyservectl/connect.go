@@ -8,7 +8,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -46,7 +48,8 @@ const maxAnswer = 256 << 20
 // client is a connection to a control.
 type client struct {
 	operatorv1.OperatorClient
-	conn *grpc.ClientConn
+	conn    *grpc.ClientConn
+	address string
 }
 
 // connect loads the context and gives a client of the first control that answers. Nothing is sent to a control that
@@ -67,21 +70,20 @@ func (s *settings) connect(ctx context.Context, warnings io.Writer) (*client, er
 	if err != nil {
 		return nil, err
 	}
-	addresses := operator.Endpoints
-	if len(s.controls) > 0 {
-		addresses = s.controls
-	}
 	var problems []error
-	for _, address := range addresses {
+	for _, address := range s.addresses(operator.Endpoints) {
 		conn, err := grpc.NewClient("passthrough:///"+address,
 			grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)))
 		if err != nil {
 			problems = append(problems, fmt.Errorf("%q is not the address of a control: %w", address, err))
 			continue
 		}
-		c := &client{operatorv1.NewOperatorClient(conn), conn}
-		// A first small call finds out whether this control answers, before a large one is begun.
-		if _, err = c.ListControls(ctx, &operatorv1.ListControlsRequest{}); err == nil {
+		c := &client{operatorv1.NewOperatorClient(conn), conn, address}
+		// A first small call finds out whether this control answers, before a large one is begun, and which others there
+		// are.
+		known, err := c.ListControls(ctx, &operatorv1.ListControlsRequest{Local: true})
+		if err == nil {
+			s.learn(known.GetControls())
 			return c, nil
 		}
 		conn.Close()
@@ -91,6 +93,68 @@ func (s *settings) connect(ctx context.Context, warnings io.Writer) (*client, er
 }
 
 func (c *client) close() { c.conn.Close() }
+
+// addresses are the controls to try: those that were given, and those that a control has told of since, but the one that
+// went away first last. Only this run remembers what was told: control keeps the contexts in its data directories true,
+// and nobody changes a file that somebody has copied.
+func (s *settings) addresses(endpoints []string) []string {
+	if len(s.controls) > 0 {
+		endpoints = s.controls
+	}
+	all := slices.Clone(endpoints)
+	for _, address := range s.learnt {
+		if !slices.Contains(all, address) {
+			all = append(all, address)
+		}
+	}
+	if at := slices.Index(all, s.gone); at >= 0 {
+		all = append(slices.Delete(all, at, at+1), s.gone)
+	}
+	return all
+}
+
+func (s *settings) learn(controls []*operatorv1.ControlSummary) {
+	s.learnt = nil
+	for _, c := range controls {
+		s.learnt = append(s.learnt, c.GetAddress())
+	}
+}
+
+// brokenError says that the connection broke before the answer, or that the control that led no longer does: a call that
+// is safe to make twice may be made again.
+type brokenError struct{ reason string }
+
+func (e brokenError) Error() string { return "the connection to control broke: " + e.reason }
+
+// againPause is between two attempts of a call that is made again.
+const againPause = 100 * time.Millisecond
+
+// insist makes a call that is safe to make twice, and makes it again, by another control, while the connection breaks
+// and there are others.
+func (s *settings) insist(ctx context.Context, warnings io.Writer, call func(*client) error) error {
+	for again := false; ; again = true {
+		c, err := s.connect(ctx, warnings)
+		if err != nil && !again {
+			return err
+		}
+		if err == nil {
+			err = call(c)
+			c.close()
+			if !errors.As(err, new(brokenError)) || len(s.learnt) < 2 {
+				return err
+			}
+			s.gone = c.address
+			fmt.Fprintf(warnings, "%v; asking again, by another control\n", err)
+		}
+		timer := time.NewTimer(againPause)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return err
+		}
+	}
+}
 
 // unreachable says in one sentence why a control cannot be used.
 func unreachable(address, file string, err error) error {
@@ -115,7 +179,7 @@ func unreachable(address, file string, err error) error {
 func plain(err error) error {
 	if s, ok := status.FromError(err); ok && err != nil {
 		if s.Code() == codes.Unavailable {
-			return fmt.Errorf("the connection to control broke: %s", s.Message())
+			return brokenError{s.Message()}
 		}
 		return errors.New(s.Message())
 	}

@@ -266,12 +266,21 @@ func (s *settings) getControls(ctx context.Context, c *client, out io.Writer) er
 		Address string `json:"address"`
 		Role    string `json:"role"`
 		Version string `json:"version"`
+		// Reachable says that the control that leads hears from it, and Lag how many entries it is behind that.
+		Reachable bool   `json:"reachable"`
+		Lag       uint64 `json:"lag"`
+		Voter     bool   `json:"voter"`
+		Gossip    string `json:"gossip"`
 	}
 	controls := []controlOutput{}
 	var rows [][]string
 	for _, ctl := range m.GetControls() {
-		controls = append(controls, controlOutput{ctl.GetName(), ctl.GetAddress(), ctl.GetRole(), ctl.GetVersion()})
-		rows = append(rows, []string{ctl.GetName(), ctl.GetAddress(), ctl.GetRole(), ctl.GetVersion()})
+		controls = append(controls, controlOutput{
+			ctl.GetName(), ctl.GetAddress(), ctl.GetRole(), ctl.GetVersion(), ctl.GetReachable(), ctl.GetLag(), ctl.GetVoter(), ctl.GetGossip(),
+		})
+		rows = append(rows, []string{
+			ctl.GetName(), ctl.GetAddress(), ctl.GetRole(), yesNo(ctl.GetReachable()), strconv.FormatUint(ctl.GetLag(), 10), ctl.GetGossip(), ctl.GetVersion(),
+		})
 	}
 	switch s.output {
 	case "json", "yaml":
@@ -282,5 +291,5 @@ func (s *settings) getControls(ctx context.Context, c *client, out io.Writer) er
 		}
 		return nil
 	}
-	return table(out, []string{"NAME", "ADDRESS", "ROLE", "VERSION"}, rows)
+	return table(out, []string{"NAME", "ADDRESS", "ROLE", "REACHABLE", "LAG", "GOSSIP", "VERSION"}, rows)
 }

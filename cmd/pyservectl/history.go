@@ -137,14 +137,13 @@ func revisionArgument(args []string) (uint64, error) {
 func (s *settings) rollback(cmd *cobra.Command, revision uint64, flags applyFlags) error {
 	ctx, cancel := s.twoPhases(cmd.Context())
 	defer cancel()
-	c, err := s.connect(ctx, cmd.ErrOrStderr())
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	stream, err := c.Rollback(ctx, &operatorv1.RollbackRequest{Revision: revision, Options: s.applyOptions(flags)})
-	if err != nil {
-		return plain(err)
-	}
-	return s.follow(cmd, stream, s.newApplyView(cmd, ""))
+	request, v := &operatorv1.RollbackRequest{Revision: revision, Options: s.applyOptions(flags)}, s.newApplyView(cmd, "")
+	return s.insist(ctx, cmd.ErrOrStderr(), func(c *client) error {
+		v.again()
+		stream, err := c.Rollback(ctx, request)
+		if err != nil {
+			return plain(err)
+		}
+		return s.follow(cmd, stream, v)
+	})
 }

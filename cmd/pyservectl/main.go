@@ -48,6 +48,9 @@ type settings struct {
 	controls []string
 	output   string
 	timeout  time.Duration
+
+	learnt []string // the controls that one has told of
+	gone   string   // the control whose connection broke last
 }
 
 func newRoot() *cobra.Command {

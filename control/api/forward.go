@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -87,8 +88,12 @@ const (
 	addressHeader = "pyserve-caller-address"
 )
 
-// electionTime is how long a call that needs the leader waits for one: an election takes less.
-const electionTime = 5 * time.Second
+// electionTime is how long a call that needs the leader waits for one: an election takes less. One that can be answered
+// without waits readTime, since what is known here alone is less than what people expect.
+const (
+	electionTime = 5 * time.Second
+	readTime     = time.Second
+)
 
 // errNoLeader says why a call that changes something is not made.
 var errNoLeader = errors.New("no control leads, since too few of them can be reached: nothing can be changed until most of them are back (pyservectl get controls)")
@@ -157,35 +162,68 @@ func (g gate) elsewhere(ctx context.Context, method string, request any) (*grpc.
 		}
 		return nil, nil
 	}
-	endpoint, err := g.leader(ctx, at)
-	if err != nil || endpoint == "" {
-		return nil, err
-	}
-	return g.peers.conn(endpoint)
+	return g.leader(ctx, at)
 }
 
-// leader gives the endpoint of the control that leads, and waits for one where that is needed; empty: answer here.
-func (g gate) leader(ctx context.Context, at place) (string, error) {
-	timer := time.NewTimer(electionTime)
-	defer timer.Stop()
+// leader gives the connection to the control that leads, and waits for one that can be reached; nil: answer here, since
+// this one leads by now, or can answer without a leader and there is none.
+func (g gate) leader(ctx context.Context, at place) (*grpc.ClientConn, error) {
+	limit := electionTime
+	if at == leaderOrHere {
+		limit = readTime
+	}
+	waiting, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	for {
 		changed := g.control.Changed()
-		if endpoint := g.control.Leader(); endpoint != "" || g.control.Leads() || at == leaderOrHere {
-			return endpoint, nil
+		if g.control.Leads() {
+			return nil, nil
 		}
-		look := time.NewTimer(100 * time.Millisecond)
+		if endpoint := g.control.Leader(); endpoint != "" {
+			conn, err := g.peers.conn(endpoint)
+			if err != nil {
+				return nil, err
+			}
+			if g.connected(waiting, conn, endpoint) {
+				return conn, nil
+			}
+		}
+		look := time.NewTimer(50 * time.Millisecond)
 		select {
 		case <-changed:
 		case <-look.C:
-		case <-timer.C:
-			look.Stop()
-			return "", status.Error(codes.Unavailable, errNoLeader.Error())
-		case <-ctx.Done():
-			look.Stop()
-			return "", context.Cause(ctx)
+		case <-waiting.Done():
 		}
 		look.Stop()
+		switch {
+		case ctx.Err() != nil:
+			return nil, context.Cause(ctx)
+		case waiting.Err() == nil:
+		case at == leaderOrHere:
+			return nil, nil
+		default:
+			return nil, status.Error(codes.FailedPrecondition, errNoLeader.Error())
+		}
 	}
+}
+
+// connected waits until a connection stands. It gives up when another control leads. A call that went out over a broken
+// one would end with its outcome unknown.
+func (g gate) connected(ctx context.Context, conn *grpc.ClientConn, endpoint string) bool {
+	for g.control.Leader() == endpoint {
+		state := conn.GetState()
+		if state == connectivity.Ready {
+			return true
+		}
+		conn.Connect()
+		moment, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+		conn.WaitForStateChange(moment, state)
+		cancel()
+		if ctx.Err() != nil {
+			return false
+		}
+	}
+	return false
 }
 
 // lost says whether a call that was passed on did not reach the leader, so that it may be answered here.
