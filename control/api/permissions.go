@@ -57,6 +57,8 @@ var permissions = map[string]identity.Role{
 // audited are the methods that change something: each call is an entry of the audit trail. A test holds it against the
 // names of the methods.
 var audited = map[string]bool{
+	fleetv1.Enrollment_Join_FullMethodName:           true,
+	operatorv1.Operator_RemoveControl_FullMethodName: true,
 	fleetv1.Enrollment_Enroll_FullMethodName:         true,
 	operatorv1.Operator_Apply_FullMethodName:         true,
 	operatorv1.Operator_Rollback_FullMethodName:      true,

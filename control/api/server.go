@@ -76,7 +76,7 @@ func (g gate) admit(ctx context.Context, method string) (context.Context, error)
 		return nil, status.Errorf(codes.Unimplemented, "this control does not know %s; is pyservectl newer than control?", method)
 	}
 	who, err := g.identify(ctx)
-	if err == nil && who.Role == identity.RoleControl && need != identity.RoleControl {
+	if err == nil && who.Role == identity.RoleControl && need != identity.RoleControl && !who.Expired(g.control.Now()) {
 		ctx = originOf(ctx)
 		who, err = onBehalf(ctx, who)
 	}

@@ -364,10 +364,16 @@ func (s *Store) write(ctx context.Context, c *storev1.Command) (err error) {
 
 // writeHere puts a command into the log of a leader, once: who proposes a revision has brought nodes to prepare it, which
 // another leader has not.
-func (s *Store) writeHere(ctx context.Context, c *storev1.Command) error {
+func (s *Store) writeHere(ctx context.Context, c *storev1.Command) (err error) {
 	if s.patience() == leaderTimeout {
 		return s.write(ctx, c) // no other can lead
 	}
+	kept := attest(ctx, c, s.now())
+	defer func() {
+		if err == nil {
+			kept()
+		}
+	}()
 	data, err := s.machine.seal.encodeCommand(c)
 	if err != nil {
 		return err

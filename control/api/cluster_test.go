@@ -1,0 +1,311 @@
+package api
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/pyserve/pyserve/control"
+	"github.com/pyserve/pyserve/control/identity"
+	"github.com/pyserve/pyserve/control/store"
+	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
+	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
+)
+
+// member is a site that is one of several.
+type member struct {
+	*site
+	name  string
+	peers *Peers
+	raft  net.Listener
+	stop  func()
+}
+
+// newMember starts a control that joins the one given, or begins a cluster.
+func newMember(t *testing.T, name string, joins *member) *member {
+	t.Helper()
+	m, err := startMember(t, name, joins, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// startMember is newMember with a token of the test's own; empty: the right one.
+func startMember(t *testing.T, name string, joins *member, token string) (_ *member, err error) {
+	t.Helper()
+	l, raft := loopback(t), loopback(t)
+	logger := slog.New(slog.DiscardHandler)
+	m := &member{
+		site: &site{dir: t.TempDir(), address: l.Addr().String(), done: make(chan struct{}), now: time.Now}, name: name, raft: raft,
+	}
+	m.peers = NewPeers(func() (*tls.Config, error) { return m.control.PeerTLS() })
+	o := control.Options{
+		DataDir: m.dir, Name: name, Endpoint: m.address, Version: "test", Logger: logger,
+		Replication: control.Replication{
+			Address: raft.Addr().String(), Peers: m.peers,
+			Network: func(server, client *tls.Config) *store.Network {
+				n := Network("", server, client)
+				n.Listen = func() (net.Listener, error) { return newSecured(raft, server), nil }
+				return n
+			},
+		},
+	}
+	if joins != nil {
+		if token == "" {
+			token = joins.token(t, control.ControlTokenFile)
+		}
+		o.Replication.Join = func(ctx context.Context, r *fleetv1.JoinRequest) (*fleetv1.JoinResponse, error) {
+			return Join(ctx, joins.address, token, r)
+		}
+	}
+	if m.control, err = control.New(o); err != nil {
+		return nil, err
+	}
+	if err := m.control.Start(t.Context()); err != nil {
+		return nil, errors.Join(err, l.Close(), raft.Close(), m.peers.Close())
+	}
+	if m.tls, err = m.control.ServerTLS(); err != nil {
+		return nil, err
+	}
+	m.server = NewServer(m.control, m.tls, m.peers, logger)
+	go func() {
+		defer close(m.done)
+		if err := m.server.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+			t.Error(err)
+		}
+	}()
+	stopped := false
+	m.stop = func() {
+		if !stopped {
+			stopped = true
+			m.close(t)
+			m.peers.Close()
+			raft.Close()
+		}
+	}
+	t.Cleanup(m.stop)
+	return m, nil
+}
+
+func loopback(t *testing.T) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func (m *member) token(t *testing.T, file string) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(m.dir, file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(data))
+}
+
+func (m *member) operators(t *testing.T) operatorv1.OperatorClient {
+	t.Helper()
+	return operatorv1.NewOperatorClient(m.site.operator(t))
+}
+
+// newCluster starts three controls, of which the first leads.
+func newCluster(t *testing.T) (c1, c2, c3 *member) {
+	t.Helper()
+	c1 = newMember(t, "c1", nil)
+	c2 = newMember(t, "c2", c1)
+	c3 = newMember(t, "c3", c2) // by a follower
+	return c1, c2, c3
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	ticker := time.NewTicker(5 * time.Millisecond)
+	defer ticker.Stop()
+	for deadline := time.Now().Add(patience); !ok(); <-ticker.C {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within %s", what, patience)
+		}
+	}
+}
+
+func TestEveryMethodHasItsPlace(t *testing.T) {
+	known := map[string]bool{}
+	for _, m := range methods() {
+		known[m.name] = true
+		if places[m.name] == 0 {
+			t.Errorf("nobody has said which control answers %s", m.name)
+		}
+	}
+	for name := range places {
+		if !known[name] {
+			t.Errorf("there is no method %s", name)
+		}
+	}
+}
+
+func TestCallsAtAFollowerAreAnsweredByTheLeader(t *testing.T) {
+	c1, c2, c3 := newCluster(t)
+	events, err := apply(t, c3.operators(t), document(part("", sample))...)
+	if err != nil || len(events) == 0 || events[len(events)-1].GetResult().GetRevision() != 1 {
+		t.Fatalf("got %v, %v", events, err)
+	}
+	if n := c1.control.Status().GetRevision(); n != 1 {
+		t.Errorf("the leader is at revision %d", n)
+	}
+	eventually(t, "c2 has it", func() bool { return c2.control.Status().GetRevision() == 1 })
+	status, err := c2.operators(t).GetStatus(deadline(t), &operatorv1.GetStatusRequest{})
+	if err != nil || status.GetRevision() != 1 {
+		t.Errorf("got %v, %v", status, err)
+	}
+	// Who called is told on, and not taken for the control that passed it on.
+	_, entries := c1.control.Audit()
+	last := entries[len(entries)-1]
+	if last.Actor != "admin" || last.Method != "Apply" || last.Address == "" {
+		t.Errorf("the trail ends with %+v", last)
+	}
+	_, err = operatorv1.NewOperatorClient(c3.person(t, identity.RoleViewer)).RemoveControl(deadline(t), &operatorv1.RemoveControlRequest{Name: "c2"})
+	checkCode(t, err, codes.PermissionDenied, "has the role viewer")
+}
+
+func TestNodeEnrolsAtAFollower(t *testing.T) {
+	_, c2, _ := newCluster(t)
+	conn := c2.node(t, "n1")
+	stream, err := fleetv1.NewFleetClient(conn).Connect(deadline(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&fleetv1.FromNode{Message: &fleetv1.FromNode_Hello{Hello: &fleetv1.Hello{Name: "n1", BootId: "b"}}}); err != nil {
+		t.Fatal(err)
+	}
+	m, err := stream.Recv()
+	if err != nil || len(m.GetWelcome().GetControls()) != 3 || m.GetWelcome().GetControls()[0] != c2.address {
+		t.Errorf("got %v, %v", m, err)
+	}
+}
+
+func TestControlsAreListedWithTheirRoles(t *testing.T) {
+	c1, c2, c3 := newCluster(t)
+	eventually(t, "all are there", func() bool {
+		m, err := c3.operators(t).ListControls(deadline(t), &operatorv1.ListControlsRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(m.GetControls()) == 3 && !slices.ContainsFunc(m.GetControls(), func(c *operatorv1.ControlSummary) bool {
+			return !c.GetReachable() || !c.GetVoter() || (c.GetRole() == "leader") != (c.GetName() == "c1")
+		})
+	})
+	local, err := c3.operators(t).ListControls(deadline(t), &operatorv1.ListControlsRequest{Local: true})
+	if err != nil || len(local.GetControls()) != 3 || local.GetControls()[1].GetReachable() {
+		t.Errorf("c3 alone knows %v, %v", local, err)
+	}
+	admin, err := identity.LoadContext(filepath.Join(c1.dir, control.AdminFile))
+	if err != nil || !slices.Equal(admin.Endpoints, []string{c1.address, c2.address, c3.address}) {
+		t.Errorf("the operator's context knows %v, %v", admin.Endpoints, err)
+	}
+}
+
+func TestWithoutALeaderReadsAreAnsweredAndWritesSayWhy(t *testing.T) {
+	c1, c2, c3 := newCluster(t)
+	if _, err := apply(t, c1.operators(t), document(part("", sample))...); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "c3 has it", func() bool { return c3.control.Status().GetRevision() == 1 })
+	c1.stop()
+	c2.stop()
+	status, err := c3.operators(t).GetStatus(deadline(t), &operatorv1.GetStatusRequest{})
+	if err != nil || status.GetRevision() != 1 {
+		t.Errorf("got %v, %v", status, err)
+	}
+	_, err = apply(t, c3.operators(t), document(part("", sample))...)
+	checkCode(t, err, codes.FailedPrecondition, "no control leads")
+}
+
+func TestOnlyAControlSpeaksForOthers(t *testing.T) {
+	s := newSite(t)
+	admin, err := json.Marshal(identity.Peer{Role: identity.RoleAdmin, Name: "admin", Until: time.Now().Add(time.Hour)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged := metadata.AppendToOutgoingContext(deadline(t), callerHeader, base64.StdEncoding.EncodeToString(admin), addressHeader, "10.0.0.1:1")
+	_, err = operatorv1.NewAccessClient(s.person(t, identity.RoleViewer)).ListTokens(forged, &operatorv1.ListTokensRequest{})
+	checkCode(t, err, codes.PermissionDenied, "has the role viewer")
+	own, err := s.tls.GetCertificate(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := operatorv1.NewAccessClient(s.as(t, *own)).ListTokens(forged, &operatorv1.ListTokensRequest{}); err != nil {
+		t.Errorf("a control that speaks for an admin: %v", err)
+	}
+	nobody := metadata.AppendToOutgoingContext(deadline(t), addressHeader, "10.0.0.1:1")
+	_, err = operatorv1.NewAccessClient(s.as(t, *own)).ListTokens(nobody, &operatorv1.ListTokensRequest{})
+	checkCode(t, err, codes.Unauthenticated, "a certificate of this cluster is needed")
+	garbled := metadata.AppendToOutgoingContext(deadline(t), callerHeader, "x", addressHeader, "10.0.0.1:1")
+	_, err = operatorv1.NewAccessClient(s.as(t, *own)).ListTokens(garbled, &operatorv1.ListTokensRequest{})
+	checkCode(t, err, codes.Unauthenticated, "cannot be read")
+}
+
+func TestWhoMayNotJoinIsToldWhy(t *testing.T) {
+	c1 := newMember(t, "c1", nil)
+	other := newMember(t, "c9", nil)
+	newMember(t, "c2", c1)
+	for text, try := range map[string]struct{ name, token string }{
+		"a node's token never makes a control": {"c4", c1.token(t, control.JoinTokenFile)},
+		"belongs to another cluster":           {"c4", other.token(t, control.ControlTokenFile)},
+		"a control of that name runs":          {"c2", ""},
+	} {
+		if _, err := startMember(t, try.name, c1, try.token); err == nil || !strings.Contains(err.Error(), text) {
+			t.Errorf("as %s: %v, want %q", try.name, err, text)
+		}
+	}
+	if n := len(c1.control.Controls()); n != 2 {
+		t.Errorf("there are %d controls", n)
+	}
+}
+
+func TestStrangersDoNotReachTheLog(t *testing.T) {
+	c1 := newMember(t, "c1", nil)
+	newMember(t, "c2", c1)
+	for name, config := range map[string]*tls.Config{"an admin": c1.admin(t), "nobody": {InsecureSkipVerify: true, MinVersion: tls.VersionTLS13}} {
+		conn, err := tls.Dial("tcp", c1.raft.Addr().String(), config)
+		if err == nil {
+			_, err = conn.Read(make([]byte, 1)) // TLS 1.3 tells a client that it is refused only now
+			conn.Close()
+		}
+		if err == nil || !strings.Contains(err.Error(), "tls: ") {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
+func TestControlThatStoppedIsRemoved(t *testing.T) {
+	c1, c2, c3 := newCluster(t)
+	_, err := c1.operators(t).RemoveControl(deadline(t), &operatorv1.RemoveControlRequest{Name: "c3"})
+	checkCode(t, err, codes.AlreadyExists, "stop it first")
+	c3.stop()
+	eventually(t, "c3 is removed", func() bool {
+		_, err := c2.operators(t).RemoveControl(deadline(t), &operatorv1.RemoveControlRequest{Name: "c3"})
+		return err == nil
+	})
+	_, err = c1.operators(t).RemoveControl(deadline(t), &operatorv1.RemoveControlRequest{Name: "c3"})
+	checkCode(t, err, codes.NotFound, "there is no control of that name")
+	if n := len(c1.control.Controls()); n != 2 {
+		t.Errorf("there are %d controls", n)
+	}
+}
