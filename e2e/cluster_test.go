@@ -17,6 +17,7 @@ type daemon struct {
 	name, kind            string
 	dataDir               string
 	listen, admin, gossip string
+	raft                  string   // of a control
 	flags                 []string // beside those of the addresses
 	env                   []string
 }
@@ -54,7 +55,7 @@ func (c *cluster) startControl() {
 	for attempt := 0; ; attempt++ {
 		c.control = &daemon{
 			name: "control", kind: "control", dataDir: filepath.Join(c.dir, "control"),
-			listen: local(freePort(c.t)), admin: local(freePort(c.t)), gossip: local(freePort(c.t)),
+			listen: local(freePort(c.t)), admin: local(freePort(c.t)), gossip: local(freePort(c.t)), raft: local(freePort(c.t)),
 		}
 		c.start(c.control)
 		if c.up(c.control) {
@@ -81,6 +82,9 @@ func (c *cluster) arguments(d *daemon) []string {
 	args := []string{d.kind, "--name", d.name, "--data-dir", d.dataDir, "--admin", d.admin, "--gossip", d.gossip, "--log-level", "debug"}
 	if d.listen != "" {
 		args = append(args, "--listen", d.listen)
+	}
+	if d.raft != "" {
+		args = append(args, "--raft", d.raft)
 	}
 	if d.kind == "node" {
 		args = append(args, "--control", c.control.listen, "--token-file", c.joinToken())

@@ -159,11 +159,21 @@ func (s *Store) votes() bool {
 	return false
 }
 
+// holdsAll says whether everything that was ever brought here is applied.
+func (s *Store) holdsAll() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.engine != nil && s.engine.raft.AppliedIndex() >= s.engine.raft.LastIndex()
+}
+
 // Joined returns when this control, which was admitted with an empty disk, holds what the others hold and has its vote.
 func (s *Store) Joined(ctx context.Context) error {
+	if s.votes() {
+		return nil // it had its vote before
+	}
 	for {
 		changed := s.Changed()
-		if s.votes() {
+		if s.votes() && s.holdsAll() {
 			return nil
 		}
 		// The configuration tells nobody when it changes.

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -161,14 +162,57 @@ func TestWhatStandsInTheWayAtBootIsToldToControl(t *testing.T) {
 	}
 }
 
-func TestNodeTriesItsControlsInTurn(t *testing.T) {
+func TestNodeTriesAllItsControls(t *testing.T) {
 	s := newScript(t)
-	dead := nowhere(t)
-	r := newRig(t, s, rigOptions{controls: []string{dead, s.address}}).run()
+	r := newRig(t, s, rigOptions{controls: []string{nowhere(t), nowhere(t), s.address}}).run()
 	s.welcomed(t)
 	eventually(t, "connected", func() bool { return r.log.has("connected to control") })
-	if !r.log.has(dead) {
-		t.Errorf("the log says %s", r.log)
+}
+
+func TestNodeRemembersTheControlsThatItIsToldOf(t *testing.T) {
+	s := newScript(t)
+	dead, dir := nowhere(t), t.TempDir()
+	r := newRig(t, s, rigOptions{dir: dir}).run()
+	w, _ := s.opened(t)
+	w.send(t, &fleetv1.ToNode{Message: &fleetv1.ToNode_Welcome{Welcome: &fleetv1.Welcome{Controls: []string{dead, s.address}}}})
+	eventually(t, "Welcome is kept", func() bool {
+		id, err := LoadIdentity(dir)
+		return err == nil && slices.Equal(id.Controls, []string{dead, s.address})
+	})
+	w.send(t, &fleetv1.ToNode{Message: &fleetv1.ToNode_Controls{Controls: &fleetv1.Controls{Endpoints: []string{s.address, "nonsense", "10.0.0.1:7400"}}}})
+	eventually(t, "what came since is kept", func() bool {
+		id, err := LoadIdentity(dir)
+		return err == nil && slices.Equal(id.Controls, []string{s.address, "10.0.0.1:7400"})
+	})
+	if got := r.identity.Load().Controls; len(got) != 2 {
+		t.Errorf("it uses %v", got)
+	}
+}
+
+func TestControlsAreTriedInRounds(t *testing.T) {
+	var c controls
+	given, told := []string{"a:1", "b:1"}, []string{"b:1", "c:1"}
+	last := ""
+	firsts := map[string]bool{}
+	for range 100 {
+		round := map[string]bool{}
+		for i := range 3 {
+			next := c.next(given, told)
+			if next == last {
+				t.Fatalf("%s was tried twice in a row", next)
+			}
+			if i == 0 {
+				firsts[next] = true
+			}
+			last = next
+			round[next] = true
+		}
+		if len(round) != 3 {
+			t.Fatalf("a round tried %v", round)
+		}
+	}
+	if len(firsts) != 3 {
+		t.Errorf("rounds begin with %v alone", firsts)
 	}
 }
 
