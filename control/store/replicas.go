@@ -162,8 +162,29 @@ func (s *Store) votes() bool {
 // holdsAll says whether everything that was ever brought here is applied.
 func (s *Store) holdsAll() bool {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.engine != nil && s.engine.raft.AppliedIndex() >= s.engine.raft.LastIndex()
+	e := s.engine
+	s.mu.Unlock()
+	if e == nil {
+		return false
+	}
+	last := e.raft.LastIndex()
+	return e.raft.AppliedIndex() >= last && s.consumed(last)
+}
+
+// consumed says whether the machine holds what raft has handed it, up to an entry: raft counts what is on its way.
+func (s *Store) consumed(index uint64) bool {
+	for ; index > 0; index-- {
+		var entry raft.Log
+		if s.storage.GetLog(index, &entry) != nil {
+			return true // it came in a snapshot, and raft waits for those
+		}
+		if entry.Type == raft.LogCommand {
+			s.machine.mu.RLock()
+			defer s.machine.mu.RUnlock()
+			return s.machine.applied >= index
+		}
+	}
+	return true
 }
 
 // Joined returns when this control, which was admitted with an empty disk, holds what the others hold and has its vote.

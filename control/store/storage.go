@@ -331,6 +331,9 @@ func restoreNewest(into *machine, snapshots raft.SnapshotStore) (uint64, []raft.
 	case err != nil:
 		return 0, nil, fmt.Errorf("the snapshot %s cannot be read: %w; move it away to go on from the one before", newest.ID, err)
 	}
+	into.mu.Lock()
+	defer into.mu.Unlock()
+	into.applied = newest.Index
 	return newest.Index, newest.Configuration.Servers, nil
 }
 

@@ -243,7 +243,7 @@ func (s *Store) awaitOthers(ctx context.Context) error {
 	defer look.Stop()
 	for {
 		applied, committed := s.Applied()
-		if _, led := s.Leader(); led && committed > 0 && applied >= committed || s.Leads() {
+		if _, led := s.Leader(); led && committed > 0 && applied >= committed && s.consumed(committed) || s.Leads() {
 			return s.machine.err()
 		}
 		if err := s.machine.err(); err != nil {
