@@ -20,7 +20,7 @@ type raftLogger struct {
 
 var _ hclog.Logger = (*raftLogger)(nil)
 
-// routine are messages that every start of a single voter brings, and ones that storage tells once and better while
+// routine are messages that every start and every absence of another control brings, and ones that storage tells once and better while
 // raft repeats them several times a second.
 var routine = []string{
 	"failed to commit logs",
@@ -28,6 +28,15 @@ var routine = []string{
 	"heartbeat timeout reached, starting election",
 	"Election timeout reached, restarting election",
 	"no known peers, aborting election",
+	// While a control is away or comes in, several times a second; that it no longer attends is told once.
+	"failed to appendEntries to",
+	"failed to heartbeat to",
+	"failed to contact",
+	"failed to get previous log",
+	"failed to make requestVote RPC",
+	"failed to make requestPreVote RPC",
+	"appendEntries rejected, sending older logs",
+	"unable to get address for server, using fallback address",
 	"not part of stable configuration, aborting election",
 }
 
