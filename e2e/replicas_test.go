@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -202,4 +203,43 @@ func TestLostMajority(t *testing.T) {
 	client := newClient(t, nil, false)
 	get(t, client, "http://"+c.node("n1").listen+"/b/x").seen(t)
 	c.controlsShow("c3")
+}
+
+// TestBackupAndRestore goes back to a backup: nodes follow, though they served a later revision.
+func TestBackupAndRestore(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, "n1", "n2")
+	b := newBackend(t, "b")
+	c.mustApply(route("/a", b.port))
+	file := filepath.Join(c.dir, "saved.backup")
+	c.ctl("backup", file).must(t, 0, "seal.key")
+	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+		t.Fatalf("the backup is %v, %v", info, err)
+	}
+	c.mustApply(route("/b", b.port))
+	c.mustApply(route("/c", b.port))
+	c.ctl("restore", file).wants(t, 2, "--yes is needed")
+	if s := c.status(); s.Revision != 3 {
+		t.Errorf("without an answer it was restored: %+v", s)
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[len(data)/2] ^= 1
+	c.ctl("restore", "--yes", c.write("damaged.backup", string(data))).wants(t, 2, "not a whole backup")
+	c.ctl("restore", "--yes", file).must(t, 0, "holds revision 1", "takes the place of revision 3", "restored: revision 1", "epoch 2")
+	if s := c.converged(); s.Revision != 1 {
+		t.Errorf("the status is %+v", s)
+	}
+	client := newClient(t, nil, false)
+	for _, n := range c.nodes {
+		get(t, client, "http://"+n.listen+"/a/x").seen(t)
+	}
+	c.mustApply(route("/d", b.port))
+	if s := c.converged(); s.Revision != 2 {
+		t.Errorf("the status is %+v", s)
+	}
+	foreign := newCluster(t)
+	foreign.ctl("restore", "--yes", file).wants(t, 2, "the backup of another cluster")
 }

@@ -74,6 +74,8 @@ var places = map[string]place{
 	operatorv1.Access_RevokeToken_FullMethodName:     leader,
 	operatorv1.Access_RevokeNode_FullMethodName:      leader,
 	operatorv1.Access_CreateContext_FullMethodName:   leader,
+	operatorv1.Access_Backup_FullMethodName:          leaderOrHere,
+	operatorv1.Access_Restore_FullMethodName:         leader,
 }
 
 // watches are the methods whose answers do not end.

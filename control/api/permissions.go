@@ -52,6 +52,8 @@ var permissions = map[string]identity.Role{
 	operatorv1.Access_FinishRotation_FullMethodName:  identity.RoleAdmin,
 	operatorv1.Access_GetAuthority_FullMethodName:    identity.RoleAdmin,
 	operatorv1.Access_ListAudit_FullMethodName:       identity.RoleAdmin,
+	operatorv1.Access_Backup_FullMethodName:          identity.RoleAdmin,
+	operatorv1.Access_Restore_FullMethodName:         identity.RoleAdmin,
 }
 
 // audited are the methods that change something: each call is an entry of the audit trail. A test holds it against the
@@ -68,4 +70,6 @@ var audited = map[string]bool{
 	operatorv1.Access_CreateContext_FullMethodName:   true,
 	operatorv1.Access_RotateAuthority_FullMethodName: true,
 	operatorv1.Access_FinishRotation_FullMethodName:  true,
+	operatorv1.Access_Backup_FullMethodName:          true, // it takes everything away, though it changes nothing
+	operatorv1.Access_Restore_FullMethodName:         true,
 }

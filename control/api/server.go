@@ -238,6 +238,8 @@ func coded(err error) error {
 		{control.ErrNotARequest, codes.InvalidArgument},
 		{control.ErrNobodyServes, codes.FailedPrecondition},
 		{control.ErrControlRuns, codes.AlreadyExists},
+		{store.ErrNoBackup, codes.InvalidArgument},
+		{store.ErrForeignBackup, codes.InvalidArgument},
 		{control.ErrNoControl, codes.NotFound},
 		{control.ErrNotLeading, codes.Unavailable},
 		{store.ErrNotLeader, codes.Unavailable},

@@ -333,7 +333,7 @@ func reportOf(n Node) *replicav1.NodeReport {
 	return &replicav1.NodeReport{
 		Name: n.Name, Connected: n.Connected, Left: n.Left, Since: timestamppb.New(n.Since), Version: n.Version,
 		Applied: n.Applied, Listen: n.Listen, Gossip: n.Gossip, Draining: n.Draining,
-		Refused: n.Refused, Rejected: n.Rejected, Refusals: n.Refusals, Authority: n.Authority,
+		Refused: n.Refused, Rejected: n.Rejected, Refusals: n.Refusals, Authority: n.Authority, Notes: n.Notes,
 	}
 }
 
@@ -342,6 +342,6 @@ func nodeOf(r *replicav1.NodeReport) Node {
 		Name: r.GetName(), Connected: r.GetConnected(), Left: r.GetLeft(), Since: r.GetSince().AsTime(), Version: r.GetVersion(),
 		Applied: r.GetApplied(), Listen: r.GetListen(), Gossip: r.GetGossip(), Draining: r.GetDraining(),
 		Refused: r.GetRefused(), Rejected: r.GetRejected(), Refusals: r.GetRefusals(),
-		Authority: r.GetAuthority(),
+		Authority: r.GetAuthority(), Notes: r.GetNotes(),
 	}
 }

@@ -74,6 +74,496 @@ func (TokenKind) EnumDescriptor() ([]byte, []int) {
 	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{0}
 }
 
+type BackupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupRequest) Reset() {
+	*x = BackupRequest{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupRequest) ProtoMessage() {}
+
+func (x *BackupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
+func (*BackupRequest) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{0}
+}
+
+type BackupResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupResponse) Reset() {
+	*x = BackupResponse{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupResponse) ProtoMessage() {}
+
+func (x *BackupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
+func (*BackupResponse) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *BackupResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type RestoreRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*RestoreRequest_Part
+	//	*RestoreRequest_Confirmation
+	Message       isRestoreRequest_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreRequest) Reset() {
+	*x = RestoreRequest{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreRequest) ProtoMessage() {}
+
+func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreRequest.ProtoReflect.Descriptor instead.
+func (*RestoreRequest) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *RestoreRequest) GetMessage() isRestoreRequest_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *RestoreRequest) GetPart() *RestorePart {
+	if x != nil {
+		if x, ok := x.Message.(*RestoreRequest_Part); ok {
+			return x.Part
+		}
+	}
+	return nil
+}
+
+func (x *RestoreRequest) GetConfirmation() *RestoreConfirmation {
+	if x != nil {
+		if x, ok := x.Message.(*RestoreRequest_Confirmation); ok {
+			return x.Confirmation
+		}
+	}
+	return nil
+}
+
+type isRestoreRequest_Message interface {
+	isRestoreRequest_Message()
+}
+
+type RestoreRequest_Part struct {
+	Part *RestorePart `protobuf:"bytes,1,opt,name=part,proto3,oneof"`
+}
+
+type RestoreRequest_Confirmation struct {
+	Confirmation *RestoreConfirmation `protobuf:"bytes,2,opt,name=confirmation,proto3,oneof"`
+}
+
+func (*RestoreRequest_Part) isRestoreRequest_Message() {}
+
+func (*RestoreRequest_Confirmation) isRestoreRequest_Message() {}
+
+// RestorePart is a piece of the backup, at most 1 MiB.
+type RestorePart struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	Last          bool                   `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestorePart) Reset() {
+	*x = RestorePart{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestorePart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestorePart) ProtoMessage() {}
+
+func (x *RestorePart) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestorePart.ProtoReflect.Descriptor instead.
+func (*RestorePart) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RestorePart) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *RestorePart) GetLast() bool {
+	if x != nil {
+		return x.Last
+	}
+	return false
+}
+
+type RestoreConfirmation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreConfirmation) Reset() {
+	*x = RestoreConfirmation{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreConfirmation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreConfirmation) ProtoMessage() {}
+
+func (x *RestoreConfirmation) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreConfirmation.ProtoReflect.Descriptor instead.
+func (*RestoreConfirmation) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{4}
+}
+
+type RestoreResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*RestoreResponse_Plan
+	//	*RestoreResponse_Result
+	Message       isRestoreResponse_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreResponse) Reset() {
+	*x = RestoreResponse{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreResponse) ProtoMessage() {}
+
+func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreResponse.ProtoReflect.Descriptor instead.
+func (*RestoreResponse) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *RestoreResponse) GetMessage() isRestoreResponse_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *RestoreResponse) GetPlan() *RestorePlan {
+	if x != nil {
+		if x, ok := x.Message.(*RestoreResponse_Plan); ok {
+			return x.Plan
+		}
+	}
+	return nil
+}
+
+func (x *RestoreResponse) GetResult() *RestoreResult {
+	if x != nil {
+		if x, ok := x.Message.(*RestoreResponse_Result); ok {
+			return x.Result
+		}
+	}
+	return nil
+}
+
+type isRestoreResponse_Message interface {
+	isRestoreResponse_Message()
+}
+
+type RestoreResponse_Plan struct {
+	Plan *RestorePlan `protobuf:"bytes,1,opt,name=plan,proto3,oneof"`
+}
+
+type RestoreResponse_Result struct {
+	Result *RestoreResult `protobuf:"bytes,2,opt,name=result,proto3,oneof"`
+}
+
+func (*RestoreResponse_Plan) isRestoreResponse_Message() {}
+
+func (*RestoreResponse_Result) isRestoreResponse_Message() {}
+
+// RestorePlan is what a restore would do.
+type RestorePlan struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Created *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=created,proto3" json:"created,omitempty"`
+	// What would be active; revision 0: nothing.
+	Revision uint64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Digest   string `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	// What is active; revision 0: nothing.
+	ActiveRevision uint64 `protobuf:"varint,4,opt,name=active_revision,json=activeRevision,proto3" json:"active_revision,omitempty"`
+	ActiveDigest   string `protobuf:"bytes,5,opt,name=active_digest,json=activeDigest,proto3" json:"active_digest,omitempty"`
+	// The first nodes that would be registered again, by name, and how many there are.
+	Returning      []string `protobuf:"bytes,6,rep,name=returning,proto3" json:"returning,omitempty"`
+	ReturningCount uint32   `protobuf:"varint,7,opt,name=returning_count,json=returningCount,proto3" json:"returning_count,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RestorePlan) Reset() {
+	*x = RestorePlan{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestorePlan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestorePlan) ProtoMessage() {}
+
+func (x *RestorePlan) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestorePlan.ProtoReflect.Descriptor instead.
+func (*RestorePlan) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RestorePlan) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *RestorePlan) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *RestorePlan) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *RestorePlan) GetActiveRevision() uint64 {
+	if x != nil {
+		return x.ActiveRevision
+	}
+	return 0
+}
+
+func (x *RestorePlan) GetActiveDigest() string {
+	if x != nil {
+		return x.ActiveDigest
+	}
+	return ""
+}
+
+func (x *RestorePlan) GetReturning() []string {
+	if x != nil {
+		return x.Returning
+	}
+	return nil
+}
+
+func (x *RestorePlan) GetReturningCount() uint32 {
+	if x != nil {
+		return x.ReturningCount
+	}
+	return 0
+}
+
+type RestoreResult struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Revision uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	Digest   string                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	// The history that begins with it.
+	Epoch         uint64 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreResult) Reset() {
+	*x = RestoreResult{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreResult) ProtoMessage() {}
+
+func (x *RestoreResult) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreResult.ProtoReflect.Descriptor instead.
+func (*RestoreResult) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *RestoreResult) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *RestoreResult) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *RestoreResult) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
 type CreateTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Kind  TokenKind              `protobuf:"varint,1,opt,name=kind,proto3,enum=pyserve.operator.v1.TokenKind" json:"kind,omitempty"`
@@ -89,7 +579,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[0]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -101,7 +591,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[0]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -114,7 +604,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{0}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateTokenRequest) GetKind() TokenKind {
@@ -156,7 +646,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[1]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -168,7 +658,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[1]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -181,7 +671,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{1}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -206,7 +696,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[2]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -218,7 +708,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[2]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -231,7 +721,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{2}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{10}
 }
 
 type ListTokensResponse struct {
@@ -243,7 +733,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[3]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -255,7 +745,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[3]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -268,7 +758,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{3}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListTokensResponse) GetTokens() []*TokenSummary {
@@ -300,7 +790,7 @@ type TokenSummary struct {
 
 func (x *TokenSummary) Reset() {
 	*x = TokenSummary{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[4]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -312,7 +802,7 @@ func (x *TokenSummary) String() string {
 func (*TokenSummary) ProtoMessage() {}
 
 func (x *TokenSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[4]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -325,7 +815,7 @@ func (x *TokenSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenSummary.ProtoReflect.Descriptor instead.
 func (*TokenSummary) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{4}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TokenSummary) GetId() string {
@@ -400,7 +890,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[5]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -412,7 +902,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[5]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -425,7 +915,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{5}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RevokeTokenRequest) GetId() string {
@@ -446,7 +936,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[6]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -458,7 +948,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[6]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -471,7 +961,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{6}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RevokeTokenResponse) GetSummary() *TokenSummary {
@@ -497,7 +987,7 @@ type RevokeNodeRequest struct {
 
 func (x *RevokeNodeRequest) Reset() {
 	*x = RevokeNodeRequest{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[7]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -509,7 +999,7 @@ func (x *RevokeNodeRequest) String() string {
 func (*RevokeNodeRequest) ProtoMessage() {}
 
 func (x *RevokeNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[7]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -522,7 +1012,7 @@ func (x *RevokeNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeNodeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeNodeRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{7}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RevokeNodeRequest) GetName() string {
@@ -542,7 +1032,7 @@ type RevokeNodeResponse struct {
 
 func (x *RevokeNodeResponse) Reset() {
 	*x = RevokeNodeResponse{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[8]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -554,7 +1044,7 @@ func (x *RevokeNodeResponse) String() string {
 func (*RevokeNodeResponse) ProtoMessage() {}
 
 func (x *RevokeNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[8]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -567,7 +1057,7 @@ func (x *RevokeNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeNodeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeNodeResponse) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{8}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RevokeNodeResponse) GetConnected() bool {
@@ -593,7 +1083,7 @@ type CreateContextRequest struct {
 
 func (x *CreateContextRequest) Reset() {
 	*x = CreateContextRequest{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[9]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -605,7 +1095,7 @@ func (x *CreateContextRequest) String() string {
 func (*CreateContextRequest) ProtoMessage() {}
 
 func (x *CreateContextRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[9]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -618,7 +1108,7 @@ func (x *CreateContextRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContextRequest.ProtoReflect.Descriptor instead.
 func (*CreateContextRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{9}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CreateContextRequest) GetName() string {
@@ -664,7 +1154,7 @@ type CreateContextResponse struct {
 
 func (x *CreateContextResponse) Reset() {
 	*x = CreateContextResponse{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[10]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -676,7 +1166,7 @@ func (x *CreateContextResponse) String() string {
 func (*CreateContextResponse) ProtoMessage() {}
 
 func (x *CreateContextResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[10]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -689,7 +1179,7 @@ func (x *CreateContextResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContextResponse.ProtoReflect.Descriptor instead.
 func (*CreateContextResponse) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{10}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CreateContextResponse) GetCluster() string {
@@ -735,7 +1225,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[11]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -747,7 +1237,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[11]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -760,7 +1250,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{11}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{19}
 }
 
 type ListAuditResponse struct {
@@ -775,7 +1265,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[12]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -787,7 +1277,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[12]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -800,7 +1290,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{12}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListAuditResponse) GetAnchorSequence() uint64 {
@@ -848,7 +1338,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[13]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -860,7 +1350,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[13]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -873,7 +1363,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{13}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AuditEntry) GetSequence() uint64 {
@@ -954,7 +1444,7 @@ type RotateAuthorityRequest struct {
 
 func (x *RotateAuthorityRequest) Reset() {
 	*x = RotateAuthorityRequest{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[14]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -966,7 +1456,7 @@ func (x *RotateAuthorityRequest) String() string {
 func (*RotateAuthorityRequest) ProtoMessage() {}
 
 func (x *RotateAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[14]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -979,7 +1469,7 @@ func (x *RotateAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RotateAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{14}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{22}
 }
 
 type RotateAuthorityResponse struct {
@@ -991,7 +1481,7 @@ type RotateAuthorityResponse struct {
 
 func (x *RotateAuthorityResponse) Reset() {
 	*x = RotateAuthorityResponse{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[15]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1003,7 +1493,7 @@ func (x *RotateAuthorityResponse) String() string {
 func (*RotateAuthorityResponse) ProtoMessage() {}
 
 func (x *RotateAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[15]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1016,7 +1506,7 @@ func (x *RotateAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RotateAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{15}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RotateAuthorityResponse) GetAuthority() *AuthoritySummary {
@@ -1034,7 +1524,7 @@ type FinishRotationRequest struct {
 
 func (x *FinishRotationRequest) Reset() {
 	*x = FinishRotationRequest{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[16]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1046,7 +1536,7 @@ func (x *FinishRotationRequest) String() string {
 func (*FinishRotationRequest) ProtoMessage() {}
 
 func (x *FinishRotationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[16]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1059,7 +1549,7 @@ func (x *FinishRotationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRotationRequest.ProtoReflect.Descriptor instead.
 func (*FinishRotationRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{16}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{24}
 }
 
 type FinishRotationResponse struct {
@@ -1071,7 +1561,7 @@ type FinishRotationResponse struct {
 
 func (x *FinishRotationResponse) Reset() {
 	*x = FinishRotationResponse{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[17]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1083,7 +1573,7 @@ func (x *FinishRotationResponse) String() string {
 func (*FinishRotationResponse) ProtoMessage() {}
 
 func (x *FinishRotationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[17]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1096,7 +1586,7 @@ func (x *FinishRotationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRotationResponse.ProtoReflect.Descriptor instead.
 func (*FinishRotationResponse) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{17}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *FinishRotationResponse) GetAuthority() *AuthoritySummary {
@@ -1114,7 +1604,7 @@ type GetAuthorityRequest struct {
 
 func (x *GetAuthorityRequest) Reset() {
 	*x = GetAuthorityRequest{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[18]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1126,7 +1616,7 @@ func (x *GetAuthorityRequest) String() string {
 func (*GetAuthorityRequest) ProtoMessage() {}
 
 func (x *GetAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[18]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1139,7 +1629,7 @@ func (x *GetAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*GetAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{18}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{26}
 }
 
 type GetAuthorityResponse struct {
@@ -1151,7 +1641,7 @@ type GetAuthorityResponse struct {
 
 func (x *GetAuthorityResponse) Reset() {
 	*x = GetAuthorityResponse{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[19]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1163,7 +1653,7 @@ func (x *GetAuthorityResponse) String() string {
 func (*GetAuthorityResponse) ProtoMessage() {}
 
 func (x *GetAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[19]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1176,7 +1666,7 @@ func (x *GetAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*GetAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{19}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetAuthorityResponse) GetAuthority() *AuthoritySummary {
@@ -1203,7 +1693,7 @@ type AuthoritySummary struct {
 
 func (x *AuthoritySummary) Reset() {
 	*x = AuthoritySummary{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[20]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1215,7 +1705,7 @@ func (x *AuthoritySummary) String() string {
 func (*AuthoritySummary) ProtoMessage() {}
 
 func (x *AuthoritySummary) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[20]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1228,7 +1718,7 @@ func (x *AuthoritySummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthoritySummary.ProtoReflect.Descriptor instead.
 func (*AuthoritySummary) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{20}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *AuthoritySummary) GetSha256() string {
@@ -1270,7 +1760,34 @@ var File_pyserve_operator_v1_access_proto protoreflect.FileDescriptor
 
 const file_pyserve_operator_v1_access_proto_rawDesc = "" +
 	"\n" +
-	" pyserve/operator/v1/access.proto\x12\x13pyserve.operator.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xac\x01\n" +
+	" pyserve/operator/v1/access.proto\x12\x13pyserve.operator.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x0f\n" +
+	"\rBackupRequest\"$\n" +
+	"\x0eBackupResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\xa3\x01\n" +
+	"\x0eRestoreRequest\x126\n" +
+	"\x04part\x18\x01 \x01(\v2 .pyserve.operator.v1.RestorePartH\x00R\x04part\x12N\n" +
+	"\fconfirmation\x18\x02 \x01(\v2(.pyserve.operator.v1.RestoreConfirmationH\x00R\fconfirmationB\t\n" +
+	"\amessage\"5\n" +
+	"\vRestorePart\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x12\n" +
+	"\x04last\x18\x02 \x01(\bR\x04last\"\x15\n" +
+	"\x13RestoreConfirmation\"\x92\x01\n" +
+	"\x0fRestoreResponse\x126\n" +
+	"\x04plan\x18\x01 \x01(\v2 .pyserve.operator.v1.RestorePlanH\x00R\x04plan\x12<\n" +
+	"\x06result\x18\x02 \x01(\v2\".pyserve.operator.v1.RestoreResultH\x00R\x06resultB\t\n" +
+	"\amessage\"\x8c\x02\n" +
+	"\vRestorePlan\x124\n" +
+	"\acreated\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\tR\x06digest\x12'\n" +
+	"\x0factive_revision\x18\x04 \x01(\x04R\x0eactiveRevision\x12#\n" +
+	"\ractive_digest\x18\x05 \x01(\tR\factiveDigest\x12\x1c\n" +
+	"\treturning\x18\x06 \x03(\tR\treturning\x12'\n" +
+	"\x0freturning_count\x18\a \x01(\rR\x0ereturningCount\"Y\n" +
+	"\rRestoreResult\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\"\xac\x01\n" +
 	"\x12CreateTokenRequest\x122\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1e.pyserve.operator.v1.TokenKindR\x04kind\x12+\n" +
 	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x12\n" +
@@ -1351,7 +1868,7 @@ const file_pyserve_operator_v1_access_proto_rawDesc = "" +
 	"\tTokenKind\x12\x1a\n" +
 	"\x16TOKEN_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fTOKEN_KIND_JOIN\x10\x01\x12\x16\n" +
-	"\x12TOKEN_KIND_CONTROL\x10\x022\x8e\a\n" +
+	"\x12TOKEN_KIND_CONTROL\x10\x022\xbd\b\n" +
 	"\x06Access\x12`\n" +
 	"\vCreateToken\x12'.pyserve.operator.v1.CreateTokenRequest\x1a(.pyserve.operator.v1.CreateTokenResponse\x12]\n" +
 	"\n" +
@@ -1363,7 +1880,9 @@ const file_pyserve_operator_v1_access_proto_rawDesc = "" +
 	"\x0fRotateAuthority\x12+.pyserve.operator.v1.RotateAuthorityRequest\x1a,.pyserve.operator.v1.RotateAuthorityResponse\x12i\n" +
 	"\x0eFinishRotation\x12*.pyserve.operator.v1.FinishRotationRequest\x1a+.pyserve.operator.v1.FinishRotationResponse\x12c\n" +
 	"\fGetAuthority\x12(.pyserve.operator.v1.GetAuthorityRequest\x1a).pyserve.operator.v1.GetAuthorityResponse\x12\\\n" +
-	"\tListAudit\x12%.pyserve.operator.v1.ListAuditRequest\x1a&.pyserve.operator.v1.ListAuditResponse0\x01BAZ?github.com/pyserve/pyserve/proto/pyserve/operator/v1;operatorv1b\x06proto3"
+	"\tListAudit\x12%.pyserve.operator.v1.ListAuditRequest\x1a&.pyserve.operator.v1.ListAuditResponse0\x01\x12S\n" +
+	"\x06Backup\x12\".pyserve.operator.v1.BackupRequest\x1a#.pyserve.operator.v1.BackupResponse0\x01\x12X\n" +
+	"\aRestore\x12#.pyserve.operator.v1.RestoreRequest\x1a$.pyserve.operator.v1.RestoreResponse(\x010\x01BAZ?github.com/pyserve/pyserve/proto/pyserve/operator/v1;operatorv1b\x06proto3"
 
 var (
 	file_pyserve_operator_v1_access_proto_rawDescOnce sync.Once
@@ -1378,73 +1897,90 @@ func file_pyserve_operator_v1_access_proto_rawDescGZIP() []byte {
 }
 
 var file_pyserve_operator_v1_access_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_pyserve_operator_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_pyserve_operator_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_pyserve_operator_v1_access_proto_goTypes = []any{
 	(TokenKind)(0),                  // 0: pyserve.operator.v1.TokenKind
-	(*CreateTokenRequest)(nil),      // 1: pyserve.operator.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),     // 2: pyserve.operator.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),       // 3: pyserve.operator.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),      // 4: pyserve.operator.v1.ListTokensResponse
-	(*TokenSummary)(nil),            // 5: pyserve.operator.v1.TokenSummary
-	(*RevokeTokenRequest)(nil),      // 6: pyserve.operator.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),     // 7: pyserve.operator.v1.RevokeTokenResponse
-	(*RevokeNodeRequest)(nil),       // 8: pyserve.operator.v1.RevokeNodeRequest
-	(*RevokeNodeResponse)(nil),      // 9: pyserve.operator.v1.RevokeNodeResponse
-	(*CreateContextRequest)(nil),    // 10: pyserve.operator.v1.CreateContextRequest
-	(*CreateContextResponse)(nil),   // 11: pyserve.operator.v1.CreateContextResponse
-	(*ListAuditRequest)(nil),        // 12: pyserve.operator.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),       // 13: pyserve.operator.v1.ListAuditResponse
-	(*AuditEntry)(nil),              // 14: pyserve.operator.v1.AuditEntry
-	(*RotateAuthorityRequest)(nil),  // 15: pyserve.operator.v1.RotateAuthorityRequest
-	(*RotateAuthorityResponse)(nil), // 16: pyserve.operator.v1.RotateAuthorityResponse
-	(*FinishRotationRequest)(nil),   // 17: pyserve.operator.v1.FinishRotationRequest
-	(*FinishRotationResponse)(nil),  // 18: pyserve.operator.v1.FinishRotationResponse
-	(*GetAuthorityRequest)(nil),     // 19: pyserve.operator.v1.GetAuthorityRequest
-	(*GetAuthorityResponse)(nil),    // 20: pyserve.operator.v1.GetAuthorityResponse
-	(*AuthoritySummary)(nil),        // 21: pyserve.operator.v1.AuthoritySummary
-	(*durationpb.Duration)(nil),     // 22: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 23: google.protobuf.Timestamp
+	(*BackupRequest)(nil),           // 1: pyserve.operator.v1.BackupRequest
+	(*BackupResponse)(nil),          // 2: pyserve.operator.v1.BackupResponse
+	(*RestoreRequest)(nil),          // 3: pyserve.operator.v1.RestoreRequest
+	(*RestorePart)(nil),             // 4: pyserve.operator.v1.RestorePart
+	(*RestoreConfirmation)(nil),     // 5: pyserve.operator.v1.RestoreConfirmation
+	(*RestoreResponse)(nil),         // 6: pyserve.operator.v1.RestoreResponse
+	(*RestorePlan)(nil),             // 7: pyserve.operator.v1.RestorePlan
+	(*RestoreResult)(nil),           // 8: pyserve.operator.v1.RestoreResult
+	(*CreateTokenRequest)(nil),      // 9: pyserve.operator.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),     // 10: pyserve.operator.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),       // 11: pyserve.operator.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),      // 12: pyserve.operator.v1.ListTokensResponse
+	(*TokenSummary)(nil),            // 13: pyserve.operator.v1.TokenSummary
+	(*RevokeTokenRequest)(nil),      // 14: pyserve.operator.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),     // 15: pyserve.operator.v1.RevokeTokenResponse
+	(*RevokeNodeRequest)(nil),       // 16: pyserve.operator.v1.RevokeNodeRequest
+	(*RevokeNodeResponse)(nil),      // 17: pyserve.operator.v1.RevokeNodeResponse
+	(*CreateContextRequest)(nil),    // 18: pyserve.operator.v1.CreateContextRequest
+	(*CreateContextResponse)(nil),   // 19: pyserve.operator.v1.CreateContextResponse
+	(*ListAuditRequest)(nil),        // 20: pyserve.operator.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),       // 21: pyserve.operator.v1.ListAuditResponse
+	(*AuditEntry)(nil),              // 22: pyserve.operator.v1.AuditEntry
+	(*RotateAuthorityRequest)(nil),  // 23: pyserve.operator.v1.RotateAuthorityRequest
+	(*RotateAuthorityResponse)(nil), // 24: pyserve.operator.v1.RotateAuthorityResponse
+	(*FinishRotationRequest)(nil),   // 25: pyserve.operator.v1.FinishRotationRequest
+	(*FinishRotationResponse)(nil),  // 26: pyserve.operator.v1.FinishRotationResponse
+	(*GetAuthorityRequest)(nil),     // 27: pyserve.operator.v1.GetAuthorityRequest
+	(*GetAuthorityResponse)(nil),    // 28: pyserve.operator.v1.GetAuthorityResponse
+	(*AuthoritySummary)(nil),        // 29: pyserve.operator.v1.AuthoritySummary
+	(*timestamppb.Timestamp)(nil),   // 30: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 31: google.protobuf.Duration
 }
 var file_pyserve_operator_v1_access_proto_depIdxs = []int32{
-	0,  // 0: pyserve.operator.v1.CreateTokenRequest.kind:type_name -> pyserve.operator.v1.TokenKind
-	22, // 1: pyserve.operator.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	5,  // 2: pyserve.operator.v1.CreateTokenResponse.summary:type_name -> pyserve.operator.v1.TokenSummary
-	5,  // 3: pyserve.operator.v1.ListTokensResponse.tokens:type_name -> pyserve.operator.v1.TokenSummary
-	0,  // 4: pyserve.operator.v1.TokenSummary.kind:type_name -> pyserve.operator.v1.TokenKind
-	23, // 5: pyserve.operator.v1.TokenSummary.created:type_name -> google.protobuf.Timestamp
-	23, // 6: pyserve.operator.v1.TokenSummary.expires:type_name -> google.protobuf.Timestamp
-	5,  // 7: pyserve.operator.v1.RevokeTokenResponse.summary:type_name -> pyserve.operator.v1.TokenSummary
-	22, // 8: pyserve.operator.v1.CreateContextRequest.ttl:type_name -> google.protobuf.Duration
-	23, // 9: pyserve.operator.v1.CreateContextResponse.expires:type_name -> google.protobuf.Timestamp
-	14, // 10: pyserve.operator.v1.ListAuditResponse.entries:type_name -> pyserve.operator.v1.AuditEntry
-	23, // 11: pyserve.operator.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	21, // 12: pyserve.operator.v1.RotateAuthorityResponse.authority:type_name -> pyserve.operator.v1.AuthoritySummary
-	21, // 13: pyserve.operator.v1.FinishRotationResponse.authority:type_name -> pyserve.operator.v1.AuthoritySummary
-	21, // 14: pyserve.operator.v1.GetAuthorityResponse.authority:type_name -> pyserve.operator.v1.AuthoritySummary
-	23, // 15: pyserve.operator.v1.AuthoritySummary.expires:type_name -> google.protobuf.Timestamp
-	1,  // 16: pyserve.operator.v1.Access.CreateToken:input_type -> pyserve.operator.v1.CreateTokenRequest
-	3,  // 17: pyserve.operator.v1.Access.ListTokens:input_type -> pyserve.operator.v1.ListTokensRequest
-	6,  // 18: pyserve.operator.v1.Access.RevokeToken:input_type -> pyserve.operator.v1.RevokeTokenRequest
-	8,  // 19: pyserve.operator.v1.Access.RevokeNode:input_type -> pyserve.operator.v1.RevokeNodeRequest
-	10, // 20: pyserve.operator.v1.Access.CreateContext:input_type -> pyserve.operator.v1.CreateContextRequest
-	15, // 21: pyserve.operator.v1.Access.RotateAuthority:input_type -> pyserve.operator.v1.RotateAuthorityRequest
-	17, // 22: pyserve.operator.v1.Access.FinishRotation:input_type -> pyserve.operator.v1.FinishRotationRequest
-	19, // 23: pyserve.operator.v1.Access.GetAuthority:input_type -> pyserve.operator.v1.GetAuthorityRequest
-	12, // 24: pyserve.operator.v1.Access.ListAudit:input_type -> pyserve.operator.v1.ListAuditRequest
-	2,  // 25: pyserve.operator.v1.Access.CreateToken:output_type -> pyserve.operator.v1.CreateTokenResponse
-	4,  // 26: pyserve.operator.v1.Access.ListTokens:output_type -> pyserve.operator.v1.ListTokensResponse
-	7,  // 27: pyserve.operator.v1.Access.RevokeToken:output_type -> pyserve.operator.v1.RevokeTokenResponse
-	9,  // 28: pyserve.operator.v1.Access.RevokeNode:output_type -> pyserve.operator.v1.RevokeNodeResponse
-	11, // 29: pyserve.operator.v1.Access.CreateContext:output_type -> pyserve.operator.v1.CreateContextResponse
-	16, // 30: pyserve.operator.v1.Access.RotateAuthority:output_type -> pyserve.operator.v1.RotateAuthorityResponse
-	18, // 31: pyserve.operator.v1.Access.FinishRotation:output_type -> pyserve.operator.v1.FinishRotationResponse
-	20, // 32: pyserve.operator.v1.Access.GetAuthority:output_type -> pyserve.operator.v1.GetAuthorityResponse
-	13, // 33: pyserve.operator.v1.Access.ListAudit:output_type -> pyserve.operator.v1.ListAuditResponse
-	25, // [25:34] is the sub-list for method output_type
-	16, // [16:25] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	4,  // 0: pyserve.operator.v1.RestoreRequest.part:type_name -> pyserve.operator.v1.RestorePart
+	5,  // 1: pyserve.operator.v1.RestoreRequest.confirmation:type_name -> pyserve.operator.v1.RestoreConfirmation
+	7,  // 2: pyserve.operator.v1.RestoreResponse.plan:type_name -> pyserve.operator.v1.RestorePlan
+	8,  // 3: pyserve.operator.v1.RestoreResponse.result:type_name -> pyserve.operator.v1.RestoreResult
+	30, // 4: pyserve.operator.v1.RestorePlan.created:type_name -> google.protobuf.Timestamp
+	0,  // 5: pyserve.operator.v1.CreateTokenRequest.kind:type_name -> pyserve.operator.v1.TokenKind
+	31, // 6: pyserve.operator.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	13, // 7: pyserve.operator.v1.CreateTokenResponse.summary:type_name -> pyserve.operator.v1.TokenSummary
+	13, // 8: pyserve.operator.v1.ListTokensResponse.tokens:type_name -> pyserve.operator.v1.TokenSummary
+	0,  // 9: pyserve.operator.v1.TokenSummary.kind:type_name -> pyserve.operator.v1.TokenKind
+	30, // 10: pyserve.operator.v1.TokenSummary.created:type_name -> google.protobuf.Timestamp
+	30, // 11: pyserve.operator.v1.TokenSummary.expires:type_name -> google.protobuf.Timestamp
+	13, // 12: pyserve.operator.v1.RevokeTokenResponse.summary:type_name -> pyserve.operator.v1.TokenSummary
+	31, // 13: pyserve.operator.v1.CreateContextRequest.ttl:type_name -> google.protobuf.Duration
+	30, // 14: pyserve.operator.v1.CreateContextResponse.expires:type_name -> google.protobuf.Timestamp
+	22, // 15: pyserve.operator.v1.ListAuditResponse.entries:type_name -> pyserve.operator.v1.AuditEntry
+	30, // 16: pyserve.operator.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	29, // 17: pyserve.operator.v1.RotateAuthorityResponse.authority:type_name -> pyserve.operator.v1.AuthoritySummary
+	29, // 18: pyserve.operator.v1.FinishRotationResponse.authority:type_name -> pyserve.operator.v1.AuthoritySummary
+	29, // 19: pyserve.operator.v1.GetAuthorityResponse.authority:type_name -> pyserve.operator.v1.AuthoritySummary
+	30, // 20: pyserve.operator.v1.AuthoritySummary.expires:type_name -> google.protobuf.Timestamp
+	9,  // 21: pyserve.operator.v1.Access.CreateToken:input_type -> pyserve.operator.v1.CreateTokenRequest
+	11, // 22: pyserve.operator.v1.Access.ListTokens:input_type -> pyserve.operator.v1.ListTokensRequest
+	14, // 23: pyserve.operator.v1.Access.RevokeToken:input_type -> pyserve.operator.v1.RevokeTokenRequest
+	16, // 24: pyserve.operator.v1.Access.RevokeNode:input_type -> pyserve.operator.v1.RevokeNodeRequest
+	18, // 25: pyserve.operator.v1.Access.CreateContext:input_type -> pyserve.operator.v1.CreateContextRequest
+	23, // 26: pyserve.operator.v1.Access.RotateAuthority:input_type -> pyserve.operator.v1.RotateAuthorityRequest
+	25, // 27: pyserve.operator.v1.Access.FinishRotation:input_type -> pyserve.operator.v1.FinishRotationRequest
+	27, // 28: pyserve.operator.v1.Access.GetAuthority:input_type -> pyserve.operator.v1.GetAuthorityRequest
+	20, // 29: pyserve.operator.v1.Access.ListAudit:input_type -> pyserve.operator.v1.ListAuditRequest
+	1,  // 30: pyserve.operator.v1.Access.Backup:input_type -> pyserve.operator.v1.BackupRequest
+	3,  // 31: pyserve.operator.v1.Access.Restore:input_type -> pyserve.operator.v1.RestoreRequest
+	10, // 32: pyserve.operator.v1.Access.CreateToken:output_type -> pyserve.operator.v1.CreateTokenResponse
+	12, // 33: pyserve.operator.v1.Access.ListTokens:output_type -> pyserve.operator.v1.ListTokensResponse
+	15, // 34: pyserve.operator.v1.Access.RevokeToken:output_type -> pyserve.operator.v1.RevokeTokenResponse
+	17, // 35: pyserve.operator.v1.Access.RevokeNode:output_type -> pyserve.operator.v1.RevokeNodeResponse
+	19, // 36: pyserve.operator.v1.Access.CreateContext:output_type -> pyserve.operator.v1.CreateContextResponse
+	24, // 37: pyserve.operator.v1.Access.RotateAuthority:output_type -> pyserve.operator.v1.RotateAuthorityResponse
+	26, // 38: pyserve.operator.v1.Access.FinishRotation:output_type -> pyserve.operator.v1.FinishRotationResponse
+	28, // 39: pyserve.operator.v1.Access.GetAuthority:output_type -> pyserve.operator.v1.GetAuthorityResponse
+	21, // 40: pyserve.operator.v1.Access.ListAudit:output_type -> pyserve.operator.v1.ListAuditResponse
+	2,  // 41: pyserve.operator.v1.Access.Backup:output_type -> pyserve.operator.v1.BackupResponse
+	6,  // 42: pyserve.operator.v1.Access.Restore:output_type -> pyserve.operator.v1.RestoreResponse
+	32, // [32:43] is the sub-list for method output_type
+	21, // [21:32] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_operator_v1_access_proto_init() }
@@ -1452,13 +1988,21 @@ func file_pyserve_operator_v1_access_proto_init() {
 	if File_pyserve_operator_v1_access_proto != nil {
 		return
 	}
+	file_pyserve_operator_v1_access_proto_msgTypes[2].OneofWrappers = []any{
+		(*RestoreRequest_Part)(nil),
+		(*RestoreRequest_Confirmation)(nil),
+	}
+	file_pyserve_operator_v1_access_proto_msgTypes[5].OneofWrappers = []any{
+		(*RestoreResponse_Plan)(nil),
+		(*RestoreResponse_Result)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_operator_v1_access_proto_rawDesc), len(file_pyserve_operator_v1_access_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   21,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

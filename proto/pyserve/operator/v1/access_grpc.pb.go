@@ -28,6 +28,8 @@ const (
 	Access_FinishRotation_FullMethodName  = "/pyserve.operator.v1.Access/FinishRotation"
 	Access_GetAuthority_FullMethodName    = "/pyserve.operator.v1.Access/GetAuthority"
 	Access_ListAudit_FullMethodName       = "/pyserve.operator.v1.Access/ListAudit"
+	Access_Backup_FullMethodName          = "/pyserve.operator.v1.Access/Backup"
+	Access_Restore_FullMethodName         = "/pyserve.operator.v1.Access/Restore"
 )
 
 // AccessClient is the client API for Access service.
@@ -55,6 +57,11 @@ type AccessClient interface {
 	GetAuthority(ctx context.Context, in *GetAuthorityRequest, opts ...grpc.CallOption) (*GetAuthorityResponse, error)
 	// ListAudit gives the whole audit trail, oldest first, in parts: who asks can verify its chain.
 	ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListAuditResponse], error)
+	// Backup gives everything that control stores, sealed, in parts.
+	Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupResponse], error)
+	// Restore takes a backup in parts, the last of them marked, and answers with what it would do; after a confirmation it
+	// does it and answers again. INVALID_ARGUMENT: it is not a whole backup of this cluster. Nothing was changed then.
+	Restore(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RestoreRequest, RestoreResponse], error)
 }
 
 type accessClient struct {
@@ -164,6 +171,38 @@ func (c *accessClient) ListAudit(ctx context.Context, in *ListAuditRequest, opts
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Access_ListAuditClient = grpc.ServerStreamingClient[ListAuditResponse]
 
+func (c *accessClient) Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Access_ServiceDesc.Streams[1], Access_Backup_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[BackupRequest, BackupResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Access_BackupClient = grpc.ServerStreamingClient[BackupResponse]
+
+func (c *accessClient) Restore(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RestoreRequest, RestoreResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Access_ServiceDesc.Streams[2], Access_Restore_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[RestoreRequest, RestoreResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Access_RestoreClient = grpc.BidiStreamingClient[RestoreRequest, RestoreResponse]
+
 // AccessServer is the server API for Access service.
 // All implementations must embed UnimplementedAccessServer
 // for forward compatibility.
@@ -189,6 +228,11 @@ type AccessServer interface {
 	GetAuthority(context.Context, *GetAuthorityRequest) (*GetAuthorityResponse, error)
 	// ListAudit gives the whole audit trail, oldest first, in parts: who asks can verify its chain.
 	ListAudit(*ListAuditRequest, grpc.ServerStreamingServer[ListAuditResponse]) error
+	// Backup gives everything that control stores, sealed, in parts.
+	Backup(*BackupRequest, grpc.ServerStreamingServer[BackupResponse]) error
+	// Restore takes a backup in parts, the last of them marked, and answers with what it would do; after a confirmation it
+	// does it and answers again. INVALID_ARGUMENT: it is not a whole backup of this cluster. Nothing was changed then.
+	Restore(grpc.BidiStreamingServer[RestoreRequest, RestoreResponse]) error
 	mustEmbedUnimplementedAccessServer()
 }
 
@@ -225,6 +269,12 @@ func (UnimplementedAccessServer) GetAuthority(context.Context, *GetAuthorityRequ
 }
 func (UnimplementedAccessServer) ListAudit(*ListAuditRequest, grpc.ServerStreamingServer[ListAuditResponse]) error {
 	return status.Error(codes.Unimplemented, "method ListAudit not implemented")
+}
+func (UnimplementedAccessServer) Backup(*BackupRequest, grpc.ServerStreamingServer[BackupResponse]) error {
+	return status.Error(codes.Unimplemented, "method Backup not implemented")
+}
+func (UnimplementedAccessServer) Restore(grpc.BidiStreamingServer[RestoreRequest, RestoreResponse]) error {
+	return status.Error(codes.Unimplemented, "method Restore not implemented")
 }
 func (UnimplementedAccessServer) mustEmbedUnimplementedAccessServer() {}
 func (UnimplementedAccessServer) testEmbeddedByValue()                {}
@@ -402,6 +452,24 @@ func _Access_ListAudit_Handler(srv interface{}, stream grpc.ServerStream) error 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Access_ListAuditServer = grpc.ServerStreamingServer[ListAuditResponse]
 
+func _Access_Backup_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(BackupRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AccessServer).Backup(m, &grpc.GenericServerStream[BackupRequest, BackupResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Access_BackupServer = grpc.ServerStreamingServer[BackupResponse]
+
+func _Access_Restore_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(AccessServer).Restore(&grpc.GenericServerStream[RestoreRequest, RestoreResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Access_RestoreServer = grpc.BidiStreamingServer[RestoreRequest, RestoreResponse]
+
 // Access_ServiceDesc is the grpc.ServiceDesc for Access service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -447,6 +515,17 @@ var Access_ServiceDesc = grpc.ServiceDesc{
 			StreamName:    "ListAudit",
 			Handler:       _Access_ListAudit_Handler,
 			ServerStreams: true,
+		},
+		{
+			StreamName:    "Backup",
+			Handler:       _Access_Backup_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Restore",
+			Handler:       _Access_Restore_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
 		},
 	},
 	Metadata: "pyserve/operator/v1/access.proto",

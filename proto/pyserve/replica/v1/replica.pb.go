@@ -265,7 +265,9 @@ type NodeReport struct {
 	// It is no longer known here at all; nothing else but its name is set.
 	Forgotten bool `protobuf:"varint,16,opt,name=forgotten,proto3" json:"forgotten,omitempty"`
 	// The hash of the authority that issued its certificate; empty: not said yet.
-	Authority     []byte `protobuf:"bytes,17,opt,name=authority,proto3" json:"authority,omitempty"`
+	Authority []byte `protobuf:"bytes,17,opt,name=authority,proto3" json:"authority,omitempty"`
+	// What else the node wants to be known, one sentence each.
+	Notes         []string `protobuf:"bytes,18,rep,name=notes,proto3" json:"notes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -415,6 +417,13 @@ func (x *NodeReport) GetForgotten() bool {
 func (x *NodeReport) GetAuthority() []byte {
 	if x != nil {
 		return x.Authority
+	}
+	return nil
+}
+
+func (x *NodeReport) GetNotes() []string {
+	if x != nil {
+		return x.Notes
 	}
 	return nil
 }
@@ -1104,7 +1113,7 @@ const file_pyserve_replica_v1_replica_proto_rawDesc = "" +
 	"Attendance\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12#\n" +
 	"\rapplied_index\x18\x02 \x01(\x04R\fappliedIndex\x12\x1a\n" +
-	"\bcomplete\x18\x03 \x01(\bR\bcomplete\"\xb6\x04\n" +
+	"\bcomplete\x18\x03 \x01(\bR\bcomplete\"\xcc\x04\n" +
 	"\n" +
 	"NodeReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x17\n" +
@@ -1124,7 +1133,8 @@ const file_pyserve_replica_v1_replica_proto_rawDesc = "" +
 	"\bproposal\x18\x0e \x01(\x04R\bproposal\x127\n" +
 	"\x05state\x18\x0f \x01(\x0e2!.pyserve.replica.v1.ProposalStateR\x05state\x12\x1c\n" +
 	"\tforgotten\x18\x10 \x01(\bR\tforgotten\x12\x1c\n" +
-	"\tauthority\x18\x11 \x01(\fR\tauthority\"\x99\x02\n" +
+	"\tauthority\x18\x11 \x01(\fR\tauthority\x12\x14\n" +
+	"\x05notes\x18\x12 \x03(\tR\x05notes\"\x99\x02\n" +
 	"\n" +
 	"FromLeader\x12/\n" +
 	"\x05offer\x18\x01 \x01(\v2\x17.pyserve.fleet.v1.OfferH\x00R\x05offer\x121\n" +

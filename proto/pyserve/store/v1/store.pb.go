@@ -1573,6 +1573,103 @@ func (x *Result) GetRevision() uint64 {
 	return 0
 }
 
+// BackupHeader begins a backup, which goes on with a snapshot.
+type BackupHeader struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The first version is 1.
+	Version uint32 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	// The cluster's id.
+	Cluster string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Created *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=created,proto3" json:"created,omitempty"`
+	Epoch   uint64                 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// The active revision; 0: there was none.
+	Revision uint64 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	Digest   []byte `protobuf:"bytes,6,opt,name=digest,proto3" json:"digest,omitempty"`
+	// How many were registered.
+	Nodes         uint32 `protobuf:"varint,7,opt,name=nodes,proto3" json:"nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupHeader) Reset() {
+	*x = BackupHeader{}
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupHeader) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupHeader) ProtoMessage() {}
+
+func (x *BackupHeader) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupHeader.ProtoReflect.Descriptor instead.
+func (*BackupHeader) Descriptor() ([]byte, []int) {
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *BackupHeader) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *BackupHeader) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *BackupHeader) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *BackupHeader) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *BackupHeader) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *BackupHeader) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *BackupHeader) GetNodes() uint32 {
+	if x != nil {
+		return x.Nodes
+	}
+	return 0
+}
+
 // SnapshotRecord is one piece of a snapshot, which is: a header; every body once; the active bundle's resources and
 // revision; the revisions before it that are kept whole, newest first; the lines of older ones, oldest first; nodes,
 // tokens and servers in the order of their names; the last results, oldest first; the audit
@@ -1602,7 +1699,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[21]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1614,7 +1711,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[21]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1627,7 +1724,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{21}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -1863,7 +1960,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[22]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1875,7 +1972,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[22]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1888,7 +1985,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{22}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SnapshotHeader) GetVersion() uint32 {
@@ -1915,7 +2012,7 @@ type ActiveRevision struct {
 
 func (x *ActiveRevision) Reset() {
 	*x = ActiveRevision{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[23]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1927,7 +2024,7 @@ func (x *ActiveRevision) String() string {
 func (*ActiveRevision) ProtoMessage() {}
 
 func (x *ActiveRevision) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[23]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1940,7 +2037,7 @@ func (x *ActiveRevision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActiveRevision.ProtoReflect.Descriptor instead.
 func (*ActiveRevision) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{23}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ActiveRevision) GetRevision() *Revision {
@@ -1970,7 +2067,7 @@ type PastRevision struct {
 
 func (x *PastRevision) Reset() {
 	*x = PastRevision{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[24]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1982,7 +2079,7 @@ func (x *PastRevision) String() string {
 func (*PastRevision) ProtoMessage() {}
 
 func (x *PastRevision) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[24]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1995,7 +2092,7 @@ func (x *PastRevision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PastRevision.ProtoReflect.Descriptor instead.
 func (*PastRevision) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{24}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PastRevision) GetRevision() *Revision {
@@ -2037,7 +2134,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[25]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2049,7 +2146,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[25]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2062,7 +2159,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{25}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SnapshotEnd) GetSha256() []byte {
@@ -2186,7 +2283,15 @@ const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\x06Result\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\fR\trequestId\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x04R\brevision\"\x8f\x06\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\"\xd8\x01\n" +
+	"\fBackupHeader\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\rR\aversion\x12\x18\n" +
+	"\acluster\x18\x02 \x01(\tR\acluster\x124\n" +
+	"\acreated\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x14\n" +
+	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x12\x1a\n" +
+	"\brevision\x18\x05 \x01(\x04R\brevision\x12\x16\n" +
+	"\x06digest\x18\x06 \x01(\fR\x06digest\x12\x14\n" +
+	"\x05nodes\x18\a \x01(\rR\x05nodes\"\x8f\x06\n" +
 	"\x0eSnapshotRecord\x12:\n" +
 	"\x06header\x18\x01 \x01(\v2 .pyserve.store.v1.SnapshotHeaderH\x00R\x06header\x12\x14\n" +
 	"\x04body\x18\x02 \x01(\fH\x00R\x04body\x12A\n" +
@@ -2230,7 +2335,7 @@ func file_pyserve_store_v1_store_proto_rawDescGZIP() []byte {
 	return file_pyserve_store_v1_store_proto_rawDescData
 }
 
-var file_pyserve_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_pyserve_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_pyserve_store_v1_store_proto_goTypes = []any{
 	(*Command)(nil),               // 0: pyserve.store.v1.Command
 	(*CommitRevision)(nil),        // 1: pyserve.store.v1.CommitRevision
@@ -2253,14 +2358,15 @@ var file_pyserve_store_v1_store_proto_goTypes = []any{
 	(*Token)(nil),                 // 18: pyserve.store.v1.Token
 	(*Server)(nil),                // 19: pyserve.store.v1.Server
 	(*Result)(nil),                // 20: pyserve.store.v1.Result
-	(*SnapshotRecord)(nil),        // 21: pyserve.store.v1.SnapshotRecord
-	(*SnapshotHeader)(nil),        // 22: pyserve.store.v1.SnapshotHeader
-	(*ActiveRevision)(nil),        // 23: pyserve.store.v1.ActiveRevision
-	(*PastRevision)(nil),          // 24: pyserve.store.v1.PastRevision
-	(*SnapshotEnd)(nil),           // 25: pyserve.store.v1.SnapshotEnd
-	(*v1.ResourceKey)(nil),        // 26: pyserve.fleet.v1.ResourceKey
-	(*v1.Release)(nil),            // 27: pyserve.fleet.v1.Release
-	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
+	(*BackupHeader)(nil),          // 21: pyserve.store.v1.BackupHeader
+	(*SnapshotRecord)(nil),        // 22: pyserve.store.v1.SnapshotRecord
+	(*SnapshotHeader)(nil),        // 23: pyserve.store.v1.SnapshotHeader
+	(*ActiveRevision)(nil),        // 24: pyserve.store.v1.ActiveRevision
+	(*PastRevision)(nil),          // 25: pyserve.store.v1.PastRevision
+	(*SnapshotEnd)(nil),           // 26: pyserve.store.v1.SnapshotEnd
+	(*v1.ResourceKey)(nil),        // 27: pyserve.fleet.v1.ResourceKey
+	(*v1.Release)(nil),            // 28: pyserve.fleet.v1.Release
+	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
 }
 var file_pyserve_store_v1_store_proto_depIdxs = []int32{
 	1,  // 0: pyserve.store.v1.Command.commit_revision:type_name -> pyserve.store.v1.CommitRevision
@@ -2276,43 +2382,44 @@ var file_pyserve_store_v1_store_proto_depIdxs = []int32{
 	11, // 10: pyserve.store.v1.Command.set_authorities:type_name -> pyserve.store.v1.SetAuthorities
 	13, // 11: pyserve.store.v1.Command.audit:type_name -> pyserve.store.v1.AuditEntry
 	15, // 12: pyserve.store.v1.CommitRevision.revision:type_name -> pyserve.store.v1.Revision
-	26, // 13: pyserve.store.v1.CommitRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
+	27, // 13: pyserve.store.v1.CommitRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
 	16, // 14: pyserve.store.v1.CommitRevision.upserted:type_name -> pyserve.store.v1.ResourceReference
 	17, // 15: pyserve.store.v1.PutNode.node:type_name -> pyserve.store.v1.Node
 	18, // 16: pyserve.store.v1.PutToken.token:type_name -> pyserve.store.v1.Token
 	19, // 17: pyserve.store.v1.PutServer.server:type_name -> pyserve.store.v1.Server
-	27, // 18: pyserve.store.v1.RaiseEpoch.release:type_name -> pyserve.fleet.v1.Release
-	28, // 19: pyserve.store.v1.UseToken.at:type_name -> google.protobuf.Timestamp
+	28, // 18: pyserve.store.v1.RaiseEpoch.release:type_name -> pyserve.fleet.v1.Release
+	29, // 19: pyserve.store.v1.UseToken.at:type_name -> google.protobuf.Timestamp
 	12, // 20: pyserve.store.v1.SetAuthorities.authorities:type_name -> pyserve.store.v1.Authority
-	28, // 21: pyserve.store.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	27, // 22: pyserve.store.v1.Revision.release:type_name -> pyserve.fleet.v1.Release
-	28, // 23: pyserve.store.v1.Revision.created:type_name -> google.protobuf.Timestamp
-	28, // 24: pyserve.store.v1.Node.enrolled:type_name -> google.protobuf.Timestamp
-	28, // 25: pyserve.store.v1.Token.created:type_name -> google.protobuf.Timestamp
-	28, // 26: pyserve.store.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	28, // 27: pyserve.store.v1.Server.joined:type_name -> google.protobuf.Timestamp
-	22, // 28: pyserve.store.v1.SnapshotRecord.header:type_name -> pyserve.store.v1.SnapshotHeader
-	16, // 29: pyserve.store.v1.SnapshotRecord.resource:type_name -> pyserve.store.v1.ResourceReference
-	23, // 30: pyserve.store.v1.SnapshotRecord.active:type_name -> pyserve.store.v1.ActiveRevision
-	24, // 31: pyserve.store.v1.SnapshotRecord.past:type_name -> pyserve.store.v1.PastRevision
-	15, // 32: pyserve.store.v1.SnapshotRecord.line:type_name -> pyserve.store.v1.Revision
-	17, // 33: pyserve.store.v1.SnapshotRecord.node:type_name -> pyserve.store.v1.Node
-	18, // 34: pyserve.store.v1.SnapshotRecord.token:type_name -> pyserve.store.v1.Token
-	25, // 35: pyserve.store.v1.SnapshotRecord.end:type_name -> pyserve.store.v1.SnapshotEnd
-	19, // 36: pyserve.store.v1.SnapshotRecord.server:type_name -> pyserve.store.v1.Server
-	20, // 37: pyserve.store.v1.SnapshotRecord.result:type_name -> pyserve.store.v1.Result
-	14, // 38: pyserve.store.v1.SnapshotRecord.audit_anchor:type_name -> pyserve.store.v1.AuditAnchor
-	13, // 39: pyserve.store.v1.SnapshotRecord.audit_entry:type_name -> pyserve.store.v1.AuditEntry
-	12, // 40: pyserve.store.v1.SnapshotRecord.authority:type_name -> pyserve.store.v1.Authority
-	15, // 41: pyserve.store.v1.ActiveRevision.revision:type_name -> pyserve.store.v1.Revision
-	15, // 42: pyserve.store.v1.PastRevision.revision:type_name -> pyserve.store.v1.Revision
-	26, // 43: pyserve.store.v1.PastRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
-	16, // 44: pyserve.store.v1.PastRevision.restored:type_name -> pyserve.store.v1.ResourceReference
-	45, // [45:45] is the sub-list for method output_type
-	45, // [45:45] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	29, // 21: pyserve.store.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	28, // 22: pyserve.store.v1.Revision.release:type_name -> pyserve.fleet.v1.Release
+	29, // 23: pyserve.store.v1.Revision.created:type_name -> google.protobuf.Timestamp
+	29, // 24: pyserve.store.v1.Node.enrolled:type_name -> google.protobuf.Timestamp
+	29, // 25: pyserve.store.v1.Token.created:type_name -> google.protobuf.Timestamp
+	29, // 26: pyserve.store.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	29, // 27: pyserve.store.v1.Server.joined:type_name -> google.protobuf.Timestamp
+	29, // 28: pyserve.store.v1.BackupHeader.created:type_name -> google.protobuf.Timestamp
+	23, // 29: pyserve.store.v1.SnapshotRecord.header:type_name -> pyserve.store.v1.SnapshotHeader
+	16, // 30: pyserve.store.v1.SnapshotRecord.resource:type_name -> pyserve.store.v1.ResourceReference
+	24, // 31: pyserve.store.v1.SnapshotRecord.active:type_name -> pyserve.store.v1.ActiveRevision
+	25, // 32: pyserve.store.v1.SnapshotRecord.past:type_name -> pyserve.store.v1.PastRevision
+	15, // 33: pyserve.store.v1.SnapshotRecord.line:type_name -> pyserve.store.v1.Revision
+	17, // 34: pyserve.store.v1.SnapshotRecord.node:type_name -> pyserve.store.v1.Node
+	18, // 35: pyserve.store.v1.SnapshotRecord.token:type_name -> pyserve.store.v1.Token
+	26, // 36: pyserve.store.v1.SnapshotRecord.end:type_name -> pyserve.store.v1.SnapshotEnd
+	19, // 37: pyserve.store.v1.SnapshotRecord.server:type_name -> pyserve.store.v1.Server
+	20, // 38: pyserve.store.v1.SnapshotRecord.result:type_name -> pyserve.store.v1.Result
+	14, // 39: pyserve.store.v1.SnapshotRecord.audit_anchor:type_name -> pyserve.store.v1.AuditAnchor
+	13, // 40: pyserve.store.v1.SnapshotRecord.audit_entry:type_name -> pyserve.store.v1.AuditEntry
+	12, // 41: pyserve.store.v1.SnapshotRecord.authority:type_name -> pyserve.store.v1.Authority
+	15, // 42: pyserve.store.v1.ActiveRevision.revision:type_name -> pyserve.store.v1.Revision
+	15, // 43: pyserve.store.v1.PastRevision.revision:type_name -> pyserve.store.v1.Revision
+	27, // 44: pyserve.store.v1.PastRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
+	16, // 45: pyserve.store.v1.PastRevision.restored:type_name -> pyserve.store.v1.ResourceReference
+	46, // [46:46] is the sub-list for method output_type
+	46, // [46:46] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_store_v1_store_proto_init() }
@@ -2333,7 +2440,7 @@ func file_pyserve_store_v1_store_proto_init() {
 		(*Command_AppendAudit)(nil),
 		(*Command_SetAuthorities)(nil),
 	}
-	file_pyserve_store_v1_store_proto_msgTypes[21].OneofWrappers = []any{
+	file_pyserve_store_v1_store_proto_msgTypes[22].OneofWrappers = []any{
 		(*SnapshotRecord_Header)(nil),
 		(*SnapshotRecord_Body)(nil),
 		(*SnapshotRecord_Resource)(nil),
@@ -2355,7 +2462,7 @@ func file_pyserve_store_v1_store_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_store_v1_store_proto_rawDesc), len(file_pyserve_store_v1_store_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   26,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
