@@ -3,10 +3,8 @@ package forward
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
-	"runtime/debug"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -162,8 +160,7 @@ func (x *exchange) carry() *failure {
 func (x *exchange) guarded() (f *failure) {
 	defer func() {
 		if p := recover(); p != nil {
-			f = &failure{class: ClassOurs, status: http.StatusInternalServerError, sentence: "The proxy failed.",
-				err: fmt.Errorf("panic: %v\n%s", p, debug.Stack())}
+			f = ours(panicked(p))
 		}
 	}()
 	return x.serve()

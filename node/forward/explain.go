@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"runtime/debug"
 
 	"github.com/pyserve/pyserve/node/http1"
 	"github.com/pyserve/pyserve/node/route"
@@ -43,7 +42,7 @@ func (p *Proxy) Explain(head []byte, secure bool) (e Explanation) {
 	x.table = table
 	defer func() {
 		if defect := recover(); defect != nil {
-			e.refused(ours(fmt.Errorf("panic: %v\n%s", defect, debug.Stack())))
+			e.refused(ours(panicked(defect)))
 		}
 	}()
 	if f := x.readInquiry(head); f != nil {

@@ -3,10 +3,12 @@ package forward
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
+	"runtime/debug"
 
 	"github.com/pyserve/pyserve/node/http1"
 	"github.com/pyserve/pyserve/node/meter"
@@ -64,6 +66,11 @@ func refused(status int, sentence string, err error) *failure {
 func ours(err error) *failure {
 	return &failure{class: ClassOurs, status: http.StatusInternalServerError, sentence: "The proxy failed.", err: err}
 }
+
+var errPanic = errors.New("panic")
+
+// panicked is the error of a panic, with the stack of whoever has recovered its cause and calls this.
+func panicked(cause any) error { return fmt.Errorf("%w: %v\n%s", errPanic, cause, debug.Stack()) }
 
 var errClientGone = errors.New("the client has closed the connection")
 
@@ -159,8 +166,11 @@ func (x *exchange) uploadFailure() *failure {
 		}
 	}
 	err := x.outcome.client
-	if err == nil {
+	switch {
+	case err == nil:
 		return nil
+	case errors.Is(err, errPanic):
+		return ours(err)
 	}
 	f := &failure{class: ClassClient, status: http.StatusBadRequest, sentence: "The body of the request could not be read.", err: err}
 	var reason http1.Reason

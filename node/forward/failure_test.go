@@ -289,6 +289,39 @@ func TestAPanicIsOneRequestsFailure(t *testing.T) {
 	nodetest.Eventually(t, "it is not in flight any more", func() bool { return metric(t, p, "pyserve_requests_in_flight") == 0 })
 }
 
+// trapped is a connection that panics when it is read for the second time.
+type trapped struct {
+	net.Conn
+	reads int
+}
+
+func (c *trapped) Read(p []byte) (int, error) {
+	if c.reads++; c.reads > 1 {
+		panic("out of cheese")
+	}
+	return c.Conn.Read(p)
+}
+
+func TestAPanicBehindTheHeadIsOneRequestsFailure(t *testing.T) {
+	ended := make(chan struct{})
+	b, _ := scripted(t, silence(ended))
+	p := start(t, whole(b.Port()))
+	ours, theirs := net.Pipe()
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		p.front.Serve(&trapped{Conn: theirs}, nil, nil)
+	}()
+	w := newWire(t, ours)
+	w.say("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n")
+	if res, _, err := w.answer("POST"); err != nil || res.StatusCode != http.StatusInternalServerError || !res.Close {
+		t.Error(res, err)
+	}
+	wait(t, "the backend's connection ends", ended)
+	ours.Close()
+	wait(t, "the connection ends", served)
+}
+
 func TestAConnectThatTakesTooLongIs504(t *testing.T) {
 	p := startWith(t, settings{dial: func(context.Context, string, string) (net.Conn, error) {
 		return nil, &net.OpError{Op: "dial", Err: context.DeadlineExceeded}

@@ -36,7 +36,7 @@ func (x *exchange) startUpload() *failure {
 // pump is that goroutine. Where the body cannot be read there will be no answer worth waiting for, so the exchange is woken;
 // where it cannot be written there may well be one.
 func (x *exchange) pump(conn *upstream.Conn) {
-	out := x.pumpBody(conn)
+	out := x.guardedBody(conn)
 	if out.complete {
 		x.awaitFrom(x.front.after(x.route.timeouts.ResponseHeader))
 	}
@@ -45,6 +45,17 @@ func (x *exchange) pump(conn *upstream.Conn) {
 	if wake {
 		conn.SetDeadline(longAgo)
 	}
+}
+
+// guardedBody turns a panic into the failure of its request, as guarded does: in this goroutine nobody else would.
+func (x *exchange) guardedBody(conn *upstream.Conn) (out uploadOutcome) {
+	defer func() {
+		if p := recover(); p != nil {
+			x.arm(&x.upload, phaseNone, 0)
+			out = uploadOutcome{client: &clientError{panicked(p)}}
+		}
+	}()
+	return x.pumpBody(conn)
 }
 
 // awaitFrom begins the time for the answer's head, unless that is there already.
