@@ -7,8 +7,9 @@ import (
 	"syscall"
 )
 
-// Conn is a TCP connection. Read and Write are those of net, errors included, and may be called concurrently with each other,
-// with Close and with the deadlines' methods; each of them by one goroutine at a time.
+// Conn is a TCP connection. Read and Write are those of net, errors included (those of deadlines and of Close call the operation
+// "raw-read" or "raw-write"), and may be called concurrently with each other, with Close and with the deadlines' methods; each of
+// them by one goroutine at a time, Ask counting as a Read.
 type Conn struct {
 	*net.TCPConn
 	raw           syscall.RawConn
