@@ -11,7 +11,6 @@
 package bundle
 
 import (
-	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -19,6 +18,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -72,8 +72,12 @@ type Key struct {
 	Name string
 }
 
+// compare orders keys as the manifest does: by kind, then by name.
 func (k Key) compare(other Key) int {
-	return cmp.Or(cmp.Compare(k.Kind, other.Kind), cmp.Compare(k.Name, other.Name))
+	if k.Kind != other.Kind {
+		return strings.Compare(string(k.Kind), string(other.Kind))
+	}
+	return strings.Compare(k.Name, other.Name)
 }
 
 // Resource is one resource as stored: its body is never decoded and encoded again on the way, since protobuf output
@@ -97,8 +101,10 @@ func New(resources []Resource) (*Bundle, error) {
 		return nil, fmt.Errorf("a bundle holds at most %d resources, got %d", MaxResources, len(resources))
 	}
 	b := &Bundle{resources: slices.Clone(resources), sums: make([][sha256.Size]byte, len(resources))}
-	slices.SortFunc(b.resources, func(x, y Resource) int { return x.Key.compare(y.Key) })
-	total := 0
+	byKey := func(x, y Resource) int { return x.Key.compare(y.Key) }
+	if !slices.IsSortedFunc(b.resources, byKey) {
+		slices.SortFunc(b.resources, byKey)
+	}
 	for i, r := range b.resources {
 		if i > 0 && b.resources[i-1].Key == r.Key {
 			return nil, fmt.Errorf("the bundle holds two resources %s %q", r.Kind, r.Name)
@@ -106,13 +112,27 @@ func New(resources []Resource) (*Bundle, error) {
 		if len(r.Name) > MaxNameBytes || len(r.Kind) > 64 {
 			return nil, fmt.Errorf("the name of a resource of kind %.64q is longer than %d bytes", r.Kind, MaxNameBytes)
 		}
-		if total += len(r.Body); total > MaxBytes {
-			return nil, fmt.Errorf("the bodies of a bundle hold at most %d MiB", MaxBytes>>20)
-		}
 		b.sums[i] = sha256.Sum256(r.Body)
 	}
-	b.digest = b.manifestDigest()
+	if err := b.complete(); err != nil {
+		return nil, err
+	}
 	return b, nil
+}
+
+// complete checks what is bounded of the whole, and sets the digest. Resources and sums are there, sorted.
+func (b *Bundle) complete() error {
+	if len(b.resources) > MaxResources {
+		return fmt.Errorf("a bundle holds at most %d resources, got %d", MaxResources, len(b.resources))
+	}
+	total := 0
+	for _, r := range b.resources {
+		if total += len(r.Body); total > MaxBytes {
+			return fmt.Errorf("the bodies of a bundle hold at most %d MiB", MaxBytes>>20)
+		}
+	}
+	b.digest = b.manifestDigest()
+	return nil
 }
 
 // manifestDigest hashes the manifest without building it: magic, then for every resource in order its kind and name,

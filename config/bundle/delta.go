@@ -1,8 +1,10 @@
 package bundle
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // ErrBase says that a delta was made against another bundle than the one it was applied to: ask for the whole.
@@ -23,7 +25,7 @@ func Between(base, target *Bundle) Delta {
 	d := Delta{Base: base.digest}
 	i, j := 0, 0
 	for i < len(base.resources) || j < len(target.resources) {
-		switch order := compareAt(base, i, target, j); {
+		switch order := base.compareAt(i, target, j); {
 		case order < 0:
 			d.Removed = append(d.Removed, base.resources[i].Key)
 			i++
@@ -41,14 +43,14 @@ func Between(base, target *Bundle) Delta {
 }
 
 // compareAt compares the keys at i and j; a bundle that is read to its end sorts last.
-func compareAt(base *Bundle, i int, target *Bundle, j int) int {
+func (b *Bundle) compareAt(i int, other *Bundle, j int) int {
 	switch {
-	case i == len(base.resources):
+	case i == len(b.resources):
 		return 1
-	case j == len(target.resources):
+	case j == len(other.resources):
 		return -1
 	}
-	return base.resources[i].Key.compare(target.resources[j].Key)
+	return b.resources[i].Key.compare(other.resources[j].Key)
 }
 
 // Apply gives the target. It fails with [ErrBase] where base is not what the delta was made against, and whenever
@@ -63,22 +65,47 @@ func (d Delta) Apply(base *Bundle) (*Bundle, error) {
 	if base == nil || base.digest != d.Base {
 		return nil, fmt.Errorf("%w: %s", ErrBase, d.Base.Short())
 	}
-	held := make(map[Key]Resource, len(base.resources)+len(d.Upserted))
-	for _, r := range base.resources {
-		held[r.Key] = r
+	brought, err := New(d.Upserted)
+	if err != nil {
+		return nil, err
 	}
-	for _, key := range d.Removed {
-		if _, ok := held[key]; !ok {
-			return nil, fmt.Errorf("the delta removes %s %.200q, which its base does not hold", key.Kind, key.Name)
+	removed := slices.Clone(d.Removed)
+	slices.SortFunc(removed, Key.compare)
+	return base.merge(brought, removed)
+}
+
+// merge gives the bundle with what is brought and without what is removed, which is sorted. What stays keeps the sums that
+// it has: its bodies are not hashed again.
+func (b *Bundle) merge(brought *Bundle, removed []Key) (*Bundle, error) {
+	most := len(b.resources) + len(brought.resources)
+	m := &Bundle{resources: make([]Resource, 0, most), sums: make([][sha256.Size]byte, 0, most)}
+	take := func(from *Bundle, at int) {
+		m.resources, m.sums = append(m.resources, from.resources[at]), append(m.sums, from.sums[at])
+	}
+	i, j := 0, 0
+	for i < len(b.resources) || j < len(brought.resources) {
+		order := b.compareAt(i, brought, j)
+		if order >= 0 {
+			take(brought, j)
+			j++
 		}
-		delete(held, key)
+		if order > 0 {
+			continue
+		}
+		gone := len(removed) > 0 && removed[0] == b.resources[i].Key
+		if gone {
+			removed = removed[1:]
+		}
+		if order < 0 && !gone {
+			take(b, i)
+		}
+		i++
 	}
-	for _, r := range d.Upserted {
-		held[r.Key] = r
+	if len(removed) > 0 {
+		return nil, fmt.Errorf("the delta removes %s %.200q, which its base does not hold", removed[0].Kind, removed[0].Name)
 	}
-	out := make([]Resource, 0, len(held))
-	for _, r := range held {
-		out = append(out, r)
+	if err := m.complete(); err != nil {
+		return nil, err
 	}
-	return New(out)
+	return m, nil
 }
