@@ -195,6 +195,7 @@ func (c *Control) advance(ctx context.Context, next candidate, o *operatorv1.App
 		return nil, fmt.Errorf("store revision %d (pyservectl status tells whether it was kept): %w", revision, err)
 	}
 	c.fleet.SetTarget(target)
+	c.understand(next.resources, target)
 	c.tellRevision(c.store.Active())
 	c.options.Logger.Info("new revision", "revision", revision, "digest", digest.Short(), "author", next.author, "changes", len(changes))
 	if o.GetDetach() {
@@ -295,14 +296,20 @@ func (c *Control) commit(ctx context.Context, plan *rollout.Rollout, target *fle
 	return c.result(operatorv1.ApplyOutcome_APPLY_OUTCOME_APPLIED, ""), nil
 }
 
+// gatherPerNode is how long answers are gathered, for each node that was asked, before they are looked at.
+const gatherPerNode = 2 * time.Microsecond
+
 // drive feeds the plan with what the fleet shows until it asks for more than waiting.
 func (c *Control) drive(ctx context.Context, plan *rollout.Rollout, target *fleet.Target, changed <-chan struct{}, limit time.Duration, emit func(*operatorv1.ApplyEvent)) error {
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
+	names := plan.Names()
+	var seen []fleet.Seen
 	for {
-		for _, name := range plan.Names() {
-			if state, note := c.fleet.Progress(name, target); plan.Observe(name, state, note) {
-				emit(progress(name, state, note))
+		seen = c.fleet.Look(names, target, seen[:0])
+		for _, n := range seen {
+			if plan.Observe(n.Name, n.State, n.Note) {
+				emit(progress(n.Name, n.State, n.Note))
 			}
 		}
 		select {
@@ -318,6 +325,8 @@ func (c *Control) drive(ctx context.Context, plan *rollout.Rollout, target *flee
 		}
 		select {
 		case <-changed:
+			// Not a look at all nodes for every node that answers: with 1,000 of them those looks alone would fill a core.
+			time.Sleep(time.Duration(len(names)) * gatherPerNode)
 		case <-timer.C:
 			for _, name := range plan.Expire() {
 				_, note := plan.State(name)

@@ -154,6 +154,13 @@ func (c *Control) meaning(of *store.Snapshot) (*config.Resources, error) {
 	return r, nil
 }
 
+// understand keeps what was made into the revision that is active now, so that nobody decodes it.
+func (c *Control) understand(r *config.Resources, t *fleet.Target) {
+	if active := c.store.Active(); active != nil && active.Number == t.Release.GetRevision() && active.Bundle.Digest() == t.Bundle.Digest() {
+		c.decoded.Store(&decoded{active, r})
+	}
+}
+
 var pathMatches = map[resourcev1.PathMatch]string{
 	resourcev1.PathMatch_PATH_MATCH_PREFIX: "prefix",
 	resourcev1.PathMatch_PATH_MATCH_EXACT:  "exact",

@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/pyserve/pyserve/config"
 	"github.com/pyserve/pyserve/config/bundle"
 	"github.com/pyserve/pyserve/control/fleet"
 	"github.com/pyserve/pyserve/control/fleettest"
@@ -231,6 +232,33 @@ server:
 	want := []string{"/a", b + " 127.0.0.1:1 3 unknown ", b + " [::1]:2 1 unhealthy refused"}
 	if !strings.HasSuffix(got[0], " 127.0.0.1:3 1 unknown ") || got[1] != want[1] || got[2] != want[2] {
 		t.Errorf("got %q", got)
+	}
+}
+
+// TestWhatAnApplyHasReadIsWhatItsBundleMeans, since it is what the next apply is compared with, and what status shows.
+func TestWhatAnApplyHasReadIsWhatItsBundleMeans(t *testing.T) {
+	c := start(t, optionsFor(t.TempDir()))
+	applied(t, c, document(1, 2))
+	active := c.store.Active()
+	kept := c.decoded.Load()
+	if kept == nil || kept.of != active {
+		t.Fatalf("nothing is kept of the active revision: %+v", kept)
+	}
+	want, err := active.Bundle.Decode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := bundle.Encode(kept.resources)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if changes := config.Diff(want, kept.resources); len(changes) > 0 || again.Digest() != active.Bundle.Digest() {
+		t.Errorf("it means something else: %v", changes)
+	}
+	result, s := apply(t, c, document(1, 3), nil)
+	checkOutcome(t, result, appliedOutcome, 2, "")
+	if created, removed := s.of("created"), s.of("removed"); len(created) != 1 || len(removed) != 1 {
+		t.Errorf("the next apply creates %v and removes %v, want one route each", created, removed)
 	}
 }
 

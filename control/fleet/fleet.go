@@ -68,6 +68,7 @@ type Fleet struct {
 	proposed  *Target
 	invited   map[string]*session // who is offered proposed
 	held      []*bundle.Bundle    // bundles that deltas can be made against, newest last
+	packed    []*packing          // bundles that are under way, or may be again
 	nonce     uint64
 	questions uint64               // the id of the last one
 	proposal  uint64               // the nonce of proposed, for followers
@@ -169,6 +170,7 @@ func (f *Fleet) SetTarget(t *Target) {
 	}
 	f.target = t
 	f.hold(t.Bundle)
+	f.tidy()
 	f.wakeAll()
 }
 
@@ -202,6 +204,7 @@ func (f *Fleet) Withdraw(t *Target) {
 		return
 	}
 	f.proposed, f.invited = nil, nil
+	f.tidy()
 	f.wakeAll()
 }
 
@@ -209,6 +212,30 @@ func (f *Fleet) Withdraw(t *Target) {
 func (f *Fleet) Progress(name string, t *Target) (rollout.State, string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	return f.progress(name, t)
+}
+
+// Seen is how far a node is with a target.
+type Seen struct {
+	Name  string
+	State rollout.State
+	Note  string
+}
+
+// Look says how far each of the named nodes is with t, all at one moment and in the order of the names. It appends to
+// seen.
+func (f *Fleet) Look(names []string, t *Target, seen []Seen) []Seen {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, name := range names {
+		state, note := f.progress(name, t)
+		seen = append(seen, Seen{name, state, note})
+	}
+	return seen
+}
+
+// progress is Progress for callers that hold mu.
+func (f *Fleet) progress(name string, t *Target) (rollout.State, string) {
 	s, here := f.sessions[name]
 	var arrived uint64
 	if here {
@@ -324,6 +351,9 @@ func newer(a, b *fleetv1.Release) bool {
 const namedRefusals = 10
 
 func describeRefusals(refusals []*fleetv1.Refusal) string {
+	if len(refusals) == 0 {
+		return "" // of most nodes, at every look at all of them
+	}
 	parts := make([]string, 0, namedRefusals+1)
 	for i, r := range refusals {
 		if i == namedRefusals {

@@ -321,14 +321,14 @@ func (f *Fleet) receive(s *session) error {
 		f.mu.Lock()
 		s.heard = f.options.Now()
 		news, tell := f.observe(s, m)
-		if news {
+		if news { // otherwise there is nothing for the sender either: a Status each second wakes nobody
 			f.notify()
+			s.wakeUp()
 		}
 		f.mu.Unlock()
 		if tell != nil {
 			tell() // a log that blocks must not block the fleet
 		}
-		s.wakeUp()
 	}
 }
 
