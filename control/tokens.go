@@ -84,7 +84,7 @@ func limits(t store.Token) string {
 		text += fmt.Sprintf(", %d uses", t.MaxUses)
 	}
 	if t.Expires.IsZero() {
-		return text + ", without end"
+		return text + ", never expires"
 	}
 	return text + ", until " + t.Expires.UTC().Format(time.RFC3339)
 }

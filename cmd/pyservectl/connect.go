@@ -162,7 +162,7 @@ func unreachable(address, file string, err error) error {
 	message := s.Message()
 	switch {
 	case strings.Contains(message, "signed by unknown authority"), strings.Contains(message, "bad certificate"), strings.Contains(message, "unknown certificate"):
-		return fmt.Errorf("the control at %s is not of the cluster that %s is for", address, file)
+		return fmt.Errorf("the control at %s is not of the cluster that %s is for, or the authority of the cluster was replaced since", address, file)
 	case strings.Contains(message, "expired"):
 		return fmt.Errorf("the certificate in %s, or that of the control at %s, has expired: %s", file, address, message)
 	case strings.Contains(message, "connection refused"):
