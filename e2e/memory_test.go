@@ -167,7 +167,7 @@ func TestANodeWhoseCertificateHasExpiredForwards(t *testing.T) {
 	c.mustApply(route("/", b.port))
 	n := c.node("n1")
 	n.stop(t)
-	expire(t, c, n)
+	expire(t, c, n, 365*24*time.Hour)
 	c.start(n)
 	c.ready(n)
 	n.logs(t, "serving the last known good bundle")
@@ -179,8 +179,34 @@ func TestANodeWhoseCertificateHasExpiredForwards(t *testing.T) {
 	}
 }
 
-// expire has the cluster's authority make a certificate for the key of a node as it would have done a year ago.
-func expire(t *testing.T, c *cluster, n *daemon) {
+// TestANodeThatWasOffForAWeekendComesBack by itself: its certificate ended, and it still holds its key.
+func TestANodeThatWasOffForAWeekendComesBack(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, "n1")
+	c.mustApply(route("/", newBackend(t, "b").port))
+	n := c.node("n1")
+	n.stop(t)
+	expire(t, c, n, 3*24*time.Hour)
+	c.start(n)
+	c.ready(n)
+	n.logs(t, "renewed the node's certificate")
+	c.connected("n1")
+	c.converged()
+	get(t, newClient(t, nil, false), "http://"+n.listen+"/x").seen(t)
+
+	// Not so one that was revoked meanwhile.
+	n.stop(t)
+	expire(t, c, n, 3*24*time.Hour)
+	c.ctl("node", "revoke", "n1").must(t, 0, "node n1 revoked")
+	c.start(n)
+	n.logs(t, "the node's registration was revoked")
+	if s := c.status(); len(s.Nodes) != 0 {
+		t.Errorf("the status is %+v", s)
+	}
+}
+
+// expire has the cluster's authority make a certificate for the key of a node as it would have done some time ago.
+func expire(t *testing.T, c *cluster, n *daemon, ago time.Duration) {
 	t.Helper()
 	path := filepath.Join(n.dataDir, "identity.json")
 	data, err := os.ReadFile(path)
@@ -199,7 +225,7 @@ func expire(t *testing.T, c *cluster, n *daemon) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	authority, err := identity.Open(identity.Options{Dir: c.control.dataDir, MustExist: true, Now: func() time.Time { return time.Now().AddDate(-1, 0, 0) }})
+	authority, err := identity.Open(identity.Options{Dir: c.control.dataDir, MustExist: true, Now: func() time.Time { return time.Now().Add(-ago) }})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -110,7 +110,7 @@ func (g gate) current(who identity.Peer, method string) error {
 	case who.Role != identity.RoleNode:
 		return status.Errorf(codes.Unauthenticated, "the certificate of %s ended on %s", who.Name, who.Until.UTC().Format(time.RFC3339))
 	case now.Sub(who.Until) > identity.RenewGrace:
-		return status.Errorf(codes.Unauthenticated, "the certificate of %s ended on %s, too long ago to be renewed: remove identity.json from the node's data directory and start it with a join token",
+		return status.Errorf(codes.Unauthenticated, "the certificate of %s ended on %s, too long ago to be renewed: remove identity.json from the node's data directory and start the node with a join token to enrol anew",
 			who.Name, who.Until.UTC().Format(time.RFC3339))
 	case method != fleetv1.Fleet_Renew_FullMethodName:
 		return status.Errorf(codes.Unauthenticated, "the certificate of %s ended on %s; it has to be renewed first", who.Name, who.Until.UTC().Format(time.RFC3339))

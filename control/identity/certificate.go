@@ -99,20 +99,26 @@ func (a *Authority) verify(state tls.ConnectionState) error {
 	return err
 }
 
-// issuerOf gives the authority that issued a client's certificate. One that has ended is verified as of its last moment:
-// TLS would refuse it with a number, where a call can be refused with a sentence, and a node's can be renewed.
+// issuerOf gives the authority that issued a client's certificate. One that has ended is good for that still: TLS would
+// refuse it with a number, where a call can be refused with a sentence, and a node's can be renewed.
 func (a *Authority) issuerOf(leaf *x509.Certificate) (*x509.Certificate, error) {
-	at := a.now()
-	if at.After(leaf.NotAfter) {
-		at = leaf.NotAfter
+	for _, i := range a.issuers() {
+		if a.now().After(leaf.NotAfter) {
+			if slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth) && leaf.CheckSignatureFrom(i.certificate) == nil {
+				return i.certificate, nil
+			}
+			continue
+		}
+		roots := x509.NewCertPool()
+		roots.AddCert(i.certificate)
+		_, err := leaf.Verify(x509.VerifyOptions{
+			Roots: roots, CurrentTime: a.now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		})
+		if err == nil {
+			return i.certificate, nil
+		}
 	}
-	chains, err := leaf.Verify(x509.VerifyOptions{
-		Roots: a.pool(), CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("the client certificate is not one of cluster %s: %w", a.clusterID, err)
-	}
-	return chains[0][len(chains[0])-1], nil
+	return nil, fmt.Errorf("the client certificate is not one of cluster %s, or not good yet", a.clusterID)
 }
 
 func (a *Authority) identityURI(role Role, name string) *url.URL {

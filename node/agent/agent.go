@@ -133,7 +133,7 @@ func (a *Agent) Run(ctx context.Context) {
 // tellTrouble logs a line for each new trouble with a control, not one for each attempt.
 func (a *Agent) tellTrouble(address string, err error) {
 	if _, until := a.identity.Load().Lifetime(); a.options.Now().After(until) {
-		err = fmt.Errorf("%w; the node's certificate ended on %s and is renewed once a control can be reached", err, until.Format(time.DateOnly))
+		err = fmt.Errorf("%w; the node's certificate ended on %s, and is renewed once a control takes it", err, until.Format(time.DateOnly))
 	}
 	if a.troubles[address] != err.Error() {
 		a.troubles[address] = err.Error()

@@ -349,6 +349,7 @@ func TestNodeWhoseCertificateHasExpiredBootsAndServes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.failRenews.Store(true)
 	r := newRig(t, s, rigOptions{dir: dir, identity: loaded}).run()
 	if r.revision() != 1 || !r.node.Ready() {
 		t.Fatalf("it serves revision %d", r.revision())

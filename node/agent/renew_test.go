@@ -65,7 +65,7 @@ func TestNodeThatWasOffForTooLongIsToldWhatToDo(t *testing.T) {
 	clock.advance(32 * 24 * time.Hour)
 	r.run()
 	eventually(t, "told", func() bool {
-		return r.log.has("too long ago to be renewed: remove identity.json") && r.log.has("start it with a join token")
+		return r.log.has("too long ago to be renewed: remove identity.json") && r.log.has("start the node with a join token to enrol anew")
 	})
 }
 
