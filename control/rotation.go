@@ -83,6 +83,17 @@ func (c *Control) RotateAuthority(ctx context.Context) (AuthorityStatus, error) 
 	return c.AuthorityStatus(), err
 }
 
+// absent gives the controls that this one has no connection with. They would go on showing certificates by an authority
+// that nobody believes, and so never hear of the new one.
+func (c *Control) absent() (names []string) {
+	for _, row := range c.Controls() {
+		if !row.GetReachable() {
+			names = append(names, row.GetName())
+		}
+	}
+	return names
+}
+
 func storeAuthorities(all ...identity.Issuer) []store.Authority {
 	var out []store.Authority
 	for _, i := range all {
@@ -92,7 +103,8 @@ func storeAuthorities(all ...identity.Issuer) []store.Authority {
 }
 
 // FinishRotation drops the old authority: certificates by it are not believed any more. It fails with [ErrRotation] where
-// no rotation is under way, while a connected node still has a certificate by the old one, and where the caller has.
+// no rotation is under way, while a connected node still has a certificate by the old one, where the caller has, and while
+// a control is away.
 func (c *Control) FinishRotation(ctx context.Context, caller identity.Peer) (AuthorityStatus, error) {
 	status, current := c.AuthorityStatus(), c.store.Authorities()
 	audit.Describe(ctx, "old authority %s", status.Old)
@@ -101,6 +113,8 @@ func (c *Control) FinishRotation(ctx context.Context, caller identity.Peer) (Aut
 		return status, fmt.Errorf("%w: none is under way", ErrRotation)
 	case len(status.Pending) > 0:
 		return status, fmt.Errorf("%w: these nodes still have certificates by the old authority, and renew them by themselves: %s", ErrRotation, strings.Join(status.Pending, ", "))
+	case len(c.absent()) > 0:
+		return status, fmt.Errorf("%w: these controls are away and could not come back afterwards: %s; start them, or take them out with pyservectl control remove", ErrRotation, strings.Join(c.absent(), ", "))
 	case caller.Authority != c.authority.AuthorityHash():
 		return status, fmt.Errorf("%w: your own context was issued by the old authority and would be of no use afterwards; take %s of a control's data directory, or make one with pyservectl context create, and finish with that", ErrRotation, AdminFile)
 	}

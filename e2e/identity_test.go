@@ -328,3 +328,71 @@ func read(t *testing.T, path string) string {
 	}
 	return string(data)
 }
+
+// TestIdentityAmongThreeControls: whichever control is asked, a token for one lets in one, a revoked node is cut off where it
+// is connected, the trail is one, and a rotation of the authority takes every control along.
+func TestIdentityAmongThreeControls(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	c1 := c.control
+	c2, c3 := c.addControl("c2", c1), c.addControl("c3", c1)
+	c.controlsShow("c2", "c3", "control")
+	at := func(d *daemon, args ...string) result {
+		t.Helper()
+		return c.ctl(append([]string{"--control", d.listen}, args...)...)
+	}
+	token := c.write("one-token", at(c2, "token", "create", "--uses", "1").must(t, 0).stdout)
+	args := func(name string, control *daemon, tokenFile string) []string {
+		return []string{"node", "--name", name, "--data-dir", filepath.Join(c.dir, name), "--control", control.listen, "--token-file", tokenFile,
+			"--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--gossip", "127.0.0.1:0"}
+	}
+	n1 := launch(t, command{name: "n1", program: programs.pyserve, args: args("n1", c3, token)})
+	c.connected("n1")
+	pyserve(t, nil, args("n2", c2, token)...).wantsOneLine(t, "refuses", "used up")
+	n2 := launch(t, command{name: "n2", program: programs.pyserve, args: args("n2", c2, c.joinToken())})
+	c.connected("n2")
+
+	oldToken := c.write("old-token", read(t, c.joinToken()))
+	at(c2, "ca", "rotate").must(t, 0, "is still believed")
+	c3.stop(t)
+	eventually(t, "c3 is away", func() string {
+		r := c.ctl("ca", "rotate", "--finish")
+		if r.code == 2 && strings.Contains(r.stderr, "c3") {
+			return ""
+		}
+		if r.code == 0 {
+			t.Fatal("finished while a control was away")
+		}
+		return r.stderr
+	})
+	c.start(c3)
+	c.controlsShow("c2", "c3", "control")
+	c.connected("n1")
+	eventually(t, "the rotation ends", func() string {
+		if r := c.ctl("ca", "rotate", "--finish"); r.code != 0 {
+			return r.stderr
+		}
+		return ""
+	})
+	for _, d := range []*daemon{c1, c2, c3} {
+		d.stop(t)
+		c.start(d)
+		c.controlsShow("c2", "c3", "control")
+		at(d, "ca", "status").must(t, 0, "issues certificates")
+	}
+	c4 := c.addControl("c4", c2)
+	c.controlsShow("c2", "c3", "c4", "control")
+	pyserve(t, nil, args("n3", c2, oldToken)...).wantsOneLine(t, "its authority was replaced since the token was made")
+	c.connected("n1")
+	c.connected("n2")
+	at(c4, "node", "revoke", "n1").must(t, 0, "node n1 revoked")
+	n1.logs(t, "the node's registration was revoked")
+	for _, d := range []*daemon{c1, c2, c3, c4} {
+		r := at(d, "audit").must(t, 0, "RotateAuthority", "FinishRotation", "RevokeNode", "Enroll", "is whole")
+		if strings.Contains(r.stdout, "control (control)  RevokeNode") {
+			t.Errorf("a control stands for who asked it:\n%s", r.stdout)
+		}
+	}
+	n1.stop(t)
+	n2.stop(t)
+}

@@ -113,7 +113,7 @@ func newTokenCreateCommand(s *settings) *cobra.Command {
 keeps no more than a hash of it.`,
 		Example: `  pyservectl token create > join-token
   pyservectl token create --ttl 1h --uses 1 --node-pattern edge-7
-  pyservectl token create --control --uses 1 > control-token`,
+  pyservectl token create --for-control --uses 1 > control-token`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			request := &operatorv1.CreateTokenRequest{
@@ -135,7 +135,8 @@ keeps no more than a hash of it.`,
 	f.DurationVar(&ttl, "ttl", 24*time.Hour, "how long it is good; 0: for ever")
 	f.Uint64Var(&uses, "uses", 0, "how often it lets somebody in; 0: without limit")
 	f.StringVar(&pattern, "node-pattern", "", "which names it lets in, with * and ? (default any)")
-	f.BoolVar(&forControl, "control", false, "for a further control instead of nodes")
+	// Not --control: that is where control is, for every command.
+	f.BoolVar(&forControl, "for-control", false, "for a further control instead of nodes")
 	return cmd
 }
 
