@@ -108,9 +108,13 @@ func (c *Control) registeredSoon(ctx context.Context, peer identity.Peer) error 
 
 // Serve runs a registered node's stream until it ends, or the node is no longer registered.
 func (c *Control) Serve(peer identity.Peer, stream fleet.Stream) error {
+	if err := c.registeredSoon(stream.Context(), peer); err != nil {
+		return err
+	}
+	// Not before: a change of the store would cut who is not registered yet.
 	cuttable, end := c.streams.open(peer, stream)
 	defer end()
-	if err := c.registeredSoon(stream.Context(), peer); err != nil { // who is revoked from here on is cut
+	if err := c.registered(peer); err != nil { // who is revoked from here on is cut
 		return err
 	}
 	// The stream's context may be over; the store's own deadline bounds the write.
