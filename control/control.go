@@ -90,6 +90,7 @@ type Control struct {
 	journal   *journal.Journal
 	telling   telling
 	ledSince  atomic.Int64 // when this control began to lead, in nanoseconds; 0: it never did
+	unsettled atomic.Bool  // the token files are to be looked after when somebody leads
 	unfollow  context.CancelFunc
 	following sync.WaitGroup
 }
@@ -154,10 +155,27 @@ func (c *Control) settle(ctx context.Context) error {
 	if err := os.RemoveAll(filepath.Join(c.options.DataDir, joiningFile)); err != nil {
 		return err
 	}
-	if err := c.makeTokens(ctx); err != nil {
+	if err := c.makeAdmin(); err != nil {
 		return err
 	}
-	return c.makeAdmin()
+	// Beside others that are away there may be nobody who leads for a long time, and nothing to hold the files against.
+	if len(c.store.Voters()) > 1 && !c.store.Current() {
+		c.unsettled.Store(true)
+		return nil
+	}
+	return c.makeTokens(ctx)
+}
+
+// settleLate looks after the token files of a control that started before anybody led.
+func (c *Control) settleLate(ctx context.Context) {
+	if !c.store.Current() {
+		return
+	}
+	if err := c.makeTokens(ctx); err != nil {
+		c.options.Logger.Error("cannot look after the token files; trying again", "error", err)
+		return
+	}
+	c.unsettled.Store(false)
 }
 
 // openStore locks the directory, which keeps a second process away from everything else, lets this control in where it
@@ -210,7 +228,12 @@ func (c *Control) openIdentity(used bool) (seal []byte, err error) {
 // control made, the store alone knows.
 func (c *Control) follow(ctx context.Context, changed <-chan struct{}) {
 	var endpoints, seeds []string
+	again := time.NewTicker(settleInterval)
+	defer again.Stop()
 	for {
+		if c.unsettled.Load() {
+			c.settleLate(ctx)
+		}
 		if now := c.endpoints(); !slices.Equal(endpoints, now) {
 			endpoints = now
 			c.fleet.SetControls(now)
@@ -228,11 +251,15 @@ func (c *Control) follow(ctx context.Context, changed <-chan struct{}) {
 			if err := c.takeAuthorities(); err != nil {
 				c.options.Logger.Error("cannot take the cluster's authorities to use; trying again at the next change", "error", err)
 			}
+		case <-again.C:
 		case <-ctx.Done():
 			return
 		}
 	}
 }
+
+// settleInterval is how often to look for a leader, of whose coming nobody is told, for what could not be done without one.
+const settleInterval = time.Second
 
 // target makes the active bundle the fleet's target.
 func (c *Control) target() {

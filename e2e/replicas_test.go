@@ -205,6 +205,50 @@ func TestLostMajority(t *testing.T) {
 	c.controlsShow("c3")
 }
 
+// TestControlsReturnOneByOne kills all three, as a power cut does, and lets them come back after each other: the first has
+// nobody to ask, and has to wait for the second.
+func TestControlsReturnOneByOne(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, "n1")
+	c1 := c.control
+	c2, c3 := c.addControl("c2", c1), c.addControl("c3", c1)
+	c.controlsShow("c2", "c3", "control")
+	b := newBackend(t, "b")
+	c.mustApply(route("/a", b.port))
+	for _, d := range []*daemon{c1, c2, c3} {
+		d.kill()
+	}
+	// A token file that is missing is made again, but not before somebody leads.
+	lost := filepath.Join(c2.dataDir, "join-token")
+	if err := os.Remove(lost); err != nil {
+		t.Fatal(err)
+	}
+	c.start(c2)
+	if !c.up(c2) {
+		t.Fatalf("c2 did not start alone:\n%s", tail(c2.stderr.String()))
+	}
+	c.apply(route("/b", b.port)).wants(t, 2, "no control leads")
+	c.start(c3)
+	if !c.up(c3) {
+		t.Fatalf("c3 did not start:\n%s", tail(c3.stderr.String()))
+	}
+	c.leads(c2, c3)
+	c.connected("n1")
+	c.mustApply(route("/b", b.port))
+	eventually(t, "the token file is there again", func() string {
+		if _, err := os.Stat(lost); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+	c.start(c1)
+	if !c.up(c1) {
+		t.Fatalf("c1 did not start:\n%s", tail(c1.stderr.String()))
+	}
+	c.controlsShow("c2", "c3", "control")
+	c.converged()
+}
+
 // TestBackupAndRestore goes back to a backup: nodes follow, though they served a later revision.
 func TestBackupAndRestore(t *testing.T) {
 	t.Parallel()

@@ -192,6 +192,13 @@ func (s *Store) Leader() (Server, bool) {
 	return Server{ID: string(id)}, true
 }
 
+// Current says whether somebody leads and this control has applied all that its disk holds. A control that was started beside
+// others that are away is not: what its log held behind the last snapshot is not known to be kept before somebody leads.
+func (s *Store) Current() bool {
+	_, led := s.Leader()
+	return led && s.holdsAll()
+}
+
 // ID is this control's in the log's configuration.
 func (s *Store) ID() string { return s.id }
 

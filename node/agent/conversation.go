@@ -348,6 +348,12 @@ func (c *conversation) part(m *fleetv1.OfferPart) error {
 	return c.prepare(o)
 }
 
+// isOlder says that a release comes before the one that is served, in the same history. Going back is a new revision; an older
+// one comes from a control that has forgotten.
+func isOlder(offered, served *fleetv1.Release) bool {
+	return served != nil && offered.GetEpoch() == served.GetEpoch() && offered.GetRevision() < served.GetRevision()
+}
+
 func (c *conversation) prepare(o *offer) error {
 	nonce, release := o.head.GetNonce(), o.head.GetRelease()
 	b, err := c.assemble(o)
@@ -360,6 +366,9 @@ func (c *conversation) prepare(o *offer) error {
 		return c.refuse(nonce, release, refusal("", err))
 	case release.GetEpoch() < c.agent.memory.epoch:
 		return c.refuse(nonce, release, refusal("", fmt.Errorf("the bundle is of epoch %d, and the node has one of epoch %d", release.GetEpoch(), c.agent.memory.epoch)))
+	case isOlder(release, c.agent.options.Node.Applied()):
+		return c.refuse(nonce, release, refusal("", fmt.Errorf("the node serves revision %d of the same epoch, which this control does not know: it has lost what it had stored; restore a backup, which begins another epoch",
+			c.agent.options.Node.Applied().GetRevision())))
 	}
 	if failed := c.agent.memory.trial.failed(); failed != nil && sameRelease(failed, release) {
 		return c.refuse(nonce, release, refusal("", crashError{release.GetRevision()}))

@@ -190,6 +190,20 @@ func TestNodeNeverGoesBackToALowerEpoch(t *testing.T) {
 	checkRefused(t, again.offer(t, 1, s.sign(3, 5, a), nil, a), 1, "", "of epoch 3, and the node has one of epoch 4")
 }
 
+// A control that has lost what it had stored begins again with lower numbers.
+func TestNodeNeverGoesBackToAnOlderRevision(t *testing.T) {
+	s := newScript(t)
+	r := newRig(t, s, rigOptions{}).run()
+	w := s.welcomed(t)
+	a, b := bundleOf(t, "/a"), bundleOf(t, "/b")
+	w.serve(t, 1, s.sign(1, 5, a), nil, a)
+	checkRefused(t, w.offer(t, 2, s.sign(1, 4, b), nil, b), 2, "", "the node serves revision 5 of the same epoch")
+	if r.revision() != 5 {
+		t.Errorf("serves revision %d", r.revision())
+	}
+	w.serve(t, 3, s.sign(2, 4, b), nil, b) // in another epoch it may
+}
+
 func TestDiskThatTakesNothingIsARefusal(t *testing.T) {
 	s := newScript(t)
 	r := newRig(t, s, rigOptions{}).run()
