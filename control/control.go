@@ -270,8 +270,18 @@ func (c *Control) target() {
 }
 
 // EndStreams ends every node's stream, and lets in no other: without it a graceful stop of the server would wait for
-// ever.
-func (c *Control) EndStreams() { c.fleet.Close() }
+// ever. Where there are other controls, nodes are sent to them.
+func (c *Control) EndStreams() {
+	if len(c.endpoints()) > 1 {
+		ctx, cancel := context.WithTimeout(context.Background(), redirectTime)
+		defer cancel()
+		c.fleet.Redirect(ctx)
+	}
+	c.fleet.Close()
+}
+
+// redirectTime is how long sending the nodes elsewhere may take; those that do not take it see their stream end.
+const redirectTime = time.Second
 
 // StreamsEnded gives a channel that is closed once EndStreams or Stop was called: whoever only watches ends then too.
 func (c *Control) StreamsEnded() <-chan struct{} { return c.fleet.Closed() }

@@ -165,6 +165,10 @@ func TestPlannedStopHandsOver(t *testing.T) {
 	}
 	c.leads(c2, c3)
 	c.converged()
+	// The node was sent to another control, if its stream was with this one; either way it complains of nothing.
+	if log := c.node("n1").stderr.String(); strings.Contains(log, "no stream to control") {
+		t.Errorf("the node:\n%s", tail(log))
+	}
 	// A control that is gone for good is removed, and the others go on.
 	c.ctl("control", "remove", "control").must(t, 0, "control")
 	c.controlsShow("c2", "c3")

@@ -74,6 +74,7 @@ type Fleet struct {
 	proposal  uint64               // the nonce of proposed, for followers
 	arrivals  uint64               // counts streams of nodes, here and at followers
 	controls  []string             // what nodes know of the controls
+	leaving   bool                 // nodes are sent to other controls
 	followers map[string]*follower // controls that attend, by id; none unless this one leads
 	watchers  map[chan struct{}]struct{}
 	// authority is the hash of the one that issues certificates; nil: nobody said.
@@ -123,6 +124,32 @@ func (f *Fleet) Close() {
 	}
 	f.mu.Unlock()
 	f.group.Wait()
+}
+
+// Redirect sends every node to another control, lets in no other, and returns when all have been told or ctx ends. What is not
+// told by then, Close ends.
+func (f *Fleet) Redirect(ctx context.Context) {
+	changed, stop := f.Watch()
+	defer stop()
+	f.mu.Lock()
+	f.leaving = true
+	f.wakeAll()
+	f.mu.Unlock()
+	for f.connected() > 0 {
+		select {
+		case <-changed:
+		case <-f.closed:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (f *Fleet) connected() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.sessions)
 }
 
 // Closed gives a channel that is closed when Close was called: nodes that are gone since then are not gone by

@@ -413,6 +413,35 @@ func TestCloseEndsEverything(t *testing.T) {
 	})
 }
 
+func TestNodesAreSentToOtherControls(t *testing.T) {
+	story(t, Options{}, func(t *testing.T, f *Fleet) {
+		a, deaf := open(t, f, "a", nil), open(t, f, "deaf", nil)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		left := make(chan struct{})
+		go func() {
+			defer close(left)
+			f.Redirect(ctx)
+		}()
+		if m := a.Hear(); m.GetRedirect() == nil {
+			t.Errorf("heard %v, want to be sent elsewhere", m)
+		}
+		if err := a.Wait(); !errors.Is(err, ErrClosed) {
+			t.Errorf("the stream ended with %v", err)
+		}
+		late := fleettest.Open(f.server("late"))
+		late.Say(fleettest.Hello("late", nil))
+		if err := late.Wait(); !errors.Is(err, ErrClosed) {
+			t.Errorf("a stream that came later ended with %v", err)
+		}
+		<-left // though one takes nothing
+		f.Close()
+		if err := deaf.Wait(); !errors.Is(err, ErrClosed) {
+			t.Errorf("the stream of who takes nothing ended with %v", err)
+		}
+	})
+}
+
 func TestStreamBeginsWithHello(t *testing.T) {
 	story(t, Options{}, func(t *testing.T, f *Fleet) {
 		rude := fleettest.Open(f.server("a"))

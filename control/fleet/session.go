@@ -141,7 +141,7 @@ func (f *Fleet) greet(stream Stream) (*fleetv1.Hello, error) {
 func (f *Fleet) begin(name string, hello *fleetv1.Hello, stream Stream) (*session, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.isClosed() {
+	if f.isClosed() || f.leaving {
 		return nil, ErrClosed
 	}
 	ctx, end := context.WithCancelCause(stream.Context())
@@ -244,6 +244,9 @@ func (f *Fleet) send(s *session) error {
 func (f *Fleet) next(s *session) func() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.leaving {
+		return f.redirect(s)
+	}
 	if tell := f.tellAuthority(s); tell != nil {
 		return tell
 	}
@@ -273,6 +276,16 @@ func (f *Fleet) next(s *session) func() error {
 		return f.commit(s, s.offer.nonce)
 	}
 	return nil
+}
+
+// redirect is the last that a session sends: what comes behind it in the stream is its end.
+func (f *Fleet) redirect(s *session) func() error {
+	return func() error {
+		if err := f.transmit(s, &fleetv1.ToNode{Message: &fleetv1.ToNode_Redirect{Redirect: &fleetv1.Redirect{}}}); err != nil {
+			return err
+		}
+		return ErrClosed
+	}
 }
 
 // still says whether the node refused t so lately that it is not to be asked again.

@@ -119,7 +119,11 @@ func (a *Agent) Run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		a.tellTrouble(address, err)
+		if errors.Is(err, errRedirected) {
+			a.options.Logger.Info("control is stopping; going to another one", "control", address)
+		} else {
+			a.tellTrouble(address, err)
+		}
 		if a.waiting && a.applied == nil {
 			a.Boot()
 		}

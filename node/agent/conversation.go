@@ -190,6 +190,9 @@ func (c *conversation) leave() error {
 	}
 }
 
+// errRedirected ends a stream whose control is about to stop: the node goes to another one.
+var errRedirected = errors.New("control is stopping")
+
 func (c *conversation) handle(ctx context.Context, m *fleetv1.ToNode) error {
 	switch m := m.GetMessage().(type) {
 	case *fleetv1.ToNode_Welcome:
@@ -215,6 +218,8 @@ func (c *conversation) handle(ctx context.Context, m *fleetv1.ToNode) error {
 	case *fleetv1.ToNode_Controls:
 		c.controls(m.Controls.GetEndpoints())
 		return nil
+	case *fleetv1.ToNode_Redirect:
+		return errRedirected
 	default:
 		return nil // from a newer control; what matters is asked for by features
 	}

@@ -190,6 +190,22 @@ func TestNodeNeverGoesBackToALowerEpoch(t *testing.T) {
 	checkRefused(t, again.offer(t, 1, s.sign(3, 5, a), nil, a), 1, "", "of epoch 3, and the node has one of epoch 4")
 }
 
+func TestNodeThatIsSentElsewhereGoesWithoutAComplaint(t *testing.T) {
+	s := newScript(t)
+	r := newRig(t, s, rigOptions{}).run()
+	w := s.welcomed(t)
+	a := bundleOf(t, "/a")
+	w.serve(t, 1, s.sign(1, 1, a), nil, a)
+	w.send(t, &fleetv1.ToNode{Message: &fleetv1.ToNode_Redirect{Redirect: &fleetv1.Redirect{}}})
+	s.welcomed(t)
+	if !r.log.has("control is stopping; going to another one") || r.log.has("no stream to control") {
+		t.Error("the log does not tell it so")
+	}
+	if r.revision() != 1 {
+		t.Errorf("serves revision %d", r.revision())
+	}
+}
+
 // A control that has lost what it had stored begins again with lower numbers.
 func TestNodeNeverGoesBackToAnOlderRevision(t *testing.T) {
 	s := newScript(t)

@@ -722,6 +722,7 @@ type ToNode struct {
 	//	*ToNode_Question
 	//	*ToNode_Authority
 	//	*ToNode_Controls
+	//	*ToNode_Redirect
 	Message       isToNode_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -836,6 +837,15 @@ func (x *ToNode) GetControls() *Controls {
 	return nil
 }
 
+func (x *ToNode) GetRedirect() *Redirect {
+	if x != nil {
+		if x, ok := x.Message.(*ToNode_Redirect); ok {
+			return x.Redirect
+		}
+	}
+	return nil
+}
+
 type isToNode_Message interface {
 	isToNode_Message()
 }
@@ -872,6 +882,10 @@ type ToNode_Controls struct {
 	Controls *Controls `protobuf:"bytes,7,opt,name=controls,proto3,oneof"`
 }
 
+type ToNode_Redirect struct {
+	Redirect *Redirect `protobuf:"bytes,8,opt,name=redirect,proto3,oneof"`
+}
+
 func (*ToNode_Welcome) isToNode_Message() {}
 
 func (*ToNode_Offer) isToNode_Message() {}
@@ -887,6 +901,45 @@ func (*ToNode_Question) isToNode_Message() {}
 func (*ToNode_Authority) isToNode_Message() {}
 
 func (*ToNode_Controls) isToNode_Message() {}
+
+func (*ToNode_Redirect) isToNode_Message() {}
+
+// Redirect says that this control is about to stop, and ends the stream: the node goes to another one.
+type Redirect struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Redirect) Reset() {
+	*x = Redirect{}
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Redirect) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Redirect) ProtoMessage() {}
+
+func (x *Redirect) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
+func (*Redirect) Descriptor() ([]byte, []int) {
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{10}
+}
 
 // Hello opens the stream.
 type Hello struct {
@@ -906,7 +959,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[10]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -918,7 +971,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[10]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -931,7 +984,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{10}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Hello) GetName() string {
@@ -985,7 +1038,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[11]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -997,7 +1050,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[11]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1010,7 +1063,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{11}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Welcome) GetGossipKeys() [][]byte {
@@ -1052,7 +1105,7 @@ type Controls struct {
 
 func (x *Controls) Reset() {
 	*x = Controls{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[12]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1117,7 @@ func (x *Controls) String() string {
 func (*Controls) ProtoMessage() {}
 
 func (x *Controls) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[12]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1130,7 @@ func (x *Controls) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Controls.ProtoReflect.Descriptor instead.
 func (*Controls) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{12}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Controls) GetEndpoints() []string {
@@ -1099,7 +1152,7 @@ type AuthorityInUse struct {
 
 func (x *AuthorityInUse) Reset() {
 	*x = AuthorityInUse{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[13]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1111,7 +1164,7 @@ func (x *AuthorityInUse) String() string {
 func (*AuthorityInUse) ProtoMessage() {}
 
 func (x *AuthorityInUse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[13]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1124,7 +1177,7 @@ func (x *AuthorityInUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityInUse.ProtoReflect.Descriptor instead.
 func (*AuthorityInUse) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{13}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AuthorityInUse) GetSha256() []byte {
@@ -1150,7 +1203,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[14]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1162,7 +1215,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[14]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1175,7 +1228,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{14}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Release) GetEpoch() uint64 {
@@ -1220,7 +1273,7 @@ type Offer struct {
 
 func (x *Offer) Reset() {
 	*x = Offer{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[15]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +1285,7 @@ func (x *Offer) String() string {
 func (*Offer) ProtoMessage() {}
 
 func (x *Offer) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[15]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +1298,7 @@ func (x *Offer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Offer.ProtoReflect.Descriptor instead.
 func (*Offer) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{15}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Offer) GetNonce() uint64 {
@@ -1284,7 +1337,7 @@ type OfferPart struct {
 
 func (x *OfferPart) Reset() {
 	*x = OfferPart{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[16]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1296,7 +1349,7 @@ func (x *OfferPart) String() string {
 func (*OfferPart) ProtoMessage() {}
 
 func (x *OfferPart) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[16]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1309,7 +1362,7 @@ func (x *OfferPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OfferPart.ProtoReflect.Descriptor instead.
 func (*OfferPart) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{16}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *OfferPart) GetNonce() uint64 {
@@ -1350,7 +1403,7 @@ type ResourceKey struct {
 
 func (x *ResourceKey) Reset() {
 	*x = ResourceKey{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[17]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1362,7 +1415,7 @@ func (x *ResourceKey) String() string {
 func (*ResourceKey) ProtoMessage() {}
 
 func (x *ResourceKey) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[17]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1375,7 +1428,7 @@ func (x *ResourceKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceKey.ProtoReflect.Descriptor instead.
 func (*ResourceKey) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{17}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ResourceKey) GetKind() string {
@@ -1404,7 +1457,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[18]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1416,7 +1469,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[18]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1429,7 +1482,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{18}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Resource) GetKind() string {
@@ -1465,7 +1518,7 @@ type Prepared struct {
 
 func (x *Prepared) Reset() {
 	*x = Prepared{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[19]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1477,7 +1530,7 @@ func (x *Prepared) String() string {
 func (*Prepared) ProtoMessage() {}
 
 func (x *Prepared) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[19]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1490,7 +1543,7 @@ func (x *Prepared) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prepared.ProtoReflect.Descriptor instead.
 func (*Prepared) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{19}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Prepared) GetNonce() uint64 {
@@ -1519,7 +1572,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[20]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1531,7 +1584,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[20]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1544,7 +1597,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{20}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Refusal) GetField() string {
@@ -1571,7 +1624,7 @@ type Commit struct {
 
 func (x *Commit) Reset() {
 	*x = Commit{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[21]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1583,7 +1636,7 @@ func (x *Commit) String() string {
 func (*Commit) ProtoMessage() {}
 
 func (x *Commit) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[21]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1596,7 +1649,7 @@ func (x *Commit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Commit.ProtoReflect.Descriptor instead.
 func (*Commit) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{21}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Commit) GetNonce() uint64 {
@@ -1616,7 +1669,7 @@ type Abort struct {
 
 func (x *Abort) Reset() {
 	*x = Abort{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[22]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1628,7 +1681,7 @@ func (x *Abort) String() string {
 func (*Abort) ProtoMessage() {}
 
 func (x *Abort) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[22]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1641,7 +1694,7 @@ func (x *Abort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Abort.ProtoReflect.Descriptor instead.
 func (*Abort) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{22}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Abort) GetNonce() uint64 {
@@ -1662,7 +1715,7 @@ type Committed struct {
 
 func (x *Committed) Reset() {
 	*x = Committed{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[23]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1674,7 +1727,7 @@ func (x *Committed) String() string {
 func (*Committed) ProtoMessage() {}
 
 func (x *Committed) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[23]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1687,7 +1740,7 @@ func (x *Committed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Committed.ProtoReflect.Descriptor instead.
 func (*Committed) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{23}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Committed) GetNonce() uint64 {
@@ -1715,7 +1768,7 @@ type NeedFull struct {
 
 func (x *NeedFull) Reset() {
 	*x = NeedFull{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[24]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1727,7 +1780,7 @@ func (x *NeedFull) String() string {
 func (*NeedFull) ProtoMessage() {}
 
 func (x *NeedFull) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[24]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1740,7 +1793,7 @@ func (x *NeedFull) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NeedFull.ProtoReflect.Descriptor instead.
 func (*NeedFull) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{24}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *NeedFull) GetNonce() uint64 {
@@ -1766,7 +1819,7 @@ type Leaving struct {
 
 func (x *Leaving) Reset() {
 	*x = Leaving{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[25]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1778,7 +1831,7 @@ func (x *Leaving) String() string {
 func (*Leaving) ProtoMessage() {}
 
 func (x *Leaving) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[25]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1791,7 +1844,7 @@ func (x *Leaving) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Leaving.ProtoReflect.Descriptor instead.
 func (*Leaving) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{25}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{26}
 }
 
 // Status is sent every second, and at once when something changed.
@@ -1819,7 +1872,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[26]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1831,7 +1884,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[26]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1844,7 +1897,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{26}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Status) GetApplied() *Release {
@@ -1928,7 +1981,7 @@ type BackendStatus struct {
 
 func (x *BackendStatus) Reset() {
 	*x = BackendStatus{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[27]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1940,7 +1993,7 @@ func (x *BackendStatus) String() string {
 func (*BackendStatus) ProtoMessage() {}
 
 func (x *BackendStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[27]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1953,7 +2006,7 @@ func (x *BackendStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackendStatus.ProtoReflect.Descriptor instead.
 func (*BackendStatus) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{27}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *BackendStatus) GetRoute() string {
@@ -2006,7 +2059,7 @@ type Question struct {
 
 func (x *Question) Reset() {
 	*x = Question{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[28]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2018,7 +2071,7 @@ func (x *Question) String() string {
 func (*Question) ProtoMessage() {}
 
 func (x *Question) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[28]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2031,7 +2084,7 @@ func (x *Question) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Question.ProtoReflect.Descriptor instead.
 func (*Question) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{28}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Question) GetId() uint64 {
@@ -2079,7 +2132,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[29]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2091,7 +2144,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[29]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2104,7 +2157,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{29}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Answer) GetId() uint64 {
@@ -2175,7 +2228,7 @@ type Forward struct {
 
 func (x *Forward) Reset() {
 	*x = Forward{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[30]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2187,7 +2240,7 @@ func (x *Forward) String() string {
 func (*Forward) ProtoMessage() {}
 
 func (x *Forward) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[30]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2200,7 +2253,7 @@ func (x *Forward) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forward.ProtoReflect.Descriptor instead.
 func (*Forward) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{30}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Forward) GetMethod() string {
@@ -2268,7 +2321,7 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x06status\x18\x05 \x01(\v2\x18.pyserve.fleet.v1.StatusH\x00R\x06status\x125\n" +
 	"\aleaving\x18\x06 \x01(\v2\x19.pyserve.fleet.v1.LeavingH\x00R\aleaving\x122\n" +
 	"\x06answer\x18\a \x01(\v2\x18.pyserve.fleet.v1.AnswerH\x00R\x06answerB\t\n" +
-	"\amessage\"\xd4\x03\n" +
+	"\amessage\"\x8e\x04\n" +
 	"\x06ToNode\x125\n" +
 	"\awelcome\x18\x01 \x01(\v2\x19.pyserve.fleet.v1.WelcomeH\x00R\awelcome\x12/\n" +
 	"\x05offer\x18\x02 \x01(\v2\x17.pyserve.fleet.v1.OfferH\x00R\x05offer\x12<\n" +
@@ -2278,8 +2331,11 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x05abort\x18\x05 \x01(\v2\x17.pyserve.fleet.v1.AbortH\x00R\x05abort\x128\n" +
 	"\bquestion\x18\x06 \x01(\v2\x1a.pyserve.fleet.v1.QuestionH\x00R\bquestion\x12@\n" +
 	"\tauthority\x18\x14 \x01(\v2 .pyserve.fleet.v1.AuthorityInUseH\x00R\tauthority\x128\n" +
-	"\bcontrols\x18\a \x01(\v2\x1a.pyserve.fleet.v1.ControlsH\x00R\bcontrolsB\t\n" +
-	"\amessage\"\xb6\x01\n" +
+	"\bcontrols\x18\a \x01(\v2\x1a.pyserve.fleet.v1.ControlsH\x00R\bcontrols\x128\n" +
+	"\bredirect\x18\b \x01(\v2\x1a.pyserve.fleet.v1.RedirectH\x00R\bredirectB\t\n" +
+	"\amessage\"\n" +
+	"\n" +
+	"\bRedirect\"\xb6\x01\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12\x18\n" +
@@ -2395,7 +2451,7 @@ func file_pyserve_fleet_v1_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_pyserve_fleet_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_pyserve_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_pyserve_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_pyserve_fleet_v1_fleet_proto_goTypes = []any{
 	(BackendState)(0),             // 0: pyserve.fleet.v1.BackendState
 	(*EnrollRequest)(nil),         // 1: pyserve.fleet.v1.EnrollRequest
@@ -2408,75 +2464,77 @@ var file_pyserve_fleet_v1_fleet_proto_goTypes = []any{
 	(*Identity)(nil),              // 8: pyserve.fleet.v1.Identity
 	(*FromNode)(nil),              // 9: pyserve.fleet.v1.FromNode
 	(*ToNode)(nil),                // 10: pyserve.fleet.v1.ToNode
-	(*Hello)(nil),                 // 11: pyserve.fleet.v1.Hello
-	(*Welcome)(nil),               // 12: pyserve.fleet.v1.Welcome
-	(*Controls)(nil),              // 13: pyserve.fleet.v1.Controls
-	(*AuthorityInUse)(nil),        // 14: pyserve.fleet.v1.AuthorityInUse
-	(*Release)(nil),               // 15: pyserve.fleet.v1.Release
-	(*Offer)(nil),                 // 16: pyserve.fleet.v1.Offer
-	(*OfferPart)(nil),             // 17: pyserve.fleet.v1.OfferPart
-	(*ResourceKey)(nil),           // 18: pyserve.fleet.v1.ResourceKey
-	(*Resource)(nil),              // 19: pyserve.fleet.v1.Resource
-	(*Prepared)(nil),              // 20: pyserve.fleet.v1.Prepared
-	(*Refusal)(nil),               // 21: pyserve.fleet.v1.Refusal
-	(*Commit)(nil),                // 22: pyserve.fleet.v1.Commit
-	(*Abort)(nil),                 // 23: pyserve.fleet.v1.Abort
-	(*Committed)(nil),             // 24: pyserve.fleet.v1.Committed
-	(*NeedFull)(nil),              // 25: pyserve.fleet.v1.NeedFull
-	(*Leaving)(nil),               // 26: pyserve.fleet.v1.Leaving
-	(*Status)(nil),                // 27: pyserve.fleet.v1.Status
-	(*BackendStatus)(nil),         // 28: pyserve.fleet.v1.BackendStatus
-	(*Question)(nil),              // 29: pyserve.fleet.v1.Question
-	(*Answer)(nil),                // 30: pyserve.fleet.v1.Answer
-	(*Forward)(nil),               // 31: pyserve.fleet.v1.Forward
-	(*timestamppb.Timestamp)(nil), // 32: google.protobuf.Timestamp
+	(*Redirect)(nil),              // 11: pyserve.fleet.v1.Redirect
+	(*Hello)(nil),                 // 12: pyserve.fleet.v1.Hello
+	(*Welcome)(nil),               // 13: pyserve.fleet.v1.Welcome
+	(*Controls)(nil),              // 14: pyserve.fleet.v1.Controls
+	(*AuthorityInUse)(nil),        // 15: pyserve.fleet.v1.AuthorityInUse
+	(*Release)(nil),               // 16: pyserve.fleet.v1.Release
+	(*Offer)(nil),                 // 17: pyserve.fleet.v1.Offer
+	(*OfferPart)(nil),             // 18: pyserve.fleet.v1.OfferPart
+	(*ResourceKey)(nil),           // 19: pyserve.fleet.v1.ResourceKey
+	(*Resource)(nil),              // 20: pyserve.fleet.v1.Resource
+	(*Prepared)(nil),              // 21: pyserve.fleet.v1.Prepared
+	(*Refusal)(nil),               // 22: pyserve.fleet.v1.Refusal
+	(*Commit)(nil),                // 23: pyserve.fleet.v1.Commit
+	(*Abort)(nil),                 // 24: pyserve.fleet.v1.Abort
+	(*Committed)(nil),             // 25: pyserve.fleet.v1.Committed
+	(*NeedFull)(nil),              // 26: pyserve.fleet.v1.NeedFull
+	(*Leaving)(nil),               // 27: pyserve.fleet.v1.Leaving
+	(*Status)(nil),                // 28: pyserve.fleet.v1.Status
+	(*BackendStatus)(nil),         // 29: pyserve.fleet.v1.BackendStatus
+	(*Question)(nil),              // 30: pyserve.fleet.v1.Question
+	(*Answer)(nil),                // 31: pyserve.fleet.v1.Answer
+	(*Forward)(nil),               // 32: pyserve.fleet.v1.Forward
+	(*timestamppb.Timestamp)(nil), // 33: google.protobuf.Timestamp
 }
 var file_pyserve_fleet_v1_fleet_proto_depIdxs = []int32{
 	8,  // 0: pyserve.fleet.v1.EnrollResponse.identity:type_name -> pyserve.fleet.v1.Identity
 	5,  // 1: pyserve.fleet.v1.JoinResponse.identity:type_name -> pyserve.fleet.v1.SecretFile
 	8,  // 2: pyserve.fleet.v1.RenewResponse.identity:type_name -> pyserve.fleet.v1.Identity
-	11, // 3: pyserve.fleet.v1.FromNode.hello:type_name -> pyserve.fleet.v1.Hello
-	20, // 4: pyserve.fleet.v1.FromNode.prepared:type_name -> pyserve.fleet.v1.Prepared
-	24, // 5: pyserve.fleet.v1.FromNode.committed:type_name -> pyserve.fleet.v1.Committed
-	25, // 6: pyserve.fleet.v1.FromNode.need_full:type_name -> pyserve.fleet.v1.NeedFull
-	27, // 7: pyserve.fleet.v1.FromNode.status:type_name -> pyserve.fleet.v1.Status
-	26, // 8: pyserve.fleet.v1.FromNode.leaving:type_name -> pyserve.fleet.v1.Leaving
-	30, // 9: pyserve.fleet.v1.FromNode.answer:type_name -> pyserve.fleet.v1.Answer
-	12, // 10: pyserve.fleet.v1.ToNode.welcome:type_name -> pyserve.fleet.v1.Welcome
-	16, // 11: pyserve.fleet.v1.ToNode.offer:type_name -> pyserve.fleet.v1.Offer
-	17, // 12: pyserve.fleet.v1.ToNode.offer_part:type_name -> pyserve.fleet.v1.OfferPart
-	22, // 13: pyserve.fleet.v1.ToNode.commit:type_name -> pyserve.fleet.v1.Commit
-	23, // 14: pyserve.fleet.v1.ToNode.abort:type_name -> pyserve.fleet.v1.Abort
-	29, // 15: pyserve.fleet.v1.ToNode.question:type_name -> pyserve.fleet.v1.Question
-	14, // 16: pyserve.fleet.v1.ToNode.authority:type_name -> pyserve.fleet.v1.AuthorityInUse
-	13, // 17: pyserve.fleet.v1.ToNode.controls:type_name -> pyserve.fleet.v1.Controls
-	15, // 18: pyserve.fleet.v1.Hello.applied:type_name -> pyserve.fleet.v1.Release
-	15, // 19: pyserve.fleet.v1.Hello.stored:type_name -> pyserve.fleet.v1.Release
-	15, // 20: pyserve.fleet.v1.Offer.release:type_name -> pyserve.fleet.v1.Release
-	18, // 21: pyserve.fleet.v1.OfferPart.removed:type_name -> pyserve.fleet.v1.ResourceKey
-	19, // 22: pyserve.fleet.v1.OfferPart.upserted:type_name -> pyserve.fleet.v1.Resource
-	21, // 23: pyserve.fleet.v1.Prepared.refusals:type_name -> pyserve.fleet.v1.Refusal
-	15, // 24: pyserve.fleet.v1.Committed.applied:type_name -> pyserve.fleet.v1.Release
-	15, // 25: pyserve.fleet.v1.Status.applied:type_name -> pyserve.fleet.v1.Release
-	28, // 26: pyserve.fleet.v1.Status.backends:type_name -> pyserve.fleet.v1.BackendStatus
-	21, // 27: pyserve.fleet.v1.Status.refusals:type_name -> pyserve.fleet.v1.Refusal
-	0,  // 28: pyserve.fleet.v1.BackendStatus.state:type_name -> pyserve.fleet.v1.BackendState
-	32, // 29: pyserve.fleet.v1.BackendStatus.since:type_name -> google.protobuf.Timestamp
-	31, // 30: pyserve.fleet.v1.Answer.forward:type_name -> pyserve.fleet.v1.Forward
-	28, // 31: pyserve.fleet.v1.Answer.backends:type_name -> pyserve.fleet.v1.BackendStatus
-	1,  // 32: pyserve.fleet.v1.Enrollment.Enroll:input_type -> pyserve.fleet.v1.EnrollRequest
-	3,  // 33: pyserve.fleet.v1.Enrollment.Join:input_type -> pyserve.fleet.v1.JoinRequest
-	9,  // 34: pyserve.fleet.v1.Fleet.Connect:input_type -> pyserve.fleet.v1.FromNode
-	6,  // 35: pyserve.fleet.v1.Fleet.Renew:input_type -> pyserve.fleet.v1.RenewRequest
-	2,  // 36: pyserve.fleet.v1.Enrollment.Enroll:output_type -> pyserve.fleet.v1.EnrollResponse
-	4,  // 37: pyserve.fleet.v1.Enrollment.Join:output_type -> pyserve.fleet.v1.JoinResponse
-	10, // 38: pyserve.fleet.v1.Fleet.Connect:output_type -> pyserve.fleet.v1.ToNode
-	7,  // 39: pyserve.fleet.v1.Fleet.Renew:output_type -> pyserve.fleet.v1.RenewResponse
-	36, // [36:40] is the sub-list for method output_type
-	32, // [32:36] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	12, // 3: pyserve.fleet.v1.FromNode.hello:type_name -> pyserve.fleet.v1.Hello
+	21, // 4: pyserve.fleet.v1.FromNode.prepared:type_name -> pyserve.fleet.v1.Prepared
+	25, // 5: pyserve.fleet.v1.FromNode.committed:type_name -> pyserve.fleet.v1.Committed
+	26, // 6: pyserve.fleet.v1.FromNode.need_full:type_name -> pyserve.fleet.v1.NeedFull
+	28, // 7: pyserve.fleet.v1.FromNode.status:type_name -> pyserve.fleet.v1.Status
+	27, // 8: pyserve.fleet.v1.FromNode.leaving:type_name -> pyserve.fleet.v1.Leaving
+	31, // 9: pyserve.fleet.v1.FromNode.answer:type_name -> pyserve.fleet.v1.Answer
+	13, // 10: pyserve.fleet.v1.ToNode.welcome:type_name -> pyserve.fleet.v1.Welcome
+	17, // 11: pyserve.fleet.v1.ToNode.offer:type_name -> pyserve.fleet.v1.Offer
+	18, // 12: pyserve.fleet.v1.ToNode.offer_part:type_name -> pyserve.fleet.v1.OfferPart
+	23, // 13: pyserve.fleet.v1.ToNode.commit:type_name -> pyserve.fleet.v1.Commit
+	24, // 14: pyserve.fleet.v1.ToNode.abort:type_name -> pyserve.fleet.v1.Abort
+	30, // 15: pyserve.fleet.v1.ToNode.question:type_name -> pyserve.fleet.v1.Question
+	15, // 16: pyserve.fleet.v1.ToNode.authority:type_name -> pyserve.fleet.v1.AuthorityInUse
+	14, // 17: pyserve.fleet.v1.ToNode.controls:type_name -> pyserve.fleet.v1.Controls
+	11, // 18: pyserve.fleet.v1.ToNode.redirect:type_name -> pyserve.fleet.v1.Redirect
+	16, // 19: pyserve.fleet.v1.Hello.applied:type_name -> pyserve.fleet.v1.Release
+	16, // 20: pyserve.fleet.v1.Hello.stored:type_name -> pyserve.fleet.v1.Release
+	16, // 21: pyserve.fleet.v1.Offer.release:type_name -> pyserve.fleet.v1.Release
+	19, // 22: pyserve.fleet.v1.OfferPart.removed:type_name -> pyserve.fleet.v1.ResourceKey
+	20, // 23: pyserve.fleet.v1.OfferPart.upserted:type_name -> pyserve.fleet.v1.Resource
+	22, // 24: pyserve.fleet.v1.Prepared.refusals:type_name -> pyserve.fleet.v1.Refusal
+	16, // 25: pyserve.fleet.v1.Committed.applied:type_name -> pyserve.fleet.v1.Release
+	16, // 26: pyserve.fleet.v1.Status.applied:type_name -> pyserve.fleet.v1.Release
+	29, // 27: pyserve.fleet.v1.Status.backends:type_name -> pyserve.fleet.v1.BackendStatus
+	22, // 28: pyserve.fleet.v1.Status.refusals:type_name -> pyserve.fleet.v1.Refusal
+	0,  // 29: pyserve.fleet.v1.BackendStatus.state:type_name -> pyserve.fleet.v1.BackendState
+	33, // 30: pyserve.fleet.v1.BackendStatus.since:type_name -> google.protobuf.Timestamp
+	32, // 31: pyserve.fleet.v1.Answer.forward:type_name -> pyserve.fleet.v1.Forward
+	29, // 32: pyserve.fleet.v1.Answer.backends:type_name -> pyserve.fleet.v1.BackendStatus
+	1,  // 33: pyserve.fleet.v1.Enrollment.Enroll:input_type -> pyserve.fleet.v1.EnrollRequest
+	3,  // 34: pyserve.fleet.v1.Enrollment.Join:input_type -> pyserve.fleet.v1.JoinRequest
+	9,  // 35: pyserve.fleet.v1.Fleet.Connect:input_type -> pyserve.fleet.v1.FromNode
+	6,  // 36: pyserve.fleet.v1.Fleet.Renew:input_type -> pyserve.fleet.v1.RenewRequest
+	2,  // 37: pyserve.fleet.v1.Enrollment.Enroll:output_type -> pyserve.fleet.v1.EnrollResponse
+	4,  // 38: pyserve.fleet.v1.Enrollment.Join:output_type -> pyserve.fleet.v1.JoinResponse
+	10, // 39: pyserve.fleet.v1.Fleet.Connect:output_type -> pyserve.fleet.v1.ToNode
+	7,  // 40: pyserve.fleet.v1.Fleet.Renew:output_type -> pyserve.fleet.v1.RenewResponse
+	37, // [37:41] is the sub-list for method output_type
+	33, // [33:37] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_fleet_v1_fleet_proto_init() }
@@ -2502,6 +2560,7 @@ func file_pyserve_fleet_v1_fleet_proto_init() {
 		(*ToNode_Question)(nil),
 		(*ToNode_Authority)(nil),
 		(*ToNode_Controls)(nil),
+		(*ToNode_Redirect)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2509,7 +2568,7 @@ func file_pyserve_fleet_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_fleet_v1_fleet_proto_rawDesc), len(file_pyserve_fleet_v1_fleet_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   31,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
