@@ -152,6 +152,7 @@ var scenarios = []struct {
 	{"apply", (*bench).measureApplies},
 	{"reconnect", (*bench).measureReconnects},
 	{"swap", (*bench).measureSwaps},
+	{"failover", (*bench).measureFailovers},
 }
 
 func scenarioNames() []string {

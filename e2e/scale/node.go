@@ -23,6 +23,7 @@ import (
 const (
 	statusInterval = time.Second
 	shortestPause  = 250 * time.Millisecond
+	otherPause     = 100 * time.Millisecond // where there is another control
 	longestPause   = 5 * time.Second
 )
 
@@ -96,7 +97,11 @@ func (n *lightNode) run(ctx context.Context) {
 		if welcomed {
 			limit = 0
 		}
-		limit = min(max(2*limit, shortestPause), longestPause)
+		shortest := shortestPause
+		if len(addresses) > 1 {
+			shortest = otherPause
+		}
+		limit = min(max(2*limit, shortest), longestPause)
 		timer := time.NewTimer(rand.N(limit) + 10*time.Millisecond)
 		select {
 		case <-timer.C:

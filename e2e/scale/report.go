@@ -22,6 +22,7 @@ type report struct {
 	ApplyPeak  int64       `json:"apply_peak,omitempty"` // control's memory
 	Reconnects *reconnects `json:"reconnects,omitempty"`
 	Swaps      *swaps      `json:"swaps,omitempty"`
+	Failovers  *failovers  `json:"failovers,omitempty"`
 }
 
 // The targets.
@@ -31,6 +32,8 @@ const (
 	applyRoutes     = 10_000
 	reconnectTarget = 10 * time.Second
 	memoryTarget    = 300_000_000
+	killedTarget    = 2 * time.Second        // p99
+	handedTarget    = 200 * time.Millisecond // p99
 )
 
 // quantile is the smallest of sorted values that at least the share q of them does not pass; zero of none.
@@ -104,8 +107,26 @@ func (r *report) writeTables(w io.Writer) error {
 	if r.Swaps != nil {
 		r.Swaps.table(&b)
 	}
+	if r.Failovers != nil {
+		r.Failovers.table(&b)
+	}
 	_, err := w.Write(b.Bytes())
 	return err
+}
+
+func (f *failovers) table(b *bytes.Buffer) {
+	fmt.Fprintf(b, "\nThree controls, %d nodes; until another control has accepted a write, in ms:\n\n"+
+		"| the leader | rounds | p50 | p99 | longest | target, p99 | |\n|---|---:|---:|---:|---:|---:|---|\n", f.Nodes)
+	for _, row := range []struct {
+		name   string
+		took   []time.Duration
+		target time.Duration
+	}{{"is killed with -9", f.Killed, killedTarget}, {"is told to stop", f.Handed, handedTarget}} {
+		took := slices.Sorted(slices.Values(row.took))
+		p99 := quantile(took, 0.99)
+		fmt.Fprintf(b, "| %s | %d | %s | %s | %s | %s | %s |\n", row.name, len(took), ms(quantile(took, 0.5)), ms(p99), ms(quantile(took, 1)),
+			ms(row.target), met(p99 <= row.target))
+	}
 }
 
 func (a applies) String() string {

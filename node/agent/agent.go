@@ -115,6 +115,10 @@ func (a *Agent) Run(ctx context.Context) {
 	var round controls
 	for ctx.Err() == nil {
 		address := round.next(a.options.Controls, a.identity.Load().Controls)
+		a.pause.shortest = 0
+		if round.several {
+			a.pause.shortest = otherPause
+		}
 		err := a.converse(ctx, address)
 		if ctx.Err() != nil {
 			return

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"math/rand/v2"
 	"time"
@@ -8,15 +9,22 @@ import (
 
 // backoff grows the pauses between attempts and draws each at random from the whole range ("full jitter"), so that a
 // fleet that lost its control does not come back as one burst. The zero value begins with the shortest.
-type backoff struct{ limit time.Duration }
+type backoff struct {
+	limit time.Duration
+	// shortest is the range of the first; 0: shortestPause.
+	shortest time.Duration
+}
 
 const (
 	shortestPause = 250 * time.Millisecond
 	longestPause  = 5 * time.Second
+	// otherPause is the shortest where there is another control to go to, which is there: an apply waits for nodes whose
+	// control has just gone.
+	otherPause = 100 * time.Millisecond
 )
 
 func (b *backoff) next() time.Duration {
-	b.limit = min(max(2*b.limit, shortestPause), longestPause)
+	b.limit = min(max(2*b.limit, cmp.Or(b.shortest, shortestPause)), longestPause)
 	return rand.N(b.limit) + 10*time.Millisecond
 }
 

@@ -14,6 +14,8 @@ const maxControls = 32
 type controls struct {
 	left []string // of this round
 	last string
+	// several says that there is more than one.
+	several bool
 }
 
 // next gives the address to try next, of those that the node was started with and those that control told of. The one
@@ -21,6 +23,7 @@ type controls struct {
 func (c *controls) next(given, told []string) string {
 	if len(c.left) == 0 {
 		c.left = slices.Compact(slices.Sorted(slices.Values(slices.Concat(given, told))))
+		c.several = len(c.left) > 1
 		rand.Shuffle(len(c.left), func(i, j int) { c.left[i], c.left[j] = c.left[j], c.left[i] })
 		if len(c.left) > 1 && c.left[0] == c.last {
 			c.left[0], c.left[1] = c.left[1], c.left[0]
