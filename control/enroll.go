@@ -133,6 +133,9 @@ func (c *Control) Serve(peer identity.Peer, stream fleet.Stream) error {
 // setLeft keeps whether a node is away on purpose, where that is news. It is for status after a restart only, so a disk
 // that does not take it keeps no node out.
 func (c *Control) setLeft(ctx context.Context, peer identity.Peer, left bool) {
+	if !c.store.Leads() {
+		return // the control that leads hears of it, and knows which key the name has now
+	}
 	if node, ok := c.store.Node(peer.Name); !ok || node.Left == left {
 		return
 	}
