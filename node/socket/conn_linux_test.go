@@ -309,81 +309,6 @@ func TestALongQuestionIsHandedBack(t *testing.T) {
 	}
 }
 
-// readQueue reads once, when there is something.
-func readQueue(t *testing.T, c *Conn, size int) (got string, more bool) {
-	t.Helper()
-	err := c.raw.Read(func(fd uintptr) bool {
-		b := make([]byte, size)
-		n, m, errno := ReadQueue(fd, b)
-		if errno != 0 && errno != syscall.EAGAIN {
-			t.Error(errno)
-		}
-		got, more = string(b[:n]), m
-		return errno != syscall.EAGAIN
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return got, more
-}
-
-func TestTheQueueIsToldOf(t *testing.T) {
-	c, peer := pair(t)
-	c.raw.Control(CountQueue)
-	say(t, peer, "0123456789")
-	if got, more := readQueue(t, c, 4); got != "0123" || !more {
-		t.Errorf("a part: %q, %v", got, more)
-	}
-	if got, more := readQueue(t, c, 64); got != "456789" || more {
-		t.Errorf("the rest: %q, %v", got, more)
-	}
-}
-
-// For data and the end behind it there may be one wake-up only.
-func TestAnEndBehindTheDataIsMore(t *testing.T) {
-	c, peer := pair(t)
-	c.raw.Control(CountQueue)
-	say(t, peer, "last")
-	peer.CloseWrite()
-	finArrived(t, c)
-	if got, more := readQueue(t, c, 64); got != "last" || !more {
-		t.Errorf("%q, %v", got, more)
-	}
-	if got, more := readQueue(t, c, 64); got != "" || !more {
-		t.Errorf("the end: %q, %v", got, more)
-	}
-}
-
-// finArrived waits for the peer's end, whatever is unread before it.
-func finArrived(t *testing.T, c *Conn) {
-	t.Helper()
-	const closeWait = 8 // TCP_CLOSE_WAIT
-	for deadline := time.Now().Add(10 * time.Second); ; {
-		state := byte(0)
-		c.raw.Control(func(fd uintptr) {
-			info, err := getTCPInfo(fd)
-			if err != nil {
-				t.Error(err)
-			}
-			state = info
-		})
-		if state == closeWait {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("in state %d", state)
-		}
-	}
-}
-
-func TestWithoutCountingThereMayBeMore(t *testing.T) {
-	c, peer := pair(t)
-	say(t, peer, "all")
-	if got, more := readQueue(t, c, 64); got != "all" || !more {
-		t.Errorf("%q, %v", got, more)
-	}
-}
-
 func TestNothingIsAllocated(t *testing.T) {
 	c, peer := pair(t)
 	go io.Copy(peer, peer)
@@ -393,11 +318,6 @@ func TestNothingIsAllocated(t *testing.T) {
 	}
 	if n := testing.AllocsPerRun(100, func() { c.Ask(question, into) }); n > 0 {
 		t.Errorf("ask: %v allocations", n)
-	}
-	c.raw.Control(CountQueue)
-	read := func(fd uintptr) bool { _, _, errno := ReadQueue(fd, into); return errno != syscall.EAGAIN }
-	if n := testing.AllocsPerRun(100, func() { c.Write(question); c.raw.Read(read) }); n > 0 {
-		t.Errorf("queue: %v allocations", n)
 	}
 	peer.CloseWrite()
 }
@@ -419,12 +339,4 @@ func BenchmarkExchange(b *testing.B) {
 			peer.CloseWrite()
 		})
 	}
-}
-
-func getTCPInfo(fd uintptr) (state byte, err error) {
-	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-	if err != nil {
-		return 0, err
-	}
-	return info.State, nil
 }

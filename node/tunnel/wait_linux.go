@@ -9,23 +9,28 @@ import (
 	"github.com/pyserve/pyserve/node/socket"
 )
 
-// rawOf is src as the kernel's socket, where reading it is no more than a read(2); otherwise nil.
-func rawOf(src net.Conn) syscall.RawConn {
-	var tcp *net.TCPConn
-	switch c := src.(type) {
+// tcpOf is c as the kernel's socket, where reading it is no more than a read(2); otherwise nil.
+func tcpOf(c net.Conn) *net.TCPConn {
+	switch c := c.(type) {
 	case *net.TCPConn:
-		tcp = c
+		return c
 	case *socket.Conn:
-		tcp = c.TCP()
+		return c.TCP()
 	case interface{ Plain() *net.TCPConn }:
 		// A connection that is counted where it was opened, but read as what it is.
-		tcp = c.Plain()
+		return c.Plain()
 	}
+	return nil
+}
+
+// rawOf is src's socket to be waited for; nil where it is none.
+func rawOf(src net.Conn) syscall.RawConn {
+	tcp := tcpOf(src)
 	if tcp == nil {
 		return nil
 	}
 	raw, err := tcp.SyscallConn()
-	if err != nil || raw.Control(socket.CountQueue) != nil {
+	if err != nil {
 		return nil // closed: Read will say so
 	}
 	return raw
@@ -56,8 +61,7 @@ func (f *flow) take(fd uintptr) bool {
 	return true
 }
 
-// passRaw is pass where the kernel tells what it has: one system call reads a message, one writes it, and there is none to
-// find out that there is no other.
+// passRaw is pass where the kernel tells what it has.
 func (f *flow) passRaw() error {
 	if err := f.raw.Read(f.passing); err != nil {
 		return f.readFailure(err)
@@ -66,26 +70,29 @@ func (f *flow) passRaw() error {
 }
 
 // passReady passes on what there is. It is called when something may have come, and says false to be called again.
+//
+// It reads until there is nothing, although a read that gave less than it could mostly was the last: behind it there may be a
+// reset, for which there was but one wake-up with what came before. TCP_INQ tells of an end there, but not of that.
 func (f *flow) passReady(fd uintptr) bool {
-	for more := true; more; {
+	for {
 		if f.link.leaving.Load() != nil {
 			f.failed = errLeave
 			return true
 		}
-		if more = f.passOnce(fd); f.failed != nil {
-			return true
+		if !f.passOnce(fd) {
+			return f.failed != nil
 		}
 	}
-	return false
 }
 
-// passOnce passes on one read, and says whether there is more.
+// passOnce passes on one read, and says whether there may be more.
 func (f *flow) passOnce(fd uintptr) (more bool) {
 	f.hold()
 	defer f.release()
-	n, more, errno := socket.ReadQueue(fd, *f.held)
+	n, errno := socket.Read(fd, *f.held)
 	switch {
 	case errno == syscall.EAGAIN:
+		return false
 	case errno != 0:
 		f.failed = f.readFailure(os.NewSyscallError("read", errno))
 	case n == 0:
@@ -95,5 +102,5 @@ func (f *flow) passOnce(fd uintptr) (more bool) {
 		f.link.touch()
 		f.failed = f.forward((*f.held)[:n])
 	}
-	return more
+	return f.failed == nil
 }
