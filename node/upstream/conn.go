@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"net"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/pyserve/pyserve/node/socket"
@@ -145,4 +147,28 @@ func (c *Conn) Close() error {
 		return nil
 	}
 	return c.Conn.Close()
+}
+
+// Detach closes the connection here, without a word to the peer, for somebody who goes on with a descriptor of his own: none
+// of the memory that it takes here has to live as long. It goes on being counted as open until what is returned is closed, which
+// is when the peer has been left. It must not be called concurrently with other methods, and only where Plain gives something.
+func (c *Conn) Detach() io.Closer {
+	d := &detached{backend: c.backend}
+	d.closed.Store(!c.backend.conns.handOver(c))
+	c.Conn.Close()
+	return d
+}
+
+// detached counts for a connection that is elsewhere.
+type detached struct {
+	backend *Backend
+	closed  atomic.Bool
+}
+
+// Close counts it out, the first time.
+func (d *detached) Close() error {
+	if !d.closed.Swap(true) {
+		d.backend.conns.forget()
+	}
+	return nil
 }

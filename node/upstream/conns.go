@@ -52,6 +52,24 @@ func (s *conns) remove(c *Conn) bool {
 	return true
 }
 
+// handOver is remove for a connection that counts on, until forget. False: it was out already.
+func (s *conns) handOver(c *Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.closed {
+		return false
+	}
+	c.closed = true
+	return true
+}
+
+// forget counts out a connection that was handed over.
+func (s *conns) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open--
+}
+
 func (s *conns) take() *Conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()

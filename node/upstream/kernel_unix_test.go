@@ -171,3 +171,37 @@ func BenchmarkAlive(b *testing.B) {
 		}
 	}
 }
+
+// TestADetachedConnectionCountsUntilItsEnd: closed here it may be, to the peer nothing has happened.
+func TestADetachedConnectionCountsUntilItsEnd(t *testing.T) {
+	c, peer := connected(t, false)
+	own, err := c.Plain().File() // a duplicate
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	open := c.Backend().Counters().Open
+	counted := c.Detach()
+	if err := c.Close(); err != nil {
+		t.Errorf("close of a detached connection: %v", err)
+	}
+	c.Keep()
+	if c.Backend().Take() != nil {
+		t.Error("a detached connection was kept")
+	}
+	if _, err := own.Write([]byte("x")); err != nil {
+		t.Error(err)
+	}
+	if n, err := peer.Read(make([]byte, 2)); n != 1 || err != nil {
+		t.Errorf("the peer reads %d bytes, %v", n, err)
+	}
+	if now := c.Backend().Counters().Open; now != open {
+		t.Errorf("%d are open, before %d", now, open)
+	}
+	for range 2 {
+		counted.Close()
+		if now := c.Backend().Counters().Open; now != open-1 {
+			t.Errorf("%d are open at the end, before %d", now, open)
+		}
+	}
+}
