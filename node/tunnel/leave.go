@@ -36,7 +36,7 @@ func (f *flow) leave() {
 	defer f.release()
 	rest, ok := f.finishFrame()
 	if ok {
-		_, err := f.dst.Write(f.closeFrame())
+		_, err := f.dst.Write(closeFrame(f.toClient))
 		ok = err == nil
 	}
 	switch {
@@ -105,10 +105,11 @@ func (f *flow) awaitClose(rest []byte) {
 	}
 }
 
-// closeFrame is what the proxy says in place of src: unmasked in that of a server, masked in that of a client.
-func (f *flow) closeFrame() []byte {
+// closeFrame is what the proxy says in place of the side that does not get it: unmasked in that of a server, masked in that of
+// a client.
+func closeFrame(toClient bool) []byte {
 	const head, status = finBit | opClose, 2
-	if f.toClient {
+	if toClient {
 		return []byte{head, status, goingAway >> 8, goingAway & 0xff}
 	}
 	var key [maskBytes]byte

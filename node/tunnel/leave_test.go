@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -61,75 +63,77 @@ func wantEnded(t *testing.T, j *joined) {
 }
 
 func TestBothSidesAreToldAndAnswer(t *testing.T) {
-	s := NewSet(Options{})
-	j := webSocket(t, s)
-	j.client.Write(frame(0x81, true, 7))
-	want(t, j.backend, "backend", frame(0x81, true, 7))
-	j.backend.Write(frame(0x81, false, 300))
-	want(t, j.client, "client", frame(0x81, false, 300))
-	s.Retain(nobody)
-	want(t, j.client, "client", serverClose)
-	wantClose(t, j.backend)
-	// What is sent after that has no way to go, up to the Close.
-	j.client.Write(append(frame(0x82, true, 70000), frame(0x88, true, 2)...))
-	j.backend.Write(append(frame(0x81, false, 9), frame(0x88, false, 2)...))
-	wantEnded(t, j)
-	wantEnd(t, j.client)
-	wantEnd(t, j.backend)
-	if want := (Totals{ToBackend: Traffic{13, 1}, ToClient: Traffic{304, 1}}); j.passed != want || s.Totals() != want {
-		t.Errorf("passed %v, totals %v, want %v", j.passed, s.Totals(), want)
-	}
+	eachDriver(t, func(t *testing.T, newSet func(Options) *Set) {
+		s := newSet(Options{})
+		j := webSocket(t, s)
+		j.client.Write(frame(0x81, true, 7))
+		want(t, j.backend, "backend", frame(0x81, true, 7))
+		j.backend.Write(frame(0x81, false, 300))
+		want(t, j.client, "client", frame(0x81, false, 300))
+		s.Retain(nobody)
+		want(t, j.client, "client", serverClose)
+		wantClose(t, j.backend)
+		// What is sent after that has no way to go, up to the Close.
+		j.client.Write(append(frame(0x82, true, 70000), frame(0x88, true, 2)...))
+		j.backend.Write(append(frame(0x81, false, 9), frame(0x88, false, 2)...))
+		wantEnded(t, j)
+		wantEnd(t, j.client)
+		wantEnd(t, j.backend)
+		if want := (Totals{ToBackend: Traffic{13, 1}, ToClient: Traffic{304, 1}}); j.passed != want || s.Totals() != want {
+			t.Errorf("passed %v, totals %v, want %v", j.passed, s.Totals(), want)
+		}
+	})
 }
 
 func TestAFrameUnderWayIsFinishedFirst(t *testing.T) {
-	s := NewSet(Options{})
-	j := webSocket(t, s)
-	up, down := frame(0x82, true, 70000), frame(0x82, false, 300)
-	j.client.Write(up[:5]) // in the middle of the length
-	want(t, j.backend, "backend", up[:5])
-	j.backend.Write(down[:100])
-	want(t, j.client, "client", down[:100])
-	s.Retain(nobody)
-	waitFor(t, func() bool { return anyLink(s, func(l *link) bool { return l.leaving.Load() != nil }) })
-	j.client.Write(append(bytes.Clone(up[5:]), frame(0x81, true, 1)...))
-	want(t, j.backend, "backend", up[5:])
-	wantClose(t, j.backend)
-	j.backend.Write(append(bytes.Clone(down[100:]), frame(0x81, false, 1)...))
-	want(t, j.client, "client", down[100:])
-	want(t, j.client, "client", serverClose)
-	j.client.Write(frame(0x88, true, 0))
-	j.backend.Write(frame(0x88, false, 0))
-	wantEnded(t, j)
-	wantEnd(t, j.client)
-	wantEnd(t, j.backend)
+	eachDriver(t, func(t *testing.T, newSet func(Options) *Set) {
+		s := newSet(Options{})
+		j := webSocket(t, s)
+		up, down := frame(0x82, true, 70000), frame(0x82, false, 300)
+		j.client.Write(up[:5]) // in the middle of the length
+		want(t, j.backend, "backend", up[:5])
+		j.backend.Write(down[:100])
+		want(t, j.client, "client", down[:100])
+		s.Retain(nobody)
+		waitFor(t, func() bool { return anyTunnel(s, isLeaving) })
+		j.client.Write(append(bytes.Clone(up[5:]), frame(0x81, true, 1)...))
+		want(t, j.backend, "backend", up[5:])
+		wantClose(t, j.backend)
+		j.backend.Write(append(bytes.Clone(down[100:]), frame(0x81, false, 1)...))
+		want(t, j.client, "client", down[100:])
+		want(t, j.client, "client", serverClose)
+		j.client.Write(frame(0x88, true, 0))
+		j.backend.Write(frame(0x88, false, 0))
+		wantEnded(t, j)
+		wantEnd(t, j.client)
+		wantEnd(t, j.backend)
+	})
 }
 
 func TestASideThatHasClosedIsLeftToTheOther(t *testing.T) {
-	s := NewSet(Options{})
-	j := webSocket(t, s)
-	theirs := []byte{0x88, 2, 0x0f, 0xa0} // 4000
-	j.client.Write(frame(0x88, true, 2))
-	want(t, j.backend, "backend", frame(0x88, true, 2))
-	// The tunnel knows of it a moment after the bytes are sent.
-	waitFor(t, func() bool { return anyLink(s, func(l *link) bool { return l.toBackend.closeSent.Load() }) })
-	s.Retain(nobody)
-	last := frame(0x81, false, 10)
-	j.backend.Write(append(bytes.Clone(last), theirs...))
-	want(t, j.client, "client", append(last, theirs...))
-	wantEnded(t, j)
-	wantEnd(t, j.client)
-	wantEnd(t, j.backend)
+	eachDriver(t, func(t *testing.T, newSet func(Options) *Set) {
+		s := newSet(Options{})
+		j := webSocket(t, s)
+		theirs := []byte{0x88, 2, 0x0f, 0xa0} // 4000
+		j.client.Write(frame(0x88, true, 2))
+		want(t, j.backend, "backend", frame(0x88, true, 2))
+		// The tunnel knows of it a moment after the bytes are sent.
+		waitFor(t, func() bool { return anyTunnel(s, clientHasClosed) })
+		s.Retain(nobody)
+		last := frame(0x81, false, 10)
+		j.backend.Write(append(bytes.Clone(last), theirs...))
+		want(t, j.client, "client", append(last, theirs...))
+		wantEnded(t, j)
+		wantEnd(t, j.client)
+		wantEnd(t, j.backend)
+	})
 }
 
-func anyLink(s *Set, is func(*link) bool) bool {
+func anyTunnel(s *Set, is func(live) bool) bool {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for l := range s.live {
-		if is(l) {
-			return true
-		}
-	}
-	return false
+	all := slices.Collect(maps.Keys(s.live))
+	s.mu.Unlock()
+	return slices.ContainsFunc(all, is)
 }
 
 func waitFor(t *testing.T, condition func() bool) {
@@ -143,49 +147,82 @@ func waitFor(t *testing.T, condition func() bool) {
 }
 
 func TestGarbageIsPassedOnAndThenCut(t *testing.T) {
-	s := NewSet(Options{})
-	j := webSocket(t, s)
-	j.client.Write([]byte("not a frame"))
-	want(t, j.backend, "backend", []byte("not a frame"))
-	j.backend.Write([]byte("nor this"))
-	want(t, j.client, "client", []byte("nor this"))
-	s.Retain(nobody)
-	wantEnded(t, j)
-	wantEnd(t, j.client)
-	wantEnd(t, j.backend)
+	eachDriver(t, func(t *testing.T, newSet func(Options) *Set) {
+		s := newSet(Options{})
+		j := webSocket(t, s)
+		j.client.Write([]byte("not a frame"))
+		want(t, j.backend, "backend", []byte("not a frame"))
+		j.backend.Write([]byte("nor this"))
+		want(t, j.client, "client", []byte("nor this"))
+		s.Retain(nobody)
+		wantEnded(t, j)
+		wantEnd(t, j.client)
+		wantEnd(t, j.backend)
+	})
 }
 
 func TestATunnelWhoseOwnerWentMeanwhileEndsAtOnce(t *testing.T) {
-	s := NewSet(Options{})
-	s.Retain(nobody)
-	j := webSocket(t, s)
-	want(t, j.client, "client", serverClose)
-	wantClose(t, j.backend)
-	j.client.Close()
-	j.backend.Close()
-	wantEnded(t, j)
+	eachDriver(t, func(t *testing.T, newSet func(Options) *Set) {
+		s := newSet(Options{})
+		s.Retain(nobody)
+		j := webSocket(t, s)
+		want(t, j.client, "client", serverClose)
+		wantClose(t, j.backend)
+		j.client.Close()
+		j.backend.Close()
+		wantEnded(t, j)
+	})
 }
 
 func TestHalfOfATunnelIsStillTold(t *testing.T) {
-	s := NewSet(Options{})
-	j := webSocket(t, s)
-	j.backend.(*net.TCPConn).CloseWrite()
-	wantEnd(t, j.client)
-	s.Retain(nobody)
-	wantClose(t, j.backend)
-	wantEnded(t, j) // the backend cannot answer: nobody waits for it
+	eachDriver(t, func(t *testing.T, newSet func(Options) *Set) {
+		s := newSet(Options{})
+		j := webSocket(t, s)
+		j.backend.(*net.TCPConn).CloseWrite()
+		wantEnd(t, j.client)
+		s.Retain(nobody)
+		wantClose(t, j.backend)
+		wantEnded(t, j) // the backend cannot answer: nobody waits for it
+	})
+}
+
+// TestAnAnswerIsNotAwaitedOfASideThatWasNotTold: the client goes in the middle of its frame, so the backend is told nothing.
+func TestAnAnswerIsNotAwaitedOfASideThatWasNotTold(t *testing.T) {
+	eachDriver(t, func(t *testing.T, newSet func(Options) *Set) {
+		s := newSet(Options{})
+		j := webSocket(t, s)
+		up, down := frame(0x82, true, 1000), frame(0x82, false, 1000)
+		j.client.Write(up[:500])
+		want(t, j.backend, "backend", up[:500])
+		j.backend.Write(down[:500])
+		want(t, j.client, "client", down[:500])
+		began := time.Now()
+		s.Retain(nobody)
+		waitFor(t, func() bool { return anyTunnel(s, isLeaving) })
+		j.client.(*net.TCPConn).CloseWrite()
+		waitFor(t, func() bool { return anyTunnel(s, clientIsHalted) })
+		j.backend.Write(down[500:])
+		want(t, j.client, "client", down[500:])
+		want(t, j.client, "client", serverClose)
+		wantEnded(t, j)
+		if took := time.Since(began); took >= finishTime+answerTime {
+			t.Errorf("ended after %v", took)
+		}
+	})
 }
 
 // TestOtherProtocolsAreCut: nothing is put into what is not a WebSocket.
 func TestOtherProtocolsAreCut(t *testing.T) {
-	s := NewSet(Options{})
-	client, near := tcpPair(t)
-	backend, far := tcpPair(t)
-	j := join(t, s, client, backend, near, far, nil)
-	s.Retain(nobody)
-	wantEnded(t, j)
-	wantEnd(t, client)
-	wantEnd(t, backend)
+	eachDriver(t, func(t *testing.T, newSet func(Options) *Set) {
+		s := newSet(Options{})
+		client, near := tcpPair(t)
+		backend, far := tcpPair(t)
+		j := join(t, s, client, backend, near, far, nil)
+		s.Retain(nobody)
+		wantEnded(t, j)
+		wantEnd(t, client)
+		wantEnd(t, backend)
+	})
 }
 
 func TestATLSTunnelIsToldInTheMiddleOfARecord(t *testing.T) {
@@ -329,7 +366,7 @@ func TestOwnersThatGoAreFollowedEvenlyAndOthersStay(t *testing.T) {
 			piped(t, s, "stays", true, func(time.Duration) {})
 		}
 		for l := range s.live { // nothing else runs
-			l.owner = "again"
+			l.about().owner = "again"
 		}
 		s.Retain(keep)
 		synctest.Wait()
@@ -365,41 +402,42 @@ func echo(t testing.TB, client, backend net.Conn, message, answer []byte) {
 	}
 }
 
-func echoed(t testing.TB) (s *Set, once func()) {
-	s = NewSet(Options{})
+func echoed(t testing.TB, s *Set) (once func()) {
 	client, near := tcpPair(t)
 	backend, far := tcpPair(t)
 	joinAs(t, s, Tunnel{Client: near, Backend: far, WebSocket: true}, client, backend)
 	message, answer := frame(0x82, true, 128), frame(0x82, false, 128)
-	t.Cleanup(func() {
-		client.Close()
-		backend.Close()
-		ctx, cancel := context.WithCancel(context.Background())
-		cancel()
-		s.Close(ctx)
-	})
-	return s, func() { echo(t, client, backend, message, answer) }
+	return func() { echo(t, client, backend, message, answer) }
 }
 
 func TestAMessageCostsNoAllocation(t *testing.T) {
 	if raceDetector {
 		t.Skip("the race detector drops what is in pools")
 	}
-	s, once := echoed(t)
-	once()
-	if allocs := testing.AllocsPerRun(2000, once); allocs >= 1 {
-		t.Errorf("%v allocations for each message and its answer", allocs)
-	}
-	if got := s.Totals(); got.ToBackend.Messages < 2001 || got.ToBackend.Bytes != got.ToBackend.Messages*136 {
-		t.Errorf("counted %v", got)
-	}
+	eachDriver(t, func(t *testing.T, newSet func(Options) *Set) {
+		s := newSet(Options{})
+		once := echoed(t, s)
+		once()
+		if allocs := testing.AllocsPerRun(2000, once); allocs >= 1 {
+			t.Errorf("%v allocations for each message and its answer", allocs)
+		}
+		if got := s.Totals(); got.ToBackend.Messages < 2001 || got.ToBackend.Bytes != got.ToBackend.Messages*136 {
+			t.Errorf("counted %v", got)
+		}
+	})
 }
 
 func BenchmarkEcho(b *testing.B) {
-	_, once := echoed(b)
-	b.ReportAllocs()
-	for b.Loop() {
-		once()
+	for name, newSet := range drivers(b) {
+		b.Run(name, func(b *testing.B) {
+			s := newSet(Options{})
+			b.Cleanup(func() { closeAtOnce(s) })
+			once := echoed(b, s)
+			b.ReportAllocs()
+			for b.Loop() {
+				once()
+			}
+		})
 	}
 }
 

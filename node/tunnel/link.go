@@ -7,21 +7,15 @@ import (
 	"time"
 )
 
-// link is one live tunnel.
+// link is one live tunnel whose bytes are moved by goroutines.
 type link struct {
+	record
 	set       *Set
 	toBackend flow
 	toClient  flow
-	webSocket bool
-	owner     any
-	told      func(Summary)
 	running   atomic.Int32            // flows
 	active    atomic.Int64            // when a byte last went either way, Unix nanoseconds
 	leaving   atomic.Pointer[closing] // nil: not asked to close in order
-
-	// Guarded by the set's mu.
-	marked bool // chosen to be ended
-	queued bool // Retain has it on its list
 
 	// mu guards the end of the link, and is held until both connections are closed.
 	mu    sync.Mutex
@@ -31,7 +25,7 @@ type link struct {
 }
 
 func newLink(s *Set, t Tunnel) *link {
-	l := &link{set: s, webSocket: t.WebSocket, owner: t.Owner, told: t.Ended}
+	l := &link{record: record{owner: t.Owner, told: t.Ended, webSocket: t.WebSocket}, set: s}
 	l.toBackend.join(l, &l.toClient, t.Client, t.Backend, t.FromClient)
 	l.toClient.join(l, &l.toBackend, t.Backend, t.Client, t.FromBackend)
 	l.toBackend.frames.masked = true
@@ -48,6 +42,8 @@ func (f *flow) join(l *link, opposite *flow, src, dst net.Conn, early []byte) {
 		f.own = make([]byte, ownSize)
 	}
 }
+
+func (l *link) about() *record { return &l.record }
 
 func (l *link) totals() Totals {
 	return Totals{
@@ -77,6 +73,9 @@ func (l *link) watch(d time.Duration) {
 		}
 	})
 }
+
+// cutOff is cut without waiting for it.
+func (l *link) cutOff(err error) { l.set.cuts.Go(func() { l.cut(err) }) }
 
 // cut ends both directions; err is kept if it is the first reason. It returns when both connections are closed.
 func (l *link) cut(err error) {

@@ -1,11 +1,12 @@
 // Package tunnel joins two connections after an upgrade: what one side sends reaches the other as it came, until both
-// have ended. It owns the joined connections, their goroutines and their end. It knows nothing of HTTP or of who the two
+// have ended. It owns the joined connections, what moves their bytes, and their end. It knows nothing of HTTP or of who the two
 // sides are, and looks at the bytes only where they are WebSocket's: the heads of the frames, to count messages and to know
 // where a Close frame may be put in.
 //
-// A tunnel that says nothing holds no buffer (over TLS half a kilobyte for each direction): its goroutines wait for the
-// sockets to become readable, and take a buffer from a pool when they are. There is one goroutine for each direction, the
-// only one that reads its source and writes to its destination, so neither bytes nor counters need a lock.
+// Two drivers move the bytes. On Linux, a tunnel whose sides are both plain TCP is a pair, which a reactor moves with many
+// others: an epoll loop in one goroutine, so that a tunnel which says nothing is a few hundred bytes. Every other tunnel is a
+// link of two flows, with a goroutine for each direction, the only one that reads its source and writes to its destination.
+// Neither holds a buffer while nothing is said (over TLS, half a kilobyte for each direction).
 //
 // A tunnel that the proxy ends, at drain or because its owner is gone, is closed in order if it is a WebSocket: both sides
 // are sent a Close frame 1001 where a frame has ended, and have a moment to answer. Everything else is cut.
@@ -87,6 +88,25 @@ type Summary struct {
 	Err error
 }
 
+// record is what a set knows of a live tunnel, whoever moves its bytes.
+type record struct {
+	owner     any
+	told      func(Summary)
+	webSocket bool
+
+	// Guarded by the set's mu.
+	marked bool // chosen to be ended
+	queued bool // Retain has it on its list
+}
+
+// live is a tunnel that has not ended: a link or a pair.
+type live interface {
+	about() *record
+	totals() Totals
+	leave()           // closes it in order, which takes up to finishTime and answerTime; does not wait
+	cutOff(err error) // ends it at once; does not wait either
+}
+
 // Set is the live tunnels. Its methods may be called concurrently.
 type Set struct {
 	idle, spread time.Duration
@@ -94,10 +114,12 @@ type Set struct {
 	cuts         sync.WaitGroup // a TLS peer that does not read holds its own cut up, and no other
 	sweeps       sync.WaitGroup // Retain's
 	closing      chan struct{}  // closed once closed is set
+	reactors     reactors
 
-	// mu guards what follows. Those of the links are taken under it, never the other way round.
+	// mu guards what follows. Those of the links are taken under it, it is taken under those of the reactors; never the
+	// other way round.
 	mu     sync.Mutex
-	live   map[*link]struct{}
+	live   map[live]struct{}
 	past   Totals         // of tunnels that have ended
 	keep   func(any) bool // nil: every owner
 	closed bool
@@ -107,7 +129,7 @@ type Set struct {
 // NewSet makes an empty set.
 func NewSet(o Options) *Set {
 	s := &Set{
-		idle: o.Idle, spread: o.Spread, live: make(map[*link]struct{}),
+		idle: o.Idle, spread: o.Spread, live: make(map[live]struct{}),
 		closing: make(chan struct{}), empty: make(chan struct{}),
 	}
 	if s.idle <= 0 {
@@ -116,6 +138,7 @@ func NewSet(o Options) *Set {
 	if s.spread <= 0 {
 		s.spread = defaultSpread
 	}
+	s.reactors.allow()
 	s.short.New = func() any { b := make([]byte, shortSize); return &b }
 	s.long.New = func() any { b := make([]byte, longSize); return &b }
 	return s
@@ -145,8 +168,12 @@ func (s *Set) Totals() Totals {
 // close_notify) and the other goes on, as protocols that half-close expect; where a connection cannot express that, it ends
 // both. An error on either side ends both at once.
 //
-// The connections must have no deadlines. The error is ErrClosed; then they are closed, and Ended is not called.
+// The connections must have no deadlines, and nobody else may use them from then on: two TCP connections are closed at once
+// but for duplicates of their sockets. The error is ErrClosed; then they are closed, and Ended is not called.
 func (s *Set) Start(t Tunnel) error {
+	if paired, err := s.pairUp(t); paired {
+		return err
+	}
 	l := newLink(s, t)
 	welcome, err := s.add(l)
 	if err != nil {
@@ -165,19 +192,20 @@ func (s *Set) Start(t Tunnel) error {
 }
 
 // add reports whether the owner is one to be kept; otherwise the tunnel began while its owner went.
-func (s *Set) add(l *link) (welcome bool, err error) {
+func (s *Set) add(l live) (welcome bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return false, ErrClosed
 	}
 	s.live[l] = struct{}{}
-	l.marked = s.keep != nil && !s.keep(l.owner)
-	return !l.marked, nil
+	about := l.about()
+	about.marked = s.keep != nil && !s.keep(about.owner)
+	return !about.marked, nil
 }
 
-// remove is called once for each link, by the last of its goroutines.
-func (s *Set) remove(l *link) {
+// remove is called once for each tunnel, behind everything else that happens to it.
+func (s *Set) remove(l live) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	total := l.totals()
@@ -189,13 +217,13 @@ func (s *Set) remove(l *link) {
 	}
 }
 
-// end closes a marked tunnel: in order if it is a WebSocket, which takes up to finishTime and answerTime. It does not wait.
-func (s *Set) end(l *link) {
-	if l.webSocket {
+// end closes a marked tunnel, in order if it is a WebSocket.
+func (s *Set) end(l live) {
+	if l.about().webSocket {
 		l.leave()
 		return
 	}
-	s.cuts.Go(func() { l.cut(ErrEnded) })
+	l.cutOff(ErrEnded)
 }
 
 // Retain ends, over Options.Spread, the tunnels whose owner is not one to keep, and does so with those that are started
@@ -208,10 +236,10 @@ func (s *Set) Retain(keep func(owner any) bool) {
 		return
 	}
 	s.keep = keep
-	var gone []*link
+	var gone []live
 	for l := range s.live {
-		if !l.marked && !l.queued && !keep(l.owner) {
-			l.queued = true
+		if about := l.about(); !about.marked && !about.queued && !keep(about.owner) {
+			about.queued = true
 			gone = append(gone, l)
 		}
 	}
@@ -221,7 +249,7 @@ func (s *Set) Retain(keep func(owner any) bool) {
 }
 
 // sweep ends the links of gone over the spread, or leaves them to Close when that begins.
-func (s *Set) sweep(gone []*link) {
+func (s *Set) sweep(gone []live) {
 	turns := turnsOf(len(gone), s.spread)
 	tick := time.NewTicker(max(s.spread/time.Duration(turns), time.Microsecond))
 	defer tick.Stop()
@@ -243,14 +271,15 @@ func (s *Set) sweep(gone []*link) {
 }
 
 // stillGone takes l out of the queue, and marks it if it has to end.
-func (s *Set) stillGone(l *link) bool {
+func (s *Set) stillGone(l live) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	l.queued = false
-	if _, lives := s.live[l]; !lives || l.marked || s.keep(l.owner) {
+	about := l.about()
+	about.queued = false
+	if _, lives := s.live[l]; !lives || about.marked || s.keep(about.owner) {
 		return false
 	}
-	l.marked = true
+	about.marked = true
 	return true
 }
 
@@ -267,6 +296,7 @@ func turnsOf(n int, window time.Duration) int {
 func (s *Set) Close(ctx context.Context) int {
 	if !s.refuseMore() {
 		<-s.empty
+		s.reactors.stop()
 		return 0
 	}
 	s.sweeps.Wait()
@@ -278,6 +308,7 @@ func (s *Set) Close(ctx context.Context) int {
 	ended += s.cutAll()
 	<-s.empty
 	s.cuts.Wait()
+	s.reactors.stop()
 	return ended
 }
 
@@ -342,9 +373,9 @@ func (s *Set) unmarked() (n int, webSocket bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for l := range s.live {
-		if !l.marked {
+		if about := l.about(); !about.marked {
 			n++
-			webSocket = webSocket || l.webSocket
+			webSocket = webSocket || about.webSocket
 		}
 	}
 	return n, webSocket
@@ -353,13 +384,13 @@ func (s *Set) unmarked() (n int, webSocket bool) {
 // endSome ends up to n live tunnels that were not ended yet.
 func (s *Set) endSome(n int) int {
 	s.mu.Lock()
-	chosen := make([]*link, 0, max(n, 0))
+	chosen := make([]live, 0, max(n, 0))
 	for l := range s.live {
 		if len(chosen) >= n {
 			break
 		}
-		if !l.marked {
-			l.marked = true
+		if about := l.about(); !about.marked {
+			about.marked = true
 			chosen = append(chosen, l)
 		}
 	}
@@ -372,15 +403,24 @@ func (s *Set) endSome(n int) int {
 
 // cutAll cuts every live tunnel, those that are being closed in order included, and returns how many were not.
 func (s *Set) cutAll() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	fresh := 0
-	for l := range s.live {
-		if !l.marked {
-			l.marked = true
-			fresh++
-		}
-		s.cuts.Go(func() { l.cut(ErrEnded) })
+	all, fresh := s.markAll()
+	for _, l := range all {
+		l.cutOff(ErrEnded)
 	}
 	return fresh
+}
+
+// markAll marks every live tunnel, and counts those that were not yet.
+func (s *Set) markAll() (all []live, fresh int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all = make([]live, 0, len(s.live))
+	for l := range s.live {
+		if about := l.about(); !about.marked {
+			about.marked = true
+			fresh++
+		}
+		all = append(all, l)
+	}
+	return all, fresh
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -80,51 +81,73 @@ func tlsPair(t testing.TB) (dialled, accepted net.Conn) {
 func TestBytesPassBothWaysAndEachSideMayEndFirst(t *testing.T) {
 	for name, pair := range map[string]func(testing.TB) (net.Conn, net.Conn){"tcp": tcpPair, "tls": tlsPair} {
 		t.Run(name, func(t *testing.T) {
-			client, near := pair(t)
-			backend, far := pair(t)
-			j := join(t, NewSet(Options{}), client, backend, near, far, []byte("early "))
-			question, answer := make([]byte, 300<<10), make([]byte, 500<<10)
-			rand.Read(question)
-			rand.Read(answer)
-			go func() {
-				client.Write(question)
-				client.(interface{ CloseWrite() error }).CloseWrite()
-			}()
-			got, err := io.ReadAll(backend)
-			if err != nil || !bytes.Equal(got, append([]byte("early "), question...)) {
-				t.Fatalf("backend got %d bytes, %v", len(got), err)
-			}
-			// The client has ended; the backend still may speak.
-			go func() {
-				backend.Write(answer)
-				backend.Close()
-			}()
-			if got, err := io.ReadAll(client); err != nil || !bytes.Equal(got, answer) {
-				t.Fatalf("client got %d bytes, %v", len(got), err)
-			}
-			if err := <-j.done; err != nil {
-				t.Fatal(err)
-			}
-			want := Totals{ToBackend: Traffic{Bytes: uint64(len(question)) + 6}, ToClient: Traffic{Bytes: uint64(len(answer))}}
-			if j.passed != want {
-				t.Errorf("passed %v, want %v", j.passed, want)
-			}
+			eachDriver(t, func(t *testing.T, newSet func(Options) *Set) {
+				client, near := pair(t)
+				backend, far := pair(t)
+				j := join(t, newSet(Options{}), client, backend, near, far, []byte("early "))
+				question, answer := make([]byte, 300<<10), make([]byte, 500<<10)
+				rand.Read(question)
+				rand.Read(answer)
+				go func() {
+					client.Write(question)
+					client.(interface{ CloseWrite() error }).CloseWrite()
+				}()
+				got, err := io.ReadAll(backend)
+				if err != nil || !bytes.Equal(got, append([]byte("early "), question...)) {
+					t.Fatalf("backend got %d bytes, %v", len(got), err)
+				}
+				// The client has ended; the backend still may speak.
+				go func() {
+					backend.Write(answer)
+					backend.Close()
+				}()
+				if got, err := io.ReadAll(client); err != nil || !bytes.Equal(got, answer) {
+					t.Fatalf("client got %d bytes, %v", len(got), err)
+				}
+				if err := <-j.done; err != nil {
+					t.Fatal(err)
+				}
+				want := Totals{ToBackend: Traffic{Bytes: uint64(len(question)) + 6}, ToClient: Traffic{Bytes: uint64(len(answer))}}
+				if j.passed != want {
+					t.Errorf("passed %v, want %v", j.passed, want)
+				}
+			})
 		})
 	}
 }
 
 func TestAResetEndsBothSides(t *testing.T) {
-	client, near := tcpPair(t)
-	backend, far := tcpPair(t)
-	j := join(t, NewSet(Options{}), client, backend, near, far, nil)
-	client.(*net.TCPConn).SetLinger(0)
-	client.Close()
-	if _, err := io.ReadAll(backend); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-j.done; err == nil {
-		t.Error("a reset is no orderly end")
-	}
+	eachDriver(t, func(t *testing.T, newSet func(Options) *Set) {
+		client, near := tcpPair(t)
+		backend, far := tcpPair(t)
+		j := join(t, newSet(Options{}), client, backend, near, far, nil)
+		client.(*net.TCPConn).SetLinger(0)
+		client.Close()
+		if _, err := io.ReadAll(backend); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-j.done; err == nil {
+			t.Error("a reset is no orderly end")
+		}
+	})
+}
+
+// TestAResetBehindBytesEndsBothSides: the kernel tells of both at once, and of the reset no second time.
+func TestAResetBehindBytesEndsBothSides(t *testing.T) {
+	eachDriver(t, func(t *testing.T, newSet func(Options) *Set) {
+		client, near := tcpPair(t)
+		backend, far := tcpPair(t)
+		client.Write([]byte("last words"))
+		client.(*net.TCPConn).SetLinger(0)
+		client.Close()
+		j := join(t, newSet(Options{}), client, backend, near, far, nil)
+		if got, err := io.ReadAll(backend); err != nil || string(got) != "last words" {
+			t.Errorf("got %q, %v", got, err)
+		}
+		if err := <-j.done; !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("ended with %v", err)
+		}
+	})
 }
 
 func TestASideWithoutHalfCloseEndsTheOther(t *testing.T) {

@@ -1,0 +1,268 @@
+package tunnel
+
+import (
+	"errors"
+	"os"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// maxReactors is a bound for machines with many cores: each reactor moves some hundred thousand messages a second.
+	maxReactors = 8
+	// maxEvents is how many of the kernel's events are taken at once, and rounds how often before others have a turn.
+	maxEvents, rounds = 64, 8
+	// tick is how often limits are looked at. A pair that was busy since the last tick counts as busy until this one, so two
+	// of them are how late a limit may come.
+	tick = 500 * time.Millisecond
+	// lookChunk is how many pairs are looked at before messages have a turn.
+	lookChunk = 4096
+
+	// interest is told of once for each change, and of everything from the beginning: nothing is asked for or taken back
+	// while a pair lives.
+	interest = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLPRI | unix.EPOLLRDHUP | unix.EPOLLET
+	// readable may be read, if only to find the end. behind has something behind the bytes that a read gives at a time: the
+	// end, an error, or urgent data, at which a read stops. Without it, a read that does not fill its buffer leaves nothing.
+	readable = unix.EPOLLIN | behind
+	behind   = unix.EPOLLPRI | unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR
+	writable = unix.EPOLLOUT | unix.EPOLLHUP | unix.EPOLLERR
+)
+
+// reactors are those of a set, made as pairs come, which they get in turn.
+type reactors struct {
+	// mu guards what follows.
+	mu    sync.Mutex
+	all   []*reactor
+	limit int // 0: there are none, and everything is moved by goroutines
+	next  int
+}
+
+func (rs *reactors) allow() { rs.limit = min(runtime.GOMAXPROCS(0), maxReactors) }
+
+// pick is the reactor whose turn it is. Nil: there is none to be had, for want of descriptors mostly, or no more.
+func (rs *reactors) pick() *reactor {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	if rs.limit == 0 {
+		return nil
+	}
+	turn := rs.next % rs.limit
+	if turn == len(rs.all) {
+		r, err := newReactor()
+		if err != nil {
+			return nil
+		}
+		rs.all = append(rs.all, r)
+	}
+	rs.next = turn + 1
+	return rs.all[turn]
+}
+
+// stop ends the reactors, which must have no pairs, and waits for them. There are none afterwards.
+func (rs *reactors) stop() {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	rs.limit = 0
+	for _, r := range rs.all {
+		r.file.Close()
+		<-r.done
+	}
+	rs.all = nil
+}
+
+// reactor moves the bytes of many pairs with one goroutine, one epoll descriptor and one buffer.
+//
+// It does not block in the kernel: the descriptor is itself waited for by Go's poller, so the scheduler knows when there is
+// something to do, and no thread is held. turn is called with every wake-up, and once before the first. What comes after
+// it has looked wakes it again, so it may go to wait when it was given less than it had room for.
+type reactor struct {
+	file  *os.File
+	raw   syscall.RawConn // of file
+	began time.Time
+	done  chan struct{}
+
+	// mu guards what follows, the pairs, their descriptors and the set of those that the kernel has. It is held while one
+	// round of bytes moves, which blocks nowhere. Set.mu is taken under it, never the other way round.
+	mu     sync.Mutex
+	epoll  int // file's
+	slots  []slot
+	free   []uint32
+	again  []event // have more to read than they had their turn for
+	due    []event // again's, of the round before
+	over   []*pair // have ended, and are to be buried outside of the lock
+	buffer []byte
+	events [maxEvents]unix.EpollEvent
+}
+
+// slot is where the kernel's events find a pair: they come with its number, and with the generation, which tells those of an
+// earlier pair from those of this.
+type slot struct {
+	pair       *pair // nil: free
+	generation uint32
+}
+
+// event is the name that a side of a pair has in the kernel.
+type event struct {
+	side       int32 // slot*2 + direction
+	generation uint32
+}
+
+func newReactor() (*reactor, error) {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("epoll_create1", err)
+	}
+	// os asks Go's poller to wait for what is not to be waited for in the kernel.
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	r := &reactor{
+		file: os.NewFile(uintptr(fd), "tunnels"), epoll: fd, began: time.Now(),
+		done: make(chan struct{}), buffer: make([]byte, longSize),
+	}
+	r.raw, err = r.file.SyscallConn()
+	if err == nil {
+		err = r.file.SetReadDeadline(time.Now().Add(tick)) // fails where the poller would not have it
+	}
+	if err != nil {
+		r.file.Close()
+		return nil, err
+	}
+	go r.run()
+	return r, nil
+}
+
+// run ends when file is closed.
+func (r *reactor) run() {
+	defer close(r.done)
+	turn := r.turn
+	for {
+		err := r.raw.Read(turn)
+		switch {
+		case err == nil:
+			runtime.Gosched()
+		case !errors.Is(err, os.ErrDeadlineExceeded):
+			return
+		default:
+			if r.file.SetReadDeadline(time.Now().Add(tick)) != nil {
+				return
+			}
+			r.look(time.Since(r.began))
+		}
+	}
+}
+
+// turn reports true to be called again at once, false to be when something has come.
+func (r *reactor) turn(uintptr) bool {
+	for range rounds {
+		if !r.round() {
+			return false
+		}
+	}
+	return true
+}
+
+// round does what there is to do, once for each side, and reports whether there may be more.
+func (r *reactor) round() bool {
+	r.mu.Lock()
+	n := r.arrived()
+	for i := range n {
+		e := &r.events[i]
+		if p, d := r.find(event{e.Fd, uint32(e.Pad)}); p != nil {
+			p.happened(d, e.Events)
+		}
+	}
+	r.due, r.again = r.again, r.due[:0]
+	for _, e := range r.due {
+		if p, d := r.find(e); p != nil {
+			p.advance(d)
+		}
+	}
+	more := n == maxEvents || len(r.again) > 0
+	r.unlock()
+	return more
+}
+
+// arrived takes the kernel's events without waiting for any. It cannot fail: the descriptor is one of epoll and not closed.
+func (r *reactor) arrived() int {
+	n, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(r.epoll), uintptr(unsafe.Pointer(&r.events)), maxEvents, 0, 0, 0)
+	if errno != 0 {
+		return 0
+	}
+	return int(n)
+}
+
+// unlock buries who has ended, once the lock is given back.
+func (r *reactor) unlock() {
+	over := r.over
+	r.over = nil
+	r.mu.Unlock()
+	for _, p := range over {
+		p.bury()
+	}
+}
+
+// look is where time passes: now is since the reactor began.
+func (r *reactor) look(now time.Duration) {
+	for from, more := 0, true; more; from += lookChunk {
+		r.mu.Lock()
+		end := min(from+lookChunk, len(r.slots))
+		for i := from; i < end; i++ {
+			if p := r.slots[i].pair; p != nil {
+				p.look(now)
+			}
+		}
+		more = end < len(r.slots)
+		r.unlock()
+		if more {
+			r.round()
+		}
+	}
+}
+
+// find is the pair of an event. Nil: it has ended meanwhile, in the same round mostly.
+func (r *reactor) find(e event) (*pair, direction) {
+	s := &r.slots[e.side>>1]
+	if s.generation != e.generation {
+		return nil, 0
+	}
+	return s.pair, direction(e.side & 1)
+}
+
+// settle gives p a slot and has the kernel tell of both its sides.
+func (r *reactor) settle(p *pair) error {
+	if n := len(r.free); n > 0 {
+		p.slot, r.free = r.free[n-1], r.free[:n-1]
+	} else {
+		p.slot = uint32(len(r.slots))
+		r.slots = append(r.slots, slot{})
+	}
+	r.slots[p.slot].pair = p
+	for d := range p.halves {
+		name := p.event(direction(d))
+		e := unix.EpollEvent{Events: interest, Fd: name.side, Pad: int32(name.generation)}
+		if err := unix.EpollCtl(r.epoll, unix.EPOLL_CTL_ADD, int(p.halves[d].fd), &e); err != nil {
+			r.evict(p)
+			return os.NewSyscallError("epoll_ctl", err)
+		}
+	}
+	return nil
+}
+
+// evict closes p's descriptors, of which the kernel tells no more then, and frees the slot. Where another process is being
+// started just then, it has them for a moment still, and so events may come: they are of an earlier generation.
+func (r *reactor) evict(p *pair) {
+	for d := range p.halves {
+		unix.Close(int(p.halves[d].fd))
+	}
+	s := &r.slots[p.slot]
+	s.pair = nil
+	s.generation++
+	r.free = append(r.free, p.slot)
+}
