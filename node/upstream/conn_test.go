@@ -418,6 +418,49 @@ func checkResumed(t *testing.T, b *Backend, version uint16) {
 	wg.Wait()
 }
 
+// What a backend says behind its answer lies decrypted where the kernel does not know of it, and would be read as the next one.
+func TestWhatWasDecryptedTooFarEndsAConnection(t *testing.T) {
+	authority := certtest.New(t)
+	pair := authority.Issue(t, "127.0.0.1")
+	const answer = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+	for name, said := range map[string]string{"an answer": answer, "one more": answer + answer, "a byte more": answer + "H"} {
+		t.Run(name, func(t *testing.T) {
+			spec := script(t, func(_ int, c net.Conn) {
+				secured, in := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{pair.TLS}}), make([]byte, 64)
+				for {
+					if _, err := secured.Read(in); err != nil {
+						return
+					}
+					io.WriteString(secured, said) // one record
+				}
+			})
+			spec.TLS = &resourcev1.BackendTls{CaPem: authority.PEM}
+			b := acquire(t, newRegistry(t, Options{}), spec)
+			c := open(t, b)
+			defer c.Close()
+			read := make([]byte, len(answer))
+			for range 2 { // a second time: no deadline may be left from looking
+				if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := io.ReadFull(c, read); err != nil || string(read) != answer {
+					t.Fatalf("%q, %v", read, err)
+				}
+				c.Keep()
+				if said != answer {
+					if taken := b.Take(); taken != nil || b.Counters().Open != 0 {
+						t.Errorf("it was kept: %v, %+v", taken, b.Counters())
+					}
+					return
+				}
+				if b.Take() != c {
+					t.Fatal("it was not kept")
+				}
+			}
+		})
+	}
+}
+
 func TestPlainIsForTCPAlone(t *testing.T) {
 	_, plain := serve(t, func(http.ResponseWriter, *http.Request) {})
 	authority := certtest.New(t)
