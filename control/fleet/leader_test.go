@@ -9,6 +9,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/pyserve/pyserve/control/fleettest"
 	"github.com/pyserve/pyserve/control/rollout"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
@@ -313,6 +315,33 @@ func TestFollowerThatIsReplacedOrDismissedHearsWhy(t *testing.T) {
 		<-newer.done
 		if cause := context.Cause(newer.ctx); !errors.Is(cause, ErrDismissed) || len(leader.Followers()) != 0 {
 			t.Errorf("the stream ended by %v", cause)
+		}
+	})
+}
+
+func TestWhatANodeSaysFitsIntoAMessageToTheLeader(t *testing.T) {
+	const most = 4 << 20 // what a control takes in one message
+	pair(t, func(t *testing.T, leader, follower *Fleet, l *link) {
+		long := make([]byte, 3<<20)
+		huge := &fleetv1.Release{Epoch: 1, Revision: 1, Digest: long, Signature: long}
+		c := fleettest.Open(follower.server("there"))
+		defer c.Break()
+		c.Say(&fleetv1.FromNode{Message: &fleetv1.FromNode_Hello{Hello: &fleetv1.Hello{
+			BootId: strings.Repeat("b", 3<<20), Version: string(long), Applied: huge,
+		}}})
+		c.Hear()
+		c.Say(fleettest.Status(&fleetv1.Status{Applied: huge, Authority: long, Listen: string(long), Notes: []string{string(long), "x"}}))
+		settle()
+		for _, report := range follower.reports(nil, 0) {
+			if size := proto.Size(report); size > most/4 {
+				t.Errorf("what is told of %s has %d bytes", report.GetName(), size)
+			}
+		}
+		wait := asking(t.Context(), leader, "there", "GET / HTTP/1.1")
+		id := c.Hear().GetQuestion().GetId()
+		c.Say(&fleetv1.FromNode{Message: &fleetv1.FromNode_Answer{Answer: &fleetv1.Answer{Id: id, Route: string(long)}}})
+		if a, err := wait(); err != nil || proto.Size(a) > most/2 || a.GetReason() == "" {
+			t.Errorf("the answer has %d bytes, %v", proto.Size(a), err)
 		}
 	})
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 
+	"google.golang.org/protobuf/proto"
+
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 	replicav1 "github.com/pyserve/pyserve/proto/pyserve/replica/v1"
 )
@@ -25,8 +27,10 @@ const (
 	maxQuestions = 16
 	// maxThrough is the same for all nodes of a follower together.
 	maxThrough = 64
-	// maxAnswerBackends is how many backends of an answer are kept.
+	// maxAnswerBackends is how many backends of an answer are kept, and maxAnswerBytes how long the whole of it may be: it
+	// may be passed on to the control that leads, in one message.
 	maxAnswerBackends = 1000
+	maxAnswerBytes    = 2 << 20
 )
 
 // question is one that awaits its answer. Its fields are guarded by the fleet's mu, but for the channel.
@@ -152,5 +156,8 @@ func (s *session) answered(m *fleetv1.Answer) {
 	}
 	delete(s.questions, m.GetId())
 	m.Backends = m.Backends[:min(len(m.Backends), maxAnswerBackends)]
+	if proto.Size(m) > maxAnswerBytes {
+		m = &fleetv1.Answer{Id: m.GetId(), Reason: "the node's answer is too long to be shown"}
+	}
 	q.answer <- m
 }

@@ -3,6 +3,7 @@ package fleet
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -148,9 +149,9 @@ func (f *Fleet) begin(name string, hello *fleetv1.Hello, stream Stream) (*sessio
 	s := &session{
 		name: name, stream: stream, ctx: ctx, end: end,
 		wake:     make(chan struct{}, 1),
-		applied:  hello.GetApplied(),
+		applied:  release(hello.GetApplied()),
 		backends: map[BackendKey]*fleetv1.BackendStatus{}, questions: map[uint64]*question{},
-		bootID: hello.GetBootId(),
+		bootID: clip(hello.GetBootId()),
 		heard:  f.options.Now(),
 		node:   Node{Name: name, Connected: true, Since: f.options.Now(), Version: clip(hello.GetVersion())},
 	}
@@ -359,7 +360,7 @@ func (f *Fleet) observe(s *session, m *fleetv1.FromNode) (news bool, tell func()
 		}
 	case *fleetv1.FromNode_Committed:
 		if o := s.offer; o != nil && o.nonce == m.Committed.GetNonce() && o.commit {
-			return true, f.committed(s, m.Committed.GetApplied())
+			return true, f.committed(s, release(m.Committed.GetApplied()))
 		}
 	case *fleetv1.FromNode_NeedFull:
 		if o := s.offer; o != nil && o.nonce == m.NeedFull.GetNonce() && o.state == rollout.Offered {
@@ -425,11 +426,14 @@ const (
 // status takes in what the node says of itself every second, and says whether it is news.
 func (s *session) status(m *fleetv1.Status) (news bool) {
 	before, applied := s.node, s.applied
-	if m.GetApplied() != nil {
-		s.applied = m.GetApplied()
+	if r := release(m.GetApplied()); r != nil {
+		s.applied = r
 	}
 	s.node.Listen, s.node.Gossip = clip(m.GetListen()), clip(m.GetGossipAddress())
-	s.node.Authority = m.GetAuthority()
+	s.node.Authority = nil
+	if hash := m.GetAuthority(); len(hash) <= sha256.Size {
+		s.node.Authority = hash
+	}
 	s.node.Draining, s.node.Refusals = m.GetDraining(), bounded(m.GetRefusals())
 	s.node.Notes = clipped(m.GetNotes())
 	if m.GetBackendsFull() {
@@ -468,6 +472,15 @@ func (s *session) remember(b *fleetv1.BackendStatus) {
 		return
 	}
 	s.backends[key], s.backendBytes = b, size
+}
+
+// release gives a release that a node tells of, or nil for one that is none of ours. What is kept of a node is told on to the
+// control that leads, and a message that it does not take would end the stream that all nodes here are told of by.
+func release(r *fleetv1.Release) *fleetv1.Release {
+	if proto.Size(r) > maxText {
+		return nil
+	}
+	return r
 }
 
 func bounded(refusals []*fleetv1.Refusal) []*fleetv1.Refusal {
