@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -33,6 +34,9 @@ type member struct {
 	peers *Peers
 	raft  net.Listener
 	stop  func()
+
+	mu      sync.Mutex
+	dialled []net.Conn // to others' logs
 }
 
 // newMember starts a control that joins the one given, or begins a cluster.
@@ -61,6 +65,16 @@ func startMember(t *testing.T, name string, joins *member, token string) (_ *mem
 			Network: func(server, client *tls.Config) *store.Network {
 				n := Network("", server, client)
 				n.Listen = func() (net.Listener, error) { return newSecured(raft, server), nil }
+				dial := n.Dial
+				n.Dial = func(address string, timeout time.Duration) (net.Conn, error) {
+					conn, err := dial(address, timeout)
+					if err == nil {
+						m.mu.Lock()
+						defer m.mu.Unlock()
+						m.dialled = append(m.dialled, conn)
+					}
+					return conn, err
+				}
 				return n
 			},
 		},
@@ -307,5 +321,20 @@ func TestControlThatStoppedIsRemoved(t *testing.T) {
 	checkCode(t, err, codes.NotFound, "there is no control of that name")
 	if n := len(c1.control.Controls()); n != 2 {
 		t.Errorf("there are %d controls", n)
+	}
+}
+
+func TestConnectionsToOtherLogsEndWithTheControl(t *testing.T) {
+	c1, _, _ := newCluster(t)
+	c1.stop()
+	c1.mu.Lock()
+	defer c1.mu.Unlock()
+	for _, conn := range c1.dialled {
+		if err := conn.SetDeadline(time.Now()); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("one to %s is open", conn.RemoteAddr())
+		}
+	}
+	if len(c1.dialled) == 0 {
+		t.Error("there was none")
 	}
 }

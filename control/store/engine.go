@@ -42,7 +42,8 @@ type Network struct {
 type engine struct {
 	raft    *raft.Raft
 	network bool
-	leads   atomic.Bool // it leads, and everything that was committed before is applied
+	conns   *raft.NetworkTransport // nil without network
+	leads   atomic.Bool            // it leads, and everything that was committed before is applied
 	stop    chan struct{}
 	group   sync.WaitGroup
 }
@@ -93,10 +94,11 @@ func (s *Store) start(l net.Listener) (*engine, error) {
 	_, transport := raft.NewInmemTransport(raft.ServerAddress(s.id))
 	over := raft.Transport(transport)
 	if e.network {
-		over = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		e.conns = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 			ServerAddressProvider: addresses{s.machine}, Logger: conf.Logger, Stream: stream{l, s.options.Network.Dial},
 			MaxPool: maxPooled, MaxRPCsInFlight: 1, Timeout: rpcTimeout, MsgpackUseNewTimeFormat: true,
 		})
+		over = e.conns
 	}
 	s.machine.restarted()
 	var err error
@@ -150,6 +152,9 @@ func (s *Store) settled(e *engine) bool {
 func (e *engine) end() error {
 	close(e.stop)
 	err := e.raft.Shutdown().Error()
+	if e.conns != nil {
+		e.conns.CloseStreams() // its own end leaves open what it keeps for later, and whoever reads there waits on
+	}
 	e.group.Wait()
 	return err
 }
