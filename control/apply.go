@@ -59,8 +59,8 @@ func (c *Control) Apply(ctx context.Context, author string, document Document, o
 	return c.advance(ctx, candidate{resources, next, document.Data, author, o.GetMessage(), false, request}, o, emit)
 }
 
-// awaitTurn waits until no other apply is under way. Until done is called, what is active does not change under the
-// caller.
+// awaitTurn waits until no other apply is under way, no backup is being restored and no control comes in. Until done is
+// called, what is active does not change under the caller.
 func (c *Control) awaitTurn(ctx context.Context) (done func(), err error) {
 	select {
 	case c.applying <- struct{}{}:

@@ -81,7 +81,7 @@ type Control struct {
 	store     *store.Store
 	fleet     *fleet.Fleet
 	started   time.Time
-	applying  chan struct{} // a place for the one apply that is under way
+	applying  chan struct{} // a place for the one apply that is under way, see awaitTurn
 	registry  sync.Mutex    // held from reading a node's record to writing it
 	streams   streams
 	refusals  refusals

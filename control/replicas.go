@@ -153,11 +153,14 @@ func (c *Control) Join(ctx context.Context, m *fleetv1.JoinRequest) (*fleetv1.Jo
 	if err := identity.CheckName(m.GetName()); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	if err := c.nameIsFree(m.GetName()); err != nil {
+	// With the first of them this control stops leading for a moment, which would end an apply, or another's way in.
+	done, err := c.awaitTurn(ctx)
+	if err != nil {
 		return nil, err
 	}
-	if !c.store.Leads() {
-		return nil, ErrNotLeading
+	defer done()
+	if err := c.nameIsFree(m.GetName()); err != nil {
+		return nil, err
 	}
 	files, err := c.authority.Export()
 	if err != nil {

@@ -324,6 +324,26 @@ func TestControlThatStoppedIsRemoved(t *testing.T) {
 	}
 }
 
+func TestTwoControlsJoinAtOnce(t *testing.T) {
+	c1 := newMember(t, "c1", nil)
+	names := []string{"c2", "c3"}
+	failed := make(chan error, len(names))
+	for _, name := range names {
+		go func() {
+			_, err := startMember(t, name, c1, "")
+			failed <- err
+		}()
+	}
+	for range names {
+		if err := <-failed; err != nil {
+			t.Error(err)
+		}
+	}
+	if n := len(c1.control.Controls()); n != 3 {
+		t.Errorf("there are %d controls", n)
+	}
+}
+
 func TestConnectionsToOtherLogsEndWithTheControl(t *testing.T) {
 	c1, _, _ := newCluster(t)
 	c1.stop()

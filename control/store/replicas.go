@@ -30,6 +30,8 @@ func (s *Store) Admit(ctx context.Context, server Server) error {
 	if err := server.check(); err != nil {
 		return err
 	}
+	s.admitting.Lock()
+	defer s.admitting.Unlock()
 	if err := s.openNetwork(ctx); err != nil {
 		return err
 	}
@@ -232,26 +234,48 @@ func (s *Store) openNetwork(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	if s.closed || s.engine != e {
-		s.mu.Unlock()
-		return errors.Join(ErrClosed, l.Close())
+	resume, err := s.hold(e)
+	if err != nil {
+		return errors.Join(err, l.Close())
 	}
-	resume := make(chan struct{})
-	s.pause = resume
-	s.mu.Unlock()
-	s.settle()
 	err = e.end()
 	var next *engine
 	if err == nil {
 		next, err = s.start(l)
 	}
 	s.mu.Lock()
-	s.engine, s.pause = next, nil
+	s.engine = next
 	s.mu.Unlock()
-	close(resume)
+	resume()
 	if err != nil {
 		return fmt.Errorf("begin to replicate: %w", err) // closed from now on: only a new start helps
 	}
 	return s.awaitLead(ctx, changeTimeout)
+}
+
+// errHeld says that hold was asked for twice at a time.
+var errHeld = errors.New("the store is closing, or already has writes wait; try again")
+
+// hold has writes wait, those that had begun done, until resume is called. It fails where e does not run any more, and
+// where what had begun does not end.
+func (s *Store) hold(e *engine) (resume func(), err error) {
+	s.mu.Lock()
+	if s.closed || s.engine != e || s.pause != nil {
+		s.mu.Unlock()
+		return nil, errHeld
+	}
+	paused := make(chan struct{})
+	s.pause = paused
+	s.mu.Unlock()
+	resume = func() {
+		s.mu.Lock()
+		s.pause = nil
+		s.mu.Unlock()
+		close(paused)
+	}
+	if !s.settle() {
+		resume()
+		return nil, s.explain(fmt.Errorf("writes that had begun do not end within %s; nothing was changed", closeTimeout))
+	}
+	return resume, nil
 }

@@ -88,6 +88,8 @@ type Store struct {
 	lock      *Lock
 	id        string // in the log's configuration
 
+	admitting sync.Mutex // held while a control comes in, which may replace engine, and while that is closed; before mu
+
 	mu      sync.Mutex     // guards closed, engine, pause, and work against being added to once closed
 	closed  bool           // no further writes
 	engine  *engine        // nil: not started, or it could not be started anew
@@ -279,14 +281,16 @@ func (s *Store) close() error {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
+	s.admitting.Lock()
+	defer s.admitting.Unlock()
 	var problems []error
 	if s.storage != nil {
-		s.settle()
+		s.settleOrWarn()
 		close(s.storage.closing)
 	}
 	if e := s.engine; e != nil {
 		problems = append(problems, e.end())
-		s.settle()
+		s.settleOrWarn()
 	}
 	if s.storage != nil {
 		problems = append(problems, s.storage.Close())
@@ -300,8 +304,9 @@ func (s *Store) close() error {
 	return nil
 }
 
-// settle waits for writes under way, since raft forgets to answer some that its shutdown overtakes.
-func (s *Store) settle() {
+// settle waits for writes under way, since raft forgets to answer some that its shutdown overtakes. It says whether all of
+// them ended.
+func (s *Store) settle() bool {
 	settled := make(chan struct{})
 	go func() {
 		s.work.Wait()
@@ -311,7 +316,14 @@ func (s *Store) settle() {
 	defer timer.Stop()
 	select {
 	case <-settled:
+		return true
 	case <-timer.C:
+		return false
+	}
+}
+
+func (s *Store) settleOrWarn() {
+	if !s.settle() {
 		s.logger.Warn("closing the store over writes that do not end")
 	}
 }
