@@ -203,6 +203,16 @@ func (s *Store) Restore(ctx context.Context, r *Restoration, sign func(epoch uin
 	if err := s.Sync(ctx); err != nil {
 		return err
 	}
+	e, err := s.leading()
+	if err != nil {
+		return err
+	}
+	// What is written from here on until the end would be lost with what is replaced.
+	resume, err := s.hold(e)
+	if err != nil {
+		return fmt.Errorf("restore the backup: %w", err)
+	}
+	defer resume()
 	next := r.state
 	s.machine.mu.RLock()
 	s.machine.state.handOn(next)
@@ -219,10 +229,6 @@ func (s *Store) Restore(ctx context.Context, r *Restoration, sign func(epoch uin
 		return err
 	}
 	defer file.Close()
-	e, err := s.leading()
-	if err != nil {
-		return err
-	}
 	err = e.raft.Restore(&raft.SnapshotMeta{Version: raft.SnapshotVersionMax, Size: size}, file, restoreTime)
 	if err != nil {
 		return fmt.Errorf("restore the backup: %w", s.plainLeadership(err))

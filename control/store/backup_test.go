@@ -2,12 +2,14 @@ package store
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
 	"slices"
 	"testing"
+	"time"
 
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 	storev1 "github.com/pyserve/pyserve/proto/pyserve/store/v1"
@@ -178,4 +180,33 @@ func FuzzBackup(f *testing.F) {
 			t.Fatal("a backup of nobody's was read")
 		}
 	})
+}
+
+func TestWriteDuringARestoreIsKeptOrFails(t *testing.T) {
+	s := openIn(t, t.TempDir())
+	mustCommit(t, s, map[string]string{"a": "one"}, "one")
+	if err := s.PutToken(t.Context(), Token{ID: "t1", Kind: "join", Created: someTime}); err != nil {
+		t.Fatal(err)
+	}
+	r, err := readBackup(s, backup(t, s))
+	if err != nil {
+		t.Fatal(err)
+	}
+	revoked := make(chan error, 1)
+	err = s.Restore(t.Context(), r, func(epoch uint64, active *Snapshot) *fleetv1.Release {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		revoked <- s.RemoveToken(ctx, "t1")
+		return signAgain(epoch, active)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = <-revoked
+	if _, valid := s.Token("t1"); valid && err == nil {
+		t.Error("a token that was revoked while a backup was restored lets nodes in again")
+	}
+	if err := s.RemoveToken(t.Context(), "t1"); err != nil && !errors.Is(err, ErrTokenGone) {
+		t.Errorf("writes do not go on afterwards: %v", err)
+	}
 }
