@@ -346,6 +346,7 @@ func (c *Control) unchanged(ctx context.Context, o *operatorv1.ApplyOptions, emi
 		result.Reason = activeAlready(result.GetRevision())
 		return result, nil
 	}
+	c.target() // what another control stored may not have come to the fleet yet
 	target := c.fleet.Target()
 	var names []string
 	for _, node := range c.fleet.Nodes() {

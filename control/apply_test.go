@@ -16,6 +16,7 @@ import (
 	"github.com/pyserve/pyserve/config/bundle"
 	"github.com/pyserve/pyserve/control/fleet"
 	"github.com/pyserve/pyserve/control/fleettest"
+	"github.com/pyserve/pyserve/control/store"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
 )
@@ -462,5 +463,40 @@ func TestApplyAfterAStartWaitsForNodesToReturn(t *testing.T) {
 	}
 	if !contains(back.Log(), "commit") {
 		t.Errorf("the node that came back was told %v", back.Log())
+	}
+}
+
+func TestApplyOfWhatAnotherControlHasJustStoredWaitsForIt(t *testing.T) {
+	o := optionsFor(t.TempDir())
+	held, free := make(chan struct{}), make(chan struct{})
+	defer close(free)
+	o.Replication.Seeds = func([]string) { // by whoever brings what is stored to the fleet
+		close(held)
+		<-free
+	}
+	c := start(t, o)
+	n1 := &fleettest.Node{Name: "n1"}
+	join(t, c, n1)
+	applied(t, c, document(1))
+	first := c.store.Active()
+	applied(t, c, document(2))
+	err := c.store.PutServer(t.Context(), store.Server{
+		ID: "c2", Name: "c2", RaftAddress: "127.0.0.1:1", Endpoint: "127.0.0.1:2", GossipAddress: "127.0.0.1:3", Joined: time.Now(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-held
+	epoch, revision := c.store.Next()
+	_, err = c.store.Commit(t.Context(), store.Proposal{
+		Release: bundle.Sign(c.authority.ReleaseKey(), epoch, revision, first.Digest), Parent: 2, Bundle: first.Bundle, Document: first.Document,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	result, _ := apply(t, c, document(1), nil)
+	checkOutcome(t, result, unchanged, 3, "")
+	if got := n1.Applied().GetRevision(); got != 3 {
+		t.Errorf("the node serves revision %d", got)
 	}
 }
