@@ -17,30 +17,37 @@ func (c *Control) Journal() *journal.Journal { return c.journal }
 
 // telling is what the journal was told of revisions.
 type telling struct {
-	mu   sync.Mutex // guards what follows
-	told uint64     // the newest revision that it knows of
-	back uint64     // the revision that is, or would be, a rollback
+	mu    sync.Mutex // guards what follows
+	epoch uint64     // of told
+	told  uint64     // the newest revision that it knows of
+	back  uint64     // the revision that is, or would be, a rollback
 }
 
 // tellStart writes down with what control starts.
 func (c *Control) tellStart() {
 	text := "nothing was applied yet"
 	if active := c.store.Active(); active != nil {
-		c.telling.told = active.Number
+		c.telling.epoch, c.telling.told = active.Release.GetEpoch(), active.Number
 		text = fmt.Sprintf("revision %d is active", active.Number)
 	}
 	c.journal.Add(journal.ControlStarted, c.options.Name, text)
 }
 
 // tellRevision writes down that a revision is active now, once, whoever sees it first: who made it, or who follows the
-// store.
+// store. A new epoch begins with a revision of any number.
 func (c *Control) tellRevision(active *store.Snapshot) {
 	c.telling.mu.Lock()
 	defer c.telling.mu.Unlock()
-	if active.Number <= c.telling.told {
+	epoch, before := active.Release.GetEpoch(), c.telling.epoch
+	if epoch < before || epoch == before && active.Number <= c.telling.told {
 		return
 	}
-	c.telling.told = active.Number
+	c.telling.epoch, c.telling.told = epoch, active.Number
+	if before > 0 && epoch > before {
+		c.journal.Add(journal.RevisionRestored, revisionName(active.Number),
+			fmt.Sprintf("it begins epoch %d: a backup was restored, or one control was made the only one", epoch))
+		return
+	}
 	kind := journal.RevisionApplied
 	if c.telling.back == active.Number {
 		kind = journal.RevisionRolledBack

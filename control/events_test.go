@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strings"
@@ -78,5 +79,32 @@ func TestTheJournalHasWhatDidNotComeToBe(t *testing.T) {
 	}
 	if got := journalOf(c, "node-refused"); !slices.Equal(got, []string{"node-refused n1 revision 1: server.port: in use"}) {
 		t.Errorf("the journal has %v", got)
+	}
+}
+
+func TestTheJournalGoesOnAfterARestore(t *testing.T) {
+	c := start(t, optionsFor(t.TempDir()))
+	applied(t, c, document(1))
+	var backup bytes.Buffer
+	if err := c.Backup(t.Context(), &backup); err != nil {
+		t.Fatal(err)
+	}
+	applied(t, c, document(2))
+	applied(t, c, document(3))
+	r, _, err := c.ReadBackup(t.Context(), bytes.NewReader(backup.Bytes()), int64(backup.Len()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Restore(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the restore is in the journal", func() bool { return len(journalOf(c, "revision")) == 4 })
+	applied(t, c, document(4))
+	want := []string{
+		"revision-restored revision 1 it begins epoch 2: a backup was restored, or one control was made the only one",
+		"revision-applied revision 2 by admin",
+	}
+	if got := journalOf(c, "revision"); !slices.Equal(got[3:], want) {
+		t.Errorf("the journal ends with\n%s\nwant\n%s", strings.Join(got[3:], "\n"), strings.Join(want, "\n"))
 	}
 }

@@ -26,6 +26,7 @@ const (
 	NodeInTrouble      Kind = "node-in-trouble"      // a node that reports something of itself that needs somebody
 	RevisionApplied    Kind = "revision-applied"     // a revision
 	RevisionRolledBack Kind = "revision-rolled-back" // the revision that a rollback made
+	RevisionRestored   Kind = "revision-restored"    // the revision that another epoch begins with
 	RevisionRefused    Kind = "revision-refused"     // a revision that did not come to be
 	RevisionIncomplete Kind = "revision-incomplete"  // a revision that not every connected node served in time
 	BackendDown        Kind = "backend-down"         // a backend, by the word of one node
