@@ -9,6 +9,7 @@ FUZZTIME ?= 30s
 SOAK    ?= 5m
 BENCH   ?= .
 COUNT   ?= 6
+CHAOS   ?= 8m
 
 .DEFAULT_GOAL := help
 
@@ -78,6 +79,10 @@ bench: ## the benchmarks, COUNT (6) times each, summed up by benchstat
 bench-peers: ## nginx, HAProxy, Caddy, Go's ReverseProxy beside a node, tables to bin/peers.md; PEERS="-rounds 5" are flags
 	@mkdir -p bin
 	go run ./e2e/peers -markdown bin/peers.md $(PEERS)
+
+.PHONY: chaos
+chaos: ## kill and cut off leaders of the store for CHAOS (8m: 200 of them) and check that no write is lost or done twice
+	PYSERVE_STORE_CHAOS=$(CHAOS) go test -count=1 -timeout 2h -v -run TestNoWriteIsLostOrDoneTwice ./control/store
 
 .PHONY: bench-control
 bench-control: ## control under a thousand node streams: applies, restarts, swaps; tables to bin/scale.md; SCALE="-short" are flags

@@ -159,11 +159,24 @@ func (c *Control) settle(ctx context.Context) error {
 		return err
 	}
 	// Beside others that are away there may be nobody who leads for a long time, and nothing to hold the files against.
-	if len(c.store.Voters()) > 1 && !c.store.Current() {
+	if len(c.store.Voters()) > 1 && !c.becomesCurrent(ctx) {
 		c.unsettled.Store(true)
 		return nil
 	}
 	return c.makeTokens(ctx)
+}
+
+// currentTime is how long a control that somebody leads may take to catch up with what is written meanwhile.
+const currentTime = 5 * time.Second
+
+// becomesCurrent waits until this control holds what it has been sent, where somebody leads.
+func (c *Control) becomesCurrent(ctx context.Context) bool {
+	for until := time.Now().Add(currentTime); !c.store.Current(); pause(ctx, 10*time.Millisecond) {
+		if _, led := c.store.Leader(); !led || ctx.Err() != nil || time.Now().After(until) {
+			return false
+		}
+	}
+	return true
 }
 
 // settleLate looks after the token files of a control that started before anybody led.

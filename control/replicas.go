@@ -458,6 +458,9 @@ func (c *Control) Changed() <-chan struct{} { return c.store.Changed() }
 // Replicated says whether there are other controls.
 func (c *Control) Replicated() bool { return len(c.others()) > 0 }
 
+// Partial says that this control follows, and knows only what its own nodes do: the one that leads knows all.
+func (c *Control) Partial() bool { return c.Replicated() && !c.store.Leads() }
+
 // Write puts a command of another control into the log. It fails with [store.ErrNotLeader].
 func (c *Control) Write(ctx context.Context, command []byte) error { return c.store.Take(ctx, command) }
 

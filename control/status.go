@@ -40,9 +40,12 @@ func (c *Control) Status() *operatorv1.GetStatusResponse {
 	for _, member := range c.members() {
 		gossip[member.Name] = member
 	}
-	present, served := 0, 0
+	present, served, partial := 0, 0, c.Partial()
 	for _, node := range c.nodes() {
 		row := nodeStatus(node, active, gossip[node.Name].State)
+		if partial && row.State == "disconnected" {
+			row.Note = "not connected to this control, which does not lead and knows its own nodes alone"
+		}
 		m.Nodes = append(m.Nodes, row)
 		if row.State == "left" {
 			continue

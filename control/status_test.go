@@ -291,7 +291,7 @@ func TestCollectorTellsEveryState(t *testing.T) {
 		}
 		return out
 	}
-	if got := read(); got["revision"] != 0 || got["converged"] != 0 || len(got) != 8 {
+	if got := read(); got["revision"] != 0 || got["converged"] != 0 || got["leads"] != 1 || got["controls"] != 1 || len(got) != 10 {
 		t.Errorf("before the first apply: %v", got)
 	}
 	join(t, c, &fleettest.Node{Name: "n1"})

@@ -45,6 +45,9 @@ func (s *settings) contextFile() (string, error) {
 // maxAnswer is how large one message of a control may be, in bytes: a diff is one message, of up to 100,000 routes.
 const maxAnswer = 256 << 20
 
+// otherTime is how long a control may take to answer where there is another.
+const otherTime = 3 * time.Second
+
 // client is a connection to a control.
 type client struct {
 	operatorv1.OperatorClient
@@ -71,7 +74,12 @@ func (s *settings) connect(ctx context.Context, warnings io.Writer) (*client, er
 		return nil, err
 	}
 	var problems []error
-	for _, address := range s.addresses(operator.Endpoints) {
+	addresses := s.addresses(operator.Endpoints)
+	patience := s.timeout
+	if len(addresses) > 1 {
+		patience = min(patience, otherTime) // a machine that is gone must not hold up the way to the next
+	}
+	for _, address := range addresses {
 		conn, err := grpc.NewClient("passthrough:///"+address,
 			grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)))
 		if err != nil {
@@ -81,7 +89,9 @@ func (s *settings) connect(ctx context.Context, warnings io.Writer) (*client, er
 		c := &client{operatorv1.NewOperatorClient(conn), conn, address}
 		// A first small call finds out whether this control answers, before a large one is begun, and which others there
 		// are.
-		known, err := c.ListControls(ctx, &operatorv1.ListControlsRequest{Local: true})
+		asking, cancel := context.WithTimeout(ctx, patience)
+		known, err := c.ListControls(asking, &operatorv1.ListControlsRequest{Local: true})
+		cancel()
 		if err == nil {
 			s.learn(known.GetControls())
 			return c, nil

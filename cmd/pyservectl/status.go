@@ -98,22 +98,26 @@ func (s *settings) status(cmd *cobra.Command) error {
 // watchStatus follows until interrupted; then the last status decides the exit code. --timeout bounds the connecting
 // alone.
 func (s *settings) watchStatus(cmd *cobra.Command) error {
-	connecting, cancel := s.deadline(cmd.Context())
-	defer cancel()
-	c, err := s.connect(connecting, cmd.ErrOrStderr())
-	if err != nil {
-		return err
+	converged, first := false, true
+	err := s.insist(cmd.Context(), cmd.ErrOrStderr(), func(c *client) error {
+		return s.followStatus(cmd, c, &converged, &first)
+	})
+	if err == nil && !converged {
+		return errNo
 	}
-	defer c.close()
+	return err
+}
+
+// followStatus prints every status that one control tells, until it is interrupted.
+func (s *settings) followStatus(cmd *cobra.Command, c *client, converged, first *bool) error {
 	stream, err := c.WatchStatus(cmd.Context(), &operatorv1.GetStatusRequest{})
 	if err != nil {
 		return plain(err)
 	}
-	converged := false
-	for first := true; ; first = false {
+	for ; ; *first = false {
 		m, err := stream.Recv()
 		if cmd.Context().Err() != nil {
-			break
+			return nil
 		}
 		if errors.Is(err, io.EOF) {
 			return errors.New("control ended the stream")
@@ -121,22 +125,18 @@ func (s *settings) watchStatus(cmd *cobra.Command) error {
 		if err != nil {
 			return plain(err)
 		}
-		converged = m.GetConverged()
+		*converged = m.GetConverged()
 		out := cmd.OutOrStdout()
 		switch {
 		case isTerminal(out) && !s.structured():
 			fmt.Fprint(out, "\x1b[H\x1b[2J")
-		case !first && !s.structured():
+		case !*first && !s.structured():
 			fmt.Fprintln(out)
 		}
 		if err := s.printStatus(out, statusOf(m)); err != nil {
 			return err
 		}
 	}
-	if !converged {
-		return errNo
-	}
-	return nil
 }
 
 func (s *settings) printStatus(out io.Writer, status statusOutput) error {

@@ -358,3 +358,15 @@ func TestConnectionsToOtherLogsEndWithTheControl(t *testing.T) {
 		t.Error("there was none")
 	}
 }
+
+func FuzzOnBehalf(f *testing.F) {
+	f.Add(base64.StdEncoding.EncodeToString([]byte(`{"Role":6,"Name":"admin"}`)), "10.0.0.1:1")
+	f.Add("e30=", "")
+	f.Fuzz(func(t *testing.T, who, address string) {
+		ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs(callerHeader, who, addressHeader, address))
+		peer, err := onBehalf(originOf(ctx), identity.Peer{Role: identity.RoleControl, Name: "c1"})
+		if err == nil && peer.Role == identity.RoleControl {
+			t.Fatalf("a control speaks for the control %v", peer)
+		}
+	})
+}

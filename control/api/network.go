@@ -5,7 +5,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -48,11 +50,52 @@ type secured struct {
 	closed chan struct{}
 	once   sync.Once
 	group  sync.WaitGroup
+
+	mu   sync.Mutex // guards live
+	live map[*securedConn]struct{}
+}
+
+// securedConn is a connection that ends with its listener: raft forgets those that it accepted.
+type securedConn struct {
+	net.Conn
+	listener *secured
+}
+
+// Close implements net.Conn.
+func (c *securedConn) Close() error {
+	c.listener.mu.Lock()
+	delete(c.listener.live, c)
+	c.listener.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// keep remembers a connection; false: the listener is closed.
+func (s *secured) keep(c *securedConn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-s.closed:
+		return false
+	default:
+	}
+	s.live[c] = struct{}{}
+	return true
+}
+
+// endAll ends every connection.
+func (s *secured) endAll() {
+	s.mu.Lock()
+	all := slices.Collect(maps.Keys(s.live))
+	s.mu.Unlock()
+	for _, c := range all {
+		c.Close()
+	}
 }
 
 func newSecured(l net.Listener, config *tls.Config) *secured {
 	s := &secured{
 		Listener: l, config: config, ready: make(chan net.Conn), places: make(chan struct{}, maxHandshakes), closed: make(chan struct{}),
+		live: map[*securedConn]struct{}{},
 	}
 	s.group.Go(s.accept)
 	return s
@@ -107,10 +150,15 @@ func (s *secured) shake(plain net.Conn) {
 		plain.Close()
 		return
 	}
-	select {
-	case s.ready <- conn:
-	case <-s.closed:
+	kept := &securedConn{conn, s}
+	if !s.keep(kept) {
 		conn.Close()
+		return
+	}
+	select {
+	case s.ready <- kept:
+	case <-s.closed:
+		kept.Close()
 	}
 }
 
@@ -131,6 +179,7 @@ func (s *secured) Close() error {
 		close(s.closed)
 		err = s.Listener.Close()
 		s.group.Wait()
+		s.endAll()
 	})
 	return err
 }

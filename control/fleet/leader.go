@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/pyserve/pyserve/config/bundle"
+	"github.com/pyserve/pyserve/control/journal"
 	"github.com/pyserve/pyserve/control/rollout"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 	replicav1 "github.com/pyserve/pyserve/proto/pyserve/replica/v1"
@@ -112,6 +113,7 @@ func (f *Fleet) enlist(fl *follower) error {
 		f.abandon(old)
 	}
 	f.followers[fl.id] = fl
+	f.options.Journal.Add(journal.ControlConnected, fl.name, "it follows this control")
 	f.group.Go(func() { fl.end(f.instruct(fl)) })
 	f.group.Go(func() { fl.end(f.hear(fl)) })
 	fl.wakeUp()
@@ -125,6 +127,7 @@ func (f *Fleet) dismiss(fl *follower) {
 	if f.followers[fl.id] == fl {
 		delete(f.followers, fl.id)
 		f.abandon(fl)
+		f.options.Journal.Add(journal.ControlGone, fl.name, "its stream is gone: "+context.Cause(fl.ctx).Error())
 		f.notify()
 	}
 }
@@ -219,8 +222,27 @@ func (f *Fleet) reported(fl *follower, r *replicav1.NodeReport) {
 		next.arrived = f.arrivals
 	}
 	fl.nodes[r.GetName()] = next
+	if fl.complete { // before, it tells what has been
+		f.tellReported(fl, old, r, came)
+	}
 	if came {
 		f.settleTwice(fl, r)
+	}
+}
+
+// tellReported writes down what a follower's node did. The caller holds mu.
+func (f *Fleet) tellReported(fl *follower, old *remote, r *replicav1.NodeReport, came bool) {
+	name := r.GetName()
+	switch {
+	case came:
+		f.options.Journal.Add(journal.NodeConnected, name, fmt.Sprintf("to control %s, version %s, serving revision %d", fl.name, r.GetVersion(), r.GetApplied().GetRevision()))
+	case old == nil || !old.report.GetConnected():
+	case !r.GetConnected() && r.GetLeft():
+		f.options.Journal.Add(journal.NodeLeft, name, "it stopped on purpose")
+	case !r.GetConnected():
+		f.options.Journal.Add(journal.NodeDisconnected, name, "its stream to control "+fl.name+" is gone")
+	case r.GetRefused() != 0 && r.GetRefused() != old.report.GetRefused():
+		f.options.Journal.Add(journal.NodeRefused, name, fmt.Sprintf("revision %d: %s", r.GetRefused(), describeRefusals(r.GetRefusals())))
 	}
 }
 

@@ -17,6 +17,8 @@ type Kind string
 // The kinds there are, and what their events are about.
 const (
 	ControlStarted     Kind = "control-started"      // a control
+	ControlConnected   Kind = "control-connected"    // a control that follows the one that tells
+	ControlGone        Kind = "control-gone"         // a control whose stream is gone
 	NodeEnrolled       Kind = "node-enrolled"        // a node
 	NodeConnected      Kind = "node-connected"       // a node
 	NodeDisconnected   Kind = "node-disconnected"    // a node whose stream is gone

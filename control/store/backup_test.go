@@ -35,14 +35,14 @@ func signAgain(epoch uint64, active *Snapshot) *fleetv1.Release {
 func TestRestoreBeginsAHigherEpochEverywhere(t *testing.T) {
 	c := newTrio(t, "c1", "c2", "c3")
 	s := c.leader()
-	mustCommit(t, s, map[string]string{"a": "one"}, "one")
+	c.commit(map[string]string{"a": "one"}, "one")
 	for _, name := range []string{"n1", "n2"} {
 		if err := s.PutNode(t.Context(), Node{Name: name, KeyHash: [32]byte{1}, Enrolled: someTime}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	data := backup(t, s)
-	mustCommit(t, s, map[string]string{"a": "two"}, "two")
+	c.commit(map[string]string{"a": "two"}, "two")
 	if err := s.RemoveNode(t.Context(), "n1"); err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +75,7 @@ func TestRestoreBeginsAHigherEpochEverywhere(t *testing.T) {
 			t.Errorf("%s is at %+v with %v %v %v and %v", name, s.Active(), n1, n2, token, s.Servers())
 		}
 	}
-	if next := mustCommit(t, c.leader(), map[string]string{"a": "three"}, "three"); next.Number != 2 || next.Release.GetEpoch() != 2 {
+	if next := c.commit(map[string]string{"a": "three"}, "three"); next.Number != 2 || next.Release.GetEpoch() != 2 {
 		t.Errorf("the next revision is %+v", next)
 	}
 	// And it is what is there after a start.

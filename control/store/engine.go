@@ -18,7 +18,7 @@ const (
 	// With several voters a leader that is not heard of for heartbeatTimeout to twice that is replaced; it has given up
 	// the lead itself before, after leaseTimeout without an answer of most.
 	heartbeatTimeout = 400 * time.Millisecond
-	leaseTimeout     = 300 * time.Millisecond
+	leaseTimeout     = 400 * time.Millisecond
 	// commitTimeout to twice that is how long a follower may take to hear that what it holds is committed, where nothing
 	// else is written.
 	commitTimeout = 20 * time.Millisecond

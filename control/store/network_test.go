@@ -219,6 +219,21 @@ func (c *trio) leader() *Store {
 	return found
 }
 
+// commit has whoever leads commit a revision, once.
+func (c *trio) commit(bodies map[string]string, document string) (r Revision) {
+	c.t.Helper()
+	request := NewRequestID()
+	var err error
+	eventually(c.t, document+" is committed", func() bool {
+		leader := c.leader()
+		p := proposal(leader, routes(c.t, bodies), document)
+		p.Request = request
+		r, err = leader.Commit(c.t.Context(), p)
+		return err == nil
+	})
+	return r
+}
+
 // stop closes a store without handing anything over.
 func (c *trio) stop(name string) {
 	c.t.Helper()

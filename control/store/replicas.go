@@ -161,6 +161,15 @@ func (s *Store) votes() bool {
 	return false
 }
 
+// holdsItself says whether this server's own record is applied: its vote came after that. raft tells of the vote a moment
+// before it counts the entry.
+func (s *Store) holdsItself() bool {
+	s.machine.mu.RLock()
+	defer s.machine.mu.RUnlock()
+	_, ok := s.machine.state.servers[s.id]
+	return ok
+}
+
 // holdsAll says whether everything that was ever brought here is applied.
 func (s *Store) holdsAll() bool {
 	s.mu.Lock()
@@ -191,12 +200,12 @@ func (s *Store) consumed(index uint64) bool {
 
 // Joined returns when this control, which was admitted with an empty disk, holds what the others hold and has its vote.
 func (s *Store) Joined(ctx context.Context) error {
-	if s.votes() {
+	if !s.joining && s.votes() {
 		return nil // it had its vote before
 	}
 	for {
 		changed := s.Changed()
-		if s.votes() && s.holdsAll() {
+		if s.votes() && s.holdsAll() && s.holdsItself() {
 			return nil
 		}
 		// The configuration tells nobody when it changes.

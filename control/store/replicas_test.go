@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -37,6 +38,35 @@ func TestJoinedStoreHoldsEverything(t *testing.T) {
 	}
 }
 
+// TestJoinAndReturnBySnapshot has more history than the log keeps: a joiner, and one that was away, are sent the state.
+func TestJoinAndReturnBySnapshot(t *testing.T) {
+	c := newTrio(t, "c1", "c2", "c3")
+	c.stop("c3")
+	for i := range 3 * snapshotEntries {
+		c.commit(map[string]string{"a": fmt.Sprint(i)}, fmt.Sprint(i))
+	}
+	leader := c.leader()
+	if err := leader.engine.raft.Snapshot().Error(); err != nil {
+		t.Fatal(err)
+	}
+	if first, err := leader.storage.FirstIndex(); err != nil || first < snapshotEntries {
+		t.Fatalf("the log still begins at %d, %v", first, err)
+	}
+	last := leader.Active().Number
+	fresh := c.join("c4")
+	if fresh.Active() == nil || fresh.Active().Number != last || len(fresh.Servers()) != 4 {
+		t.Errorf("the joiner is at %+v with %v", fresh.Active(), fresh.Servers())
+	}
+	back := c.open("c3", "")
+	eventually(t, "c3 has caught up", func() bool { return back.Active() != nil && back.Active().Number == last })
+	// What came by a snapshot is there after a start, too.
+	c.stop("c4")
+	again := c.open("c4", "")
+	eventually(t, "c4 is as it was", func() bool { return again.Active() != nil && again.Active().Number == last })
+	c.commit(map[string]string{"a": "more"}, "more")
+	eventually(t, "c4 follows", func() bool { return again.Active().Number == last+1 })
+}
+
 func TestWriteAtAFollowerIsDoneByTheLeader(t *testing.T) {
 	c := newTrio(t, "c1", "c2")
 	if err := c.get("c2").PutNode(t.Context(), Node{Name: "n1", Enrolled: someTime}); err != nil {
@@ -49,13 +79,13 @@ func TestWriteAtAFollowerIsDoneByTheLeader(t *testing.T) {
 
 func TestAnotherLeadsWhenTheLeaderIsGone(t *testing.T) {
 	c := newTrio(t, "c1", "c2", "c3")
-	mustCommit(t, c.get("c1"), map[string]string{"a": "one"}, "one")
+	c.commit(map[string]string{"a": "one"}, "one")
 	c.stop("c1")
 	next := c.leader()
 	if next.Active().Number != 1 {
 		t.Fatalf("the new leader is at %+v", next.Active())
 	}
-	mustCommit(t, next, map[string]string{"a": "two"}, "two")
+	c.commit(map[string]string{"a": "two"}, "two")
 	back := c.open("c1", "")
 	eventually(t, "c1 caught up", func() bool { return back.Active() != nil && back.Active().Number == 2 })
 	if back.Leads() {
@@ -79,7 +109,7 @@ func TestHandOverLeavesAtOnce(t *testing.T) {
 
 func TestWithoutAMajorityReadsGoOnAndWritesFail(t *testing.T) {
 	c := newTrio(t, "c1", "c2", "c3")
-	mustCommit(t, c.get("c1"), map[string]string{"a": "one"}, "one")
+	c.commit(map[string]string{"a": "one"}, "one")
 	eventually(t, "c2 has it", func() bool { return c.get("c2").Active() != nil })
 	c.stop("c1")
 	c.stop("c3")
@@ -154,7 +184,7 @@ func TestRestartOfOneOfSeveralNeedsNoToken(t *testing.T) {
 	for range c.dirs {
 		<-done
 	}
-	mustCommit(t, c.leader(), map[string]string{"a": "one"}, "one")
+	c.commit(map[string]string{"a": "one"}, "one")
 }
 
 func TestTakenAddressStopsTheJoinAndNothingElse(t *testing.T) {
@@ -178,7 +208,7 @@ func TestSameRequestCommitsOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	mustCommit(t, c.leader(), map[string]string{"a": "two"}, "two")
+	c.commit(map[string]string{"a": "two"}, "two")
 	c.stop(c.nameOf(c.leader()))
 	again, err := c.leader().Commit(t.Context(), p)
 	if err != nil || again.Number != first.Number || again.Active {
@@ -229,7 +259,7 @@ func TestServersAndResultsSurviveASnapshot(t *testing.T) {
 
 func TestAloneIsTheWayOutOfALostMajority(t *testing.T) {
 	c := newTrio(t, "c1", "c2", "c3")
-	mustCommit(t, c.leader(), map[string]string{"a": "one"}, "one")
+	c.commit(map[string]string{"a": "one"}, "one")
 	eventually(t, "c2 has it", func() bool { return c.get("c2").Active() != nil })
 	for _, name := range []string{"c1", "c2", "c3"} {
 		c.stop(name)

@@ -87,6 +87,7 @@ type Store struct {
 	snapshots raft.SnapshotStore
 	lock      *Lock
 	id        string // in the log's configuration
+	joining   bool   // its log was empty, for others to fill
 
 	admitting sync.Mutex // held while a control comes in, which may replace engine, and while that is closed; before mu
 
@@ -183,6 +184,7 @@ func openSealer(o Options) (*sealer, error) {
 
 // begin starts raft, alone or with the network, and waits until what was committed is applied.
 func (s *Store) begin(ctx context.Context, members []raft.Server) error {
+	s.joining = len(members) == 0
 	alone := len(members) == 1 && string(members[0].ID) == s.id
 	var l net.Listener
 	if !alone {
@@ -201,7 +203,7 @@ func (s *Store) begin(ctx context.Context, members []raft.Server) error {
 	switch {
 	case alone:
 		return s.awaitLead(ctx, openTimeout)
-	case len(members) == 0:
+	case s.joining:
 		return nil // empty: see Joined
 	}
 	return s.awaitOthers(ctx)

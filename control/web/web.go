@@ -25,6 +25,7 @@ const rows = 500
 // page is what the template shows.
 type page struct {
 	Status       *operatorv1.GetStatusResponse
+	Partial      bool // this control knows its own nodes alone
 	Routes       []*operatorv1.RouteSummary
 	Backends     []*operatorv1.BackendSummary
 	MoreRoutes   int
@@ -68,7 +69,7 @@ func Handler(c *control.Control, logger *slog.Logger) http.Handler {
 }
 
 func collect(c *control.Control) (*page, error) {
-	p := &page{Status: c.Status(), Now: time.Now()}
+	p := &page{Status: c.Status(), Partial: c.Partial(), Now: time.Now()}
 	var err error
 	if p.Routes, err = c.Routes(); err != nil {
 		return nil, err
