@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
@@ -313,50 +314,46 @@ func TestEpochIsOnlyRaised(t *testing.T) {
 	}
 }
 
-// slowDisk takes a write only when it is let go.
+// slowDisk takes as long for a write as it is told.
 type slowDisk struct {
 	disk
-	release chan struct{}
+	takes time.Duration
 }
 
 func (d *slowDisk) SetUint64([]byte, uint64) error {
-	<-d.release
+	time.Sleep(d.takes)
 	return nil
 }
 
 func (d *slowDisk) GetUint64([]byte) (uint64, error) { return 0, errors.New("not found") }
 func (d *slowDisk) Close() error                     { return nil }
 
-func TestDiskThatHangsIsTold(t *testing.T) {
-	told := make(chan error, 1)
-	d := &slowDisk{release: make(chan struct{})}
-	s := newStorage(d, Options{Hung: func(err error) { told <- err }, HungAfter: 20 * time.Millisecond})
-	done := make(chan error)
-	go func() { done <- s.SetUint64([]byte("LastVoteTerm"), 1) }()
-	if err := <-told; !strings.Contains(err.Error(), "has not taken a write") {
-		t.Errorf("got %v", err)
-	}
-	close(d.release)
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-	close(s.closing)
-	if err := s.Close(); err != nil {
-		t.Error(err)
+// writeSlowly writes often to a disk that takes so long, and gives what was told of it.
+func writeSlowly(t *testing.T, takes time.Duration) (told []error) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStorage(&slowDisk{takes: takes}, Options{Hung: func(err error) { told = append(told, err) }, HungAfter: 10 * time.Second})
+		for range 10 {
+			if err := s.SetUint64([]byte("LastVoteTerm"), 1); err != nil {
+				t.Error(err)
+			}
+		}
+		close(s.closing)
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return told
+}
+
+func TestDiskThatHangsIsToldOnce(t *testing.T) {
+	told := writeSlowly(t, 12*time.Second)
+	if len(told) != 1 || !strings.Contains(told[0].Error(), "has not taken a write for 10s") {
+		t.Errorf("told %v", told)
 	}
 }
 
 func TestDiskThatIsSlowIsNotTold(t *testing.T) {
-	d := &slowDisk{release: make(chan struct{})}
-	close(d.release)
-	s := newStorage(d, Options{Hung: func(err error) { t.Error(err) }, HungAfter: 20 * time.Millisecond})
-	for began := time.Now(); time.Since(began) < 60*time.Millisecond; {
-		if err := s.SetUint64([]byte("LastVoteTerm"), 1); err != nil {
-			t.Fatal(err)
-		}
-	}
-	close(s.closing)
-	if err := s.Close(); err != nil {
-		t.Error(err)
+	if told := writeSlowly(t, 9*time.Second); len(told) > 0 {
+		t.Errorf("told %v", told)
 	}
 }
