@@ -99,8 +99,12 @@ type accepted struct {
 	config *tls.Config
 }
 
-// maxResting is how many goroutines wait for work. Those that are more end, with their stacks.
-const maxResting = 64
+const (
+	// maxResting is how many goroutines wait for work. Those that are more end, with their stacks.
+	maxResting = 64
+	// restTime is how long they wait.
+	restTime = 5 * time.Second
+)
 
 // assign has a goroutine serve a connection: one that has done so before if one waits, since a new one would have to grow its
 // stack, copying it three times, for a first request.
@@ -113,20 +117,25 @@ func (l *Listener) assign(a accepted) {
 }
 
 func (l *Listener) work(a accepted) {
-	for serving := true; serving; a, serving = l.rest() {
+	limit := time.NewTimer(l.restTime)
+	defer limit.Stop()
+	for serving := true; serving; a, serving = l.rest(limit) {
 		l.serve(a)
 	}
 }
 
-// rest waits for the next connection. False: there are enough that wait, or there will be none.
-func (l *Listener) rest() (accepted, bool) {
+// rest waits for the next connection. False: there are enough that wait, or none came in time, or there will be none.
+func (l *Listener) rest(limit *time.Timer) (accepted, bool) {
 	defer l.resting.Add(-1)
 	if l.resting.Add(1) > maxResting {
 		return accepted{}, false
 	}
+	limit.Reset(l.restTime)
 	select {
 	case a := <-l.spare:
 		return a, true
+	case <-limit.C:
+		return accepted{}, false
 	case <-l.leaving:
 		return accepted{}, false
 	}

@@ -114,9 +114,10 @@ type Listener struct {
 	handshakes handshakes
 
 	// Goroutines that have served a connection and wait for the next, with the stack that they have grown.
-	spare   chan accepted
-	resting atomic.Int32
-	workers sync.WaitGroup // these, and those that serve a connection first
+	spare    chan accepted
+	restTime time.Duration
+	resting  atomic.Int32
+	workers  sync.WaitGroup // these, and those that serve a connection first
 
 	leave   sync.Once
 	leaving chan struct{} // closed at the beginning of the drain
@@ -146,6 +147,7 @@ func newListener(socket *net.TCPListener, o Options) *Listener {
 		tlsIsStale:       func() bool { return o.TLS() == nil },
 		slots:            make(chan struct{}, o.MaxConnections),
 		spare:            make(chan accepted),
+		restTime:         restTime,
 		leaving:          make(chan struct{}),
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"testing"
+	"time"
 
 	"github.com/pyserve/pyserve/node/nodetest"
 )
@@ -23,6 +24,26 @@ func TestAGoroutineServesOneConnectionAfterAnother(t *testing.T) {
 		}
 		end <- struct{}{}
 		nodetest.Eventually(t, "it rests", func() bool { return l.resting.Load() == 1 })
+	}
+}
+
+func TestAGoroutineDoesNotRestForEver(t *testing.T) {
+	began := make(chan struct{})
+	l := bound(t, Options{Front: &front{http1: func(net.Conn, *net.TCPConn, func() bool) bool {
+		began <- struct{}{}
+		return false
+	}}})
+	l.restTime = time.Millisecond
+	l.Start()
+	defer l.Drain(context.Background())
+	nodetest.Dial(t, l.Address())
+	<-began
+	ended := make(chan struct{})
+	go func() { l.conns.Wait(); l.workers.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(time.Minute):
+		t.Error("it rests on")
 	}
 }
 
