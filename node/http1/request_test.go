@@ -530,6 +530,7 @@ func TestHopByHopFields(t *testing.T) {
 			"Content_Length transfer_encoding Proxy_Connection"},
 		// Naming these changes nothing: they are written anew.
 		{get("Connection: Host, Content-Length", "Content-Length: 3"), "Connection"},
+		{get("Connection: Host, Content-Length, X-A", "Content-Length: 3", "X-A: 1"), "Connection X-A"},
 		{get("Connection: close, trailer", "Trailer: a", "Close: b"), "Connection Trailer"},
 	} {
 		if got := hops(&request(t, c.head).Fields); got != c.want {

@@ -95,6 +95,28 @@ func series(t testing.TB, g prometheus.Gatherer, name string) int {
 	return n
 }
 
+func TestTheTimeOfManyLongRequestsDoesNotWrapAround(t *testing.T) {
+	s := newSet(t, Options{Shards: 1})
+	const longest, times = time.Duration(math.MaxInt64), 5
+	for range times {
+		s.Route("/poll").Ended(0, 200, longest, 0, 0)
+	}
+	families, err := registered(t, s).Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range families {
+		if family.GetName() != "pyserve_request_seconds" {
+			continue
+		}
+		if sum := family.Metric[0].Histogram.GetSampleSum(); math.Abs(sum/longest.Seconds()-times) > 1e-9 {
+			t.Errorf("%v s, want %v", sum, times*longest.Seconds())
+		}
+		return
+	}
+	t.Error("no time was counted")
+}
+
 func TestEndedCountsStatusTimeAndBytesOfAllShards(t *testing.T) {
 	s := newSet(t, Options{Shards: 4})
 	r := s.Route("/api")
