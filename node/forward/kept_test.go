@@ -51,6 +51,39 @@ func TestAPUTWhoseBodyIsThereIsSentAgain(t *testing.T) {
 	w.want("GET", 200, "")
 }
 
+// What has been read of a body to be passed on is there no more.
+func TestABodyThatCameBehindItsHeadIsNotSentAgain(t *testing.T) {
+	for name, kept := range map[string]bool{"new connection": false, "kept connection": true} {
+		t.Run(name, func(t *testing.T) {
+			asked := make(chan struct{})
+			b, conns := scripted(t, func(w *wire) {
+				if kept {
+					w.request()
+					io.WriteString(w, sized("first"))
+				}
+				nodetest.ReadHead(w.in)
+				close(asked)
+				io.ReadFull(w.in, make([]byte, 3))
+			}, serve(sized("second")))
+			p := start(t, whole(b.Port()))
+			w := connect(t, p)
+			if kept {
+				w.say(ask("/"))
+				w.want("GET", 200, "first")
+			}
+			w.say("PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n")
+			wait(t, "the backend is asked", asked)
+			w.say("abc")
+			if res, _, err := w.answer("PUT"); err != nil || res.StatusCode != 502 {
+				t.Error(res, err)
+			}
+			if n := conns(); n != 1 {
+				t.Errorf("%d connections", n)
+			}
+		})
+	}
+}
+
 func TestAStaleKeptConnectionIsReplacedOnce(t *testing.T) {
 	b, conns := scripted(t, onceThenSilent, func(w *wire) { w.request() })
 	p := start(t, whole(b.Port()))
