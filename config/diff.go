@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -190,9 +189,12 @@ func routeDetails(a, b *resourcev1.Route) []string {
 // nothing: they shift when a route before them comes or goes.
 func movedRegexes(old, new map[string]*resourcev1.Route) map[string]bool {
 	ranked := func(routes map[string]*resourcev1.Route) []string {
-		names := slices.DeleteFunc(slices.Collect(maps.Keys(routes)), func(name string) bool {
-			return old[name].GetOrder() == 0 || new[name].GetOrder() == 0
-		})
+		var names []string
+		for name, route := range routes {
+			if route.Order != 0 && old[name].GetOrder() != 0 && new[name].GetOrder() != 0 {
+				names = append(names, name)
+			}
+		}
 		slices.SortFunc(names, func(a, b string) int { return cmp.Compare(routes[a].Order, routes[b].Order) })
 		return names
 	}
@@ -214,6 +216,9 @@ func poolDetails(a, b *resourcev1.Pool) []string {
 
 // backendDetails compares backends by address. What is new comes first, then what differs, then what is gone.
 func backendDetails(a, b []*resourcev1.Backend) []string {
+	if slices.EqualFunc(a, b, sameBackend) {
+		return nil
+	}
 	before := make(map[string]*resourcev1.Backend, len(a))
 	for _, one := range a {
 		before[backendAddress(one)] = one
@@ -250,6 +255,11 @@ func backendDetails(a, b []*resourcev1.Backend) []string {
 	return details
 }
 
+// sameBackend says whether nothing differs that backendDetails tells.
+func sameBackend(a, b *resourcev1.Backend) bool {
+	return a.Host == b.Host && a.Port == b.Port && a.Weight == b.Weight && a.Tls == b.Tls
+}
+
 func describeBackend(name string, b *resourcev1.Backend) string {
 	if b.Weight != 1 {
 		name += fmt.Sprintf(" weight %d", b.Weight)
@@ -269,23 +279,36 @@ func checkDetails(a, b *resourcev1.HealthCheck) []string {
 		return []string{"health_check: " + describeCheck(b)}
 	}
 	var details []string
-	compare := func(name, from, to string) {
-		if from != to {
-			details = append(details, fmt.Sprintf("health_check: %s %s → %s", name, cmp.Or(from, "none"), cmp.Or(to, "none")))
+	// The texts are made only of what differs: most checks are the same, and there may be very many.
+	compare := func(name string, same bool, text func(*resourcev1.HealthCheck) string) {
+		if !same {
+			details = append(details, fmt.Sprintf("health_check: %s %s → %s", name, cmp.Or(text(a), "none"), cmp.Or(text(b), "none")))
 		}
 	}
-	compare("type", checkType(a), checkType(b))
+	compare("type", a.GetType() == b.GetType(), checkType)
 	if b.GetType() == resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_NONE || a.GetType() == resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_NONE {
 		return details // the rest is there only where there are probes
 	}
-	compare("path", a.GetPath(), b.GetPath())
-	compare("interval", span(a.GetInterval().AsDuration()), span(b.GetInterval().AsDuration()))
-	compare("timeout", span(a.GetTimeout().AsDuration()), span(b.GetTimeout().AsDuration()))
-	compare("healthy_threshold", fmt.Sprint(a.GetHealthyThreshold()), fmt.Sprint(b.GetHealthyThreshold()))
-	compare("unhealthy_threshold", fmt.Sprint(a.GetUnhealthyThreshold()), fmt.Sprint(b.GetUnhealthyThreshold()))
-	compare("expected_status", statusText(a.GetExpectedStatuses()), statusText(b.GetExpectedStatuses()))
+	compare("path", a.GetPath() == b.GetPath(), (*resourcev1.HealthCheck).GetPath)
+	compare("interval", a.GetInterval().AsDuration() == b.GetInterval().AsDuration(), func(c *resourcev1.HealthCheck) string {
+		return span(c.GetInterval().AsDuration())
+	})
+	compare("timeout", a.GetTimeout().AsDuration() == b.GetTimeout().AsDuration(), func(c *resourcev1.HealthCheck) string {
+		return span(c.GetTimeout().AsDuration())
+	})
+	compare("healthy_threshold", a.GetHealthyThreshold() == b.GetHealthyThreshold(), func(c *resourcev1.HealthCheck) string {
+		return fmt.Sprint(c.GetHealthyThreshold())
+	})
+	compare("unhealthy_threshold", a.GetUnhealthyThreshold() == b.GetUnhealthyThreshold(), func(c *resourcev1.HealthCheck) string {
+		return fmt.Sprint(c.GetUnhealthyThreshold())
+	})
+	compare("expected_status", slices.EqualFunc(a.GetExpectedStatuses(), b.GetExpectedStatuses(), sameRange), func(c *resourcev1.HealthCheck) string {
+		return statusText(c.GetExpectedStatuses())
+	})
 	return details
 }
+
+func sameRange(a, b *resourcev1.StatusRange) bool { return a.First == b.First && a.Last == b.Last }
 
 // describeCheck gives "http /healthz every 5s".
 func describeCheck(c *resourcev1.HealthCheck) string {
