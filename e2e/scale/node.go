@@ -30,6 +30,9 @@ const (
 // maxMessage is how large one message of control may be, as the agent has it.
 const maxMessage = bundle.MaxBytes + 1<<20
 
+// streamWindow is the agent's, too.
+const streamWindow = 4 << 20
+
 // lightNode is a node without a data plane. What it serves outlives its connections.
 type lightNode struct {
 	name   string
@@ -117,6 +120,7 @@ func (n *lightNode) converse(ctx context.Context, address string) (welcomed bool
 		grpc.WithTransportCredentials(credentials.NewTLS(n.tls)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		grpc.WithStaticStreamWindowSize(streamWindow), grpc.WithStaticConnWindowSize(streamWindow),
 		grpc.WithStatsHandler(&n.fleet.received),
 	)
 	if err != nil {

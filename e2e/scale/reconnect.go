@@ -19,13 +19,15 @@ type reconnectRound struct {
 	Converged time.Duration `json:"converged"` // control says that all serve what is active
 	CPU       time.Duration `json:"cpu"`       // control's, until then
 	Peak      int64         `json:"peak"`      // control's memory, some seconds later
+	// Control's, in each of those seconds, in which nodes said nothing but their Status.
+	Rest time.Duration `json:"rest"`
 }
 
 // reconnectRoutes is how many routes the fleet serves that comes back.
 const reconnectRoutes = 10_000
 
 // settledTime follows a return, so that the peak of memory is behind it.
-const settledTime = 3 * time.Second
+const settledTime = 5 * time.Second
 
 // away is how long control is gone: long enough for the pauses of nodes to have grown.
 const away = 2 * time.Second
@@ -83,6 +85,11 @@ func (c *cluster) restart(ctx context.Context) (round reconnectRound, err error)
 	if err := pause(ctx, settledTime); err != nil {
 		return round, err
 	}
+	after, err := c.control.cpu()
+	if err != nil {
+		return round, err
+	}
+	round.Rest = time.Duration(float64(after-round.CPU) / settledTime.Seconds())
 	round.Peak, err = c.control.peak()
 	return round, err
 }

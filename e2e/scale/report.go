@@ -162,9 +162,9 @@ func (r *report) applyTable(b *bytes.Buffer) {
 
 func (s *reconnects) table(b *bytes.Buffer) {
 	fmt.Fprintf(b, "\n%d nodes that serve %d routes come back after control was killed with -9 and started again, in ms since the start:\n\n"+
-		"| round | control is ready | all connected | converged | control's CPU | control's memory at most |\n|---:|---:|---:|---:|---:|---:|\n", s.Nodes, s.Routes)
+		"| round | control is ready | all connected | converged | control's CPU | and in each second afterwards | control's memory at most |\n|---:|---:|---:|---:|---:|---:|---:|\n", s.Nodes, s.Routes)
 	for i, r := range s.Rounds {
-		fmt.Fprintf(b, "| %d | %s | %s | %s | %s | %s |\n", i+1, ms(r.Ready), ms(r.Connected), ms(r.Converged), ms(r.CPU), size(r.Peak))
+		fmt.Fprintf(b, "| %d | %s | %s | %s | %s | %s | %s |\n", i+1, ms(r.Ready), ms(r.Connected), ms(r.Converged), ms(r.CPU), ms(r.Rest), size(r.Peak))
 	}
 	slowest := quantile(of(s.Rounds, func(r reconnectRound) time.Duration { return r.Converged }), 1)
 	largest := quantile(of(s.Rounds, func(r reconnectRound) int64 { return r.Peak }), 1)

@@ -153,6 +153,10 @@ func (a *Agent) tellTrouble(address string, err error) {
 // stream may bring altogether is bounded by the same figure.
 const maxMessage = bundle.MaxBytes + 1<<20
 
+// streamWindow is how many bytes control may send before the node has read them: some parts of a bundle, so that a far
+// control is not waited for after each. It is fixed, since gRPC would find a size by a ping for nearly every message.
+const streamWindow = 4 << 20
+
 // converse opens one stream and serves it until it breaks or ctx ends.
 func (a *Agent) converse(ctx context.Context, address string) error {
 	conn, err := a.dial(address)
@@ -194,6 +198,8 @@ func (a *Agent) dial(address string) (*grpc.ClientConn, error) {
 		grpc.WithTransportCredentials(credentials.NewTLS(a.identity.Load().tls(a.options.Now))),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		grpc.WithStaticStreamWindowSize(streamWindow),
+		grpc.WithStaticConnWindowSize(streamWindow),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("--control: %q is not an address: %w", address, err)
