@@ -500,3 +500,26 @@ func TestApplyOfWhatAnotherControlHasJustStoredWaitsForIt(t *testing.T) {
 		t.Errorf("the node serves revision %d", got)
 	}
 }
+
+func TestSameRequestMakesOneRevision(t *testing.T) {
+	c := start(t, optionsFor(t.TempDir()))
+	n := &fleettest.Node{Name: "n1"}
+	join(t, c, n)
+	request := store.NewRequestID()
+	once := &operatorv1.ApplyOptions{RequestId: request[:]}
+	result, _ := apply(t, c, document(1), once)
+	checkOutcome(t, result, operatorv1.ApplyOutcome_APPLY_OUTCOME_APPLIED, 1, "")
+	result, s := apply(t, c, document(1), once)
+	checkOutcome(t, result, operatorv1.ApplyOutcome_APPLY_OUTCOME_APPLIED, 1, "")
+	if got := s.of("n1"); !slices.Equal(got, []string{"committed"}) {
+		t.Errorf("the second time n1 is told to be %v", got)
+	}
+	// Another revision has followed: what was asked for is not made again over it.
+	applied(t, c, document(2))
+	result, _ = apply(t, c, document(1), once)
+	checkOutcome(t, result, operatorv1.ApplyOutcome_APPLY_OUTCOME_APPLIED, 2, "it was stored as revision 1, and revision 2 has followed since")
+	untouched(t, c, 2, n)
+	if _, err := c.Apply(t.Context(), "admin", document(3), &operatorv1.ApplyOptions{RequestId: []byte("short")}, s.emit); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a request id of 5 bytes: %v", err)
+	}
+}

@@ -209,6 +209,10 @@ func (c *Control) openStore(ctx context.Context) (err error) {
 	}
 	if o.Replication.Peers != nil {
 		so.Forward = c.forward
+		so.Unled = func(s *store.Store) {
+			c.store = s // which Open returns later
+			c.announceBy(ctx)
+		}
 	}
 	c.store, err = store.Open(ctx, so)
 	return err

@@ -291,3 +291,41 @@ func TestBackupAndRestore(t *testing.T) {
 	foreign := newCluster(t)
 	foreign.ctl("restore", "--yes", file).wants(t, 2, "the backup of another cluster")
 }
+
+// TestControlMoves starts a control again on other addresses: the others find it there, and so do nodes.
+func TestControlMoves(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, "n1")
+	c1 := c.control
+	c2 := c.addControl("c2", c1)
+	c.addControl("c3", c1)
+	c.controlsShow("c2", "c3", "control")
+	b := newBackend(t, "b")
+	c.mustApply(route("/a", b.port))
+	for range 2 {
+		moved := c2
+		moved.stop(t)
+		moved.listen, moved.raft, moved.gossip = local(freePort(t)), local(freePort(t)), local(freePort(t))
+		c.start(moved)
+		if !c.up(moved) {
+			t.Fatalf("%s did not start again:\n%s", moved.name, moved.stderr.String())
+		}
+		eventually(t, "the others know where it is", func() string {
+			for _, row := range c.controls() {
+				if row.Name == moved.name && row.Address == moved.listen && row.Reachable {
+					return ""
+				}
+			}
+			return fmt.Sprintf("%+v", c.controls())
+		})
+	}
+	c.mustApply(route("/b", b.port))
+	c.converged()
+	eventually(t, "the node knows where it is", func() string {
+		data, err := os.ReadFile(filepath.Join(c.node("n1").dataDir, "identity.json"))
+		if err != nil || !strings.Contains(string(data), c2.listen) {
+			return fmt.Sprintf("%v: %s is not there", err, c2.listen)
+		}
+		return ""
+	})
+}

@@ -29,6 +29,11 @@ const (
 	// openTimeout bounds the wait of Open for its turn to lead, which is over in a moment unless the disk takes no
 	// writes.
 	openTimeout = 10 * time.Second
+	// returnTimeout is how much longer that is where somebody leads: raft's leader tries a follower that was away for some
+	// time only every ten seconds.
+	returnTimeout = 12 * time.Second
+	// unledInterval is how long to wait for word of a leader before asking for it: an election takes less.
+	unledInterval = 1500 * time.Millisecond
 	// writeTimeout bounds a write whose context has no deadline.
 	writeTimeout = 30 * time.Second
 	// leaderTimeout bounds the part of it during which nobody leads, as while the disk is full, and electedTimeout where
@@ -68,6 +73,9 @@ type Options struct {
 	// Forward brings a command to the control that leads, whose [Store.Take] is its other end; nil: writes fail where
 	// another leads.
 	Forward func(ctx context.Context, leader Server, command []byte) error
+	// Unled is called by Open, now and then, while no leader is heard of: where this control has moved, somebody has to be
+	// told. It may read the store. nil: nobody asks.
+	Unled func(s *Store)
 	// Alone makes this control the only one, whatever others the log knows: the way out where most are lost for good.
 	Alone bool
 	// Hung is called, once, when the disk has not taken a write for HungAfter: a leader whose disk hangs would lead for
@@ -243,8 +251,10 @@ func (s *Store) awaitLead(ctx context.Context, limit time.Duration) error {
 func (s *Store) awaitOthers(ctx context.Context) error {
 	patience := time.NewTimer(openTimeout)
 	defer patience.Stop()
-	look := time.NewTicker(10 * time.Millisecond)
+	look, unled := time.NewTicker(10*time.Millisecond), time.NewTicker(unledInterval)
 	defer look.Stop()
+	defer unled.Stop()
+	extended := false
 	for {
 		applied, committed := s.Applied()
 		if _, led := s.Leader(); led && committed > 0 && applied >= committed && s.consumed(committed) || s.Leads() {
@@ -255,8 +265,17 @@ func (s *Store) awaitOthers(ctx context.Context) error {
 		}
 		select {
 		case <-look.C:
+		case <-unled.C:
+			if _, led := s.Leader(); !led && s.options.Unled != nil {
+				s.options.Unled(s)
+			}
 		case <-patience.C:
-			s.logger.Warn("no control leads: too few of them can be reached; serving what this one holds, and taking no changes")
+			if _, led := s.Leader(); led && !extended {
+				extended = true
+				patience.Reset(returnTimeout)
+				continue
+			}
+			s.logger.Warn("no control brings this one up to date: too few of them can be reached; serving what it holds, and taking no changes")
 			return nil
 		case <-ctx.Done():
 			return ctx.Err()
