@@ -75,6 +75,9 @@ func (c *Control) Renew(peer identity.Peer, request []byte) (*fleetv1.Identity, 
 func (c *Control) registered(peer identity.Peer) error {
 	node, ok := c.store.Node(peer.Name)
 	switch {
+	case !ok && !c.store.Leads() && c.Leader() == "":
+		// What is stored after the last that was known to be committed is not seen here without a leader.
+		return fmt.Errorf("%q: no control leads, and this one cannot tell whether the node is registered: %w", peer.Name, ErrNotLeading)
 	case !ok:
 		return fmt.Errorf("%q: %w", peer.Name, ErrRevoked)
 	case node.KeyHash != peer.KeyHash:

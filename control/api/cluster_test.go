@@ -370,3 +370,18 @@ func FuzzOnBehalf(f *testing.F) {
 		}
 	})
 }
+
+func TestWithoutALeaderNoNodeIsToldThatItWasRevoked(t *testing.T) {
+	c1, c2, c3 := newCluster(t)
+	conn, _, request := c3.enrolled(t, "n1")
+	if _, err := operatorv1.NewAccessClient(c1.operator(t)).RevokeNode(deadline(t), &operatorv1.RevokeNodeRequest{Name: "n1"}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := fleetv1.NewFleetClient(conn).Renew(deadline(t), &fleetv1.RenewRequest{CertificateRequest: request})
+	checkCode(t, err, codes.PermissionDenied, "was revoked")
+	c1.stop()
+	c2.stop()
+	// As one that enrolled after the last that is known here to be committed.
+	_, err = fleetv1.NewFleetClient(conn).Renew(deadline(t), &fleetv1.RenewRequest{CertificateRequest: request})
+	checkCode(t, err, codes.Unavailable, "cannot tell whether the node is registered")
+}

@@ -118,7 +118,52 @@ func (s *Store) start(l net.Listener) (*engine, error) {
 		s.follow(e, observed)
 		e.raft.DeregisterObserver(observer)
 	})
+	if e.network {
+		e.group.Go(func() { s.keepCommitted(e) })
+	}
 	return e, nil
+}
+
+// committedPause is between two writes of how far the log is committed.
+const committedPause = time.Second
+
+// keepCommitted keeps how far the log is committed, until the engine stops: raft does not, and a start without a leader
+// would show nothing of what came after the last snapshot. It is as good when it is behind.
+func (s *Store) keepCommitted(e *engine) {
+	ticker := time.NewTicker(committedPause)
+	defer ticker.Stop()
+	for kept := uint64(0); ; {
+		select {
+		case <-ticker.C:
+		case <-e.stop:
+			return
+		}
+		if applied := s.machine.holdsUpTo(); applied > kept && s.storage.keepCommitted(applied) == nil {
+			kept = applied
+		}
+	}
+}
+
+// applyCommitted applies what is known to be committed after the snapshot: without a leader raft does not.
+func (s *Store) applyCommitted(snapshot uint64) error {
+	committed, err := s.storage.committed()
+	if err != nil {
+		return fmt.Errorf("read how far the log is committed: %w", err)
+	}
+	last, err := s.storage.LastIndex()
+	if err != nil {
+		return fmt.Errorf("read the log: %w", err)
+	}
+	for i := snapshot + 1; i <= min(committed, last); i++ {
+		var entry raft.Log
+		if err := s.storage.GetLog(i, &entry); err != nil {
+			return fmt.Errorf("read entry %d of the log: %w", i, err)
+		}
+		if entry.Type == raft.LogCommand {
+			s.machine.Apply(&entry) // a refusal is as good as done
+		}
+	}
+	return s.machine.err()
 }
 
 // follow keeps whether this server leads, and lets readers know of every change.

@@ -173,3 +173,10 @@ func (m *machine) err() error {
 	defer m.mu.RUnlock()
 	return m.broken
 }
+
+// holdsUpTo gives the last entry that the state holds.
+func (m *machine) holdsUpTo() uint64 {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.applied
+}

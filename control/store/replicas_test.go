@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -355,5 +356,29 @@ func TestDiskThatHangsIsToldOnce(t *testing.T) {
 func TestDiskThatIsSlowIsNotTold(t *testing.T) {
 	if told := writeSlowly(t, 9*time.Second); len(told) > 0 {
 		t.Errorf("told %v", told)
+	}
+}
+
+func TestStartWithoutALeaderShowsWhatWasCommitted(t *testing.T) {
+	c := newTrio(t, "c1", "c2", "c3")
+	mustCommit(t, c.leader(), map[string]string{"a": "one"}, "one")
+	if err := c.leader().PutNode(t.Context(), Node{Name: "n1", Enrolled: someTime}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "c3 has it", func() bool { _, ok := c.get("c3").Node("n1"); return ok })
+	for _, name := range []string{"c1", "c2", "c3"} {
+		c.stop(name)
+	}
+	o := c.options("c3", "")
+	o.Logger = slog.New(slog.DiscardHandler)
+	s := &Store{options: o, now: o.Now, logger: o.Logger}
+	defer s.Close()
+	nobodyLeads, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.open(nobodyLeads); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	if _, known := s.Node("n1"); !known || s.Active() == nil || s.Active().Number != 1 {
+		t.Errorf("it shows %v, and the node %t", s.Active(), known)
 	}
 }

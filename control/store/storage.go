@@ -410,6 +410,20 @@ func (s *storage) DeleteRange(first, last uint64) error {
 	return s.timed(cutting, func() error { return s.disk.DeleteRange(first, last) })
 }
 
+// committedKey is where the log of one of several controls keeps how far it was known to be committed.
+var committedKey = []byte("PyServeCommitted")
+
+// committed gives what keepCommitted kept; 0: nothing.
+func (s *storage) committed() (uint64, error) {
+	index, err := s.GetUint64(committedKey)
+	if errors.Is(err, raftboltdb.ErrKeyNotFound) {
+		return 0, nil
+	}
+	return index, err
+}
+
+func (s *storage) keepCommitted(index uint64) error { return s.disk.SetUint64(committedKey, index) }
+
 // lastError is why the last write failed; nil where it did not.
 func (s *storage) lastError() error {
 	if err := s.failure.Load(); err != nil {

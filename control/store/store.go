@@ -178,6 +178,9 @@ func (s *Store) open(ctx context.Context) (err error) {
 		members = found.members
 	}
 	s.machine.sighted = found.sighted
+	if err := s.applyCommitted(index); err != nil {
+		return err
+	}
 	return s.begin(ctx, members)
 }
 
@@ -312,6 +315,11 @@ func (s *Store) close() error {
 	if e := s.engine; e != nil {
 		problems = append(problems, e.end())
 		s.settleOrWarn()
+		if e.network {
+			if err := s.storage.keepCommitted(s.machine.holdsUpTo()); err != nil {
+				s.logger.Debug("cannot keep how far the log is committed", "error", err)
+			}
+		}
 	}
 	if s.storage != nil {
 		problems = append(problems, s.storage.Close())
