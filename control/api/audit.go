@@ -6,6 +6,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/pyserve/pyserve/control/audit"
@@ -30,7 +31,7 @@ func (g gate) begin(ctx context.Context, who identity.Peer, method string) (_ co
 	return ctx, func(err error) {
 		reason := ""
 		if err != nil {
-			reason = err.Error()
+			reason = status.Convert(err).Message() // without gRPC's dress
 		}
 		if who.Role != anonymous || note.Described() {
 			g.control.Record(ctx, note, key, reason)
