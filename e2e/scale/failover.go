@@ -2,8 +2,11 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
+	mathrand "math/rand/v2"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -20,7 +23,28 @@ type failovers struct {
 	// stored by most of the controls.
 	Killed []time.Duration `json:"killed"`
 	Handed []time.Duration `json:"handed"`
+	// Written counts the writes that were accepted: those, and as many that were under way when the leader went, and were
+	// made again with the same request id. Of them, Lost are not in the history, and Twice are in it more than once.
+	Written int `json:"written"`
+	Lost    int `json:"lost"`
+	Twice   int `json:"twice"`
 }
+
+// write is what is applied. The message is its own; a write that is made again has the same id.
+type write struct {
+	text    []byte
+	message string
+	id      [16]byte
+}
+
+func newWrite(message string, middle int) write {
+	w := write{text: document(failoverRoutes, middle, "10.1.2.3", 8000), message: message}
+	rand.Read(w.id[:])
+	return w
+}
+
+// flightTime is how long before the leader goes a write to it begins, at most.
+const flightTime = 20 * time.Millisecond
 
 // failoverRoutes is how many routes the documents have.
 const failoverRoutes = 10
@@ -71,9 +95,49 @@ func (b *bench) measureFailovers(ctx context.Context, r *report) error {
 		}
 		note("another control accepted a write %s ms after the leader %s", ms(took), map[bool]string{true: "was killed", false: "was told to stop"}[killed])
 	}
+	leader, err := complete(ctx, controls)
+	if err != nil {
+		return err
+	}
 	r.Failovers = result
+	return result.check(ctx, leader.operator, 2*b.options.rounds)
+}
+
+// check looks every accepted write up in the history.
+func (f *failovers) check(ctx context.Context, o *operator, rounds int) error {
+	stream, err := o.client.ListRevisions(ctx, &operatorv1.ListRevisionsRequest{})
+	if err != nil {
+		return err
+	}
+	times := map[string]int{}
+	for {
+		m, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		for _, r := range m.GetRevisions() {
+			times[r.GetMessage()]++
+		}
+	}
+	for round := range rounds {
+		for _, message := range []string{underWay(round), afterwards(round)} {
+			f.Written++
+			switch n := times[message]; {
+			case n == 0:
+				f.Lost++
+			case n > 1:
+				f.Twice++
+			}
+		}
+	}
 	return nil
 }
+
+func underWay(round int) string   { return fmt.Sprintf("round %d, under way", round) }
+func afterwards(round int) string { return fmt.Sprintf("round %d, afterwards", round) }
 
 // join starts a further control.
 func (c *cluster) join(ctx context.Context, name string) (_ *cluster, err error) {
@@ -121,17 +185,29 @@ func failover(ctx context.Context, controls []*replica, round int, kill bool) (t
 			others = append(others, c)
 		}
 	}
-	text := document(failoverRoutes, 8001+round, "10.1.2.3", 8000)
+	flying, next := newWrite(underWay(round), 20_001+round), newWrite(afterwards(round), 8001+round)
+	landed := make(chan struct{})
+	go func() {
+		defer close(landed)
+		leader.operator.store(ctx, flying) // whatever it says: it is made again below
+	}()
+	defer func() { <-landed }() // its leader has ended, or its time is up
+	if err := pause(ctx, mathrand.N(flightTime)); err != nil {
+		return 0, err
+	}
 	began := time.Now()
 	if kill {
 		leader.control.kill()
 	} else if err := leader.control.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		return 0, err
 	}
-	if err := acceptedElsewhere(ctx, others, leader.name, text); err != nil {
+	if err := acceptedElsewhere(ctx, others, leader.name, next); err != nil {
 		return 0, err
 	}
 	took := time.Since(began)
+	if err := acceptedElsewhere(ctx, others, leader.name, flying); err != nil {
+		return 0, err
+	}
 	select {
 	case <-leader.control.ended:
 	case <-ctx.Done():
@@ -143,9 +219,9 @@ func failover(ctx context.Context, controls []*replica, round int, kill bool) (t
 	return took, leader.control.ready(ctx, leader.admin)
 }
 
-// acceptedElsewhere applies a document, by one control after the other, until one that is not the old leader's has been
+// acceptedElsewhere makes a write, by one control after the other, until one that is not the old leader's has been
 // accepted while another leads.
-func acceptedElsewhere(ctx context.Context, controls []*replica, old string, text []byte) error {
+func acceptedElsewhere(ctx context.Context, controls []*replica, old string, w write) error {
 	for attempt := 0; ctx.Err() == nil; attempt++ {
 		c := controls[attempt%len(controls)]
 		led, err := c.operator.leader(ctx)
@@ -155,7 +231,7 @@ func acceptedElsewhere(ctx context.Context, controls []*replica, old string, tex
 			}
 			continue
 		}
-		switch err := c.operator.store(ctx, text); {
+		switch err := c.operator.store(ctx, w); {
 		case err == nil:
 			return nil
 		case errors.Is(err, errRefused):
@@ -212,8 +288,8 @@ func (o *operator) leader(ctx context.Context) (string, error) {
 // errRefused says that a write was decided, and not as it should be.
 var errRefused = errors.New("the write was refused")
 
-// store has control accept a document: every connected node could serve it, and it is stored.
-func (o *operator) store(ctx context.Context, text []byte) error {
+// store has control accept a write: every connected node could serve it, and it is stored.
+func (o *operator) store(ctx context.Context, w write) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	stream, err := o.client.Apply(ctx)
@@ -221,8 +297,10 @@ func (o *operator) store(ctx context.Context, text []byte) error {
 		return err
 	}
 	for _, m := range []*operatorv1.ApplyRequest{
-		{Message: &operatorv1.ApplyRequest_Options{Options: &operatorv1.ApplyOptions{Detach: true, Timeout: durationpb.New(5 * time.Second)}}},
-		{Message: &operatorv1.ApplyRequest_Part{Part: &operatorv1.FilePart{Data: text}}},
+		{Message: &operatorv1.ApplyRequest_Options{Options: &operatorv1.ApplyOptions{
+			Detach: true, Timeout: durationpb.New(5 * time.Second), Message: w.message, RequestId: w.id[:],
+		}}},
+		{Message: &operatorv1.ApplyRequest_Part{Part: &operatorv1.FilePart{Data: w.text}}},
 	} {
 		if err := stream.Send(m); err != nil {
 			return err
@@ -237,7 +315,8 @@ func (o *operator) store(ctx context.Context, text []byte) error {
 			return err
 		}
 		if r := event.GetResult(); r != nil {
-			if r.GetOutcome() != operatorv1.ApplyOutcome_APPLY_OUTCOME_DETACHED && r.GetOutcome() != operatorv1.ApplyOutcome_APPLY_OUTCOME_UNCHANGED {
+			// Applied: it was stored when it was made before, and another has followed since.
+			if r.GetOutcome() != operatorv1.ApplyOutcome_APPLY_OUTCOME_DETACHED && r.GetOutcome() != operatorv1.ApplyOutcome_APPLY_OUTCOME_APPLIED {
 				return fmt.Errorf("%w: %s: %s", errRefused, r.GetOutcome(), r.GetReason())
 			}
 			return nil

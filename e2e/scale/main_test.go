@@ -54,6 +54,9 @@ func TestEveryScenario(t *testing.T) {
 	if r.Swaps == nil || len(r.Swaps.Rounds) != 2 || r.Swaps.Quiet.Count == 0 || r.Swaps.Whole.Swapping.Count == 0 {
 		t.Errorf("no swap was measured: %+v", r.Swaps)
 	}
+	if f := r.Failovers; f == nil || len(f.Killed) != 1 || len(f.Handed) != 1 || f.Written != 4 || f.Lost+f.Twice != 0 {
+		t.Errorf("no failover was measured, or it lost a write: %+v", f)
+	}
 	file := filepath.Join(t.TempDir(), "tables.md")
 	if err := r.writeMarkdown(file); err != nil {
 		t.Fatal(err)

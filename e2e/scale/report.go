@@ -127,6 +127,8 @@ func (f *failovers) table(b *bytes.Buffer) {
 		fmt.Fprintf(b, "| %s | %d | %s | %s | %s | %s | %s |\n", row.name, len(took), ms(quantile(took, 0.5)), ms(p99), ms(quantile(took, 1)),
 			ms(row.target), met(p99 <= row.target))
 	}
+	fmt.Fprintf(b, "\nOf %d writes that were accepted, half of them under way when the leader went and made again, the history has lost %d "+
+		"and holds %d more than once: %s.\n", f.Written, f.Lost, f.Twice, met(f.Lost+f.Twice == 0))
 }
 
 func (a applies) String() string {
