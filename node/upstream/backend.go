@@ -167,7 +167,22 @@ func (b *Backend) leave(p *Pool) {
 //
 // A host name is not looked up: its addresses are those of the last answer, each as often the first to be tried as the
 // others, and all of them are tried until one connects. Only while no lookup has ended yet, Dial waits for that.
-func (b *Backend) Dial(ctx context.Context) (net.Conn, error) {
+func (b *Backend) Dial(ctx context.Context) (net.Conn, error) { return b.dial(ctx, b.tls) }
+
+// DialHTTP2 is Dial for who will speak HTTP/2: where the backend is spoken to over TLS, that alone is offered by ALPN. Whether
+// the backend took the offer is not looked at, since a server that knows nothing of ALPN may speak it all the same.
+func (b *Backend) DialHTTP2(ctx context.Context) (net.Conn, error) {
+	config := b.tls
+	if config != nil {
+		config = config.Clone()
+		config.NextProtos = []string{"h2"}
+		config.ClientSessionCache = nil // it has room for one, and that is the ticket of traffic
+	}
+	return b.dial(ctx, config)
+}
+
+// dial opens a connection, over TLS unless config is nil.
+func (b *Backend) dial(ctx context.Context, config *tls.Config) (net.Conn, error) {
 	if _, given := ctx.Deadline(); !given {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, b.registry.options.ConnectTimeout)
@@ -180,10 +195,10 @@ func (b *Backend) Dial(ctx context.Context) (net.Conn, error) {
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		conn = socket.New(tcp)
 	}
-	if b.tls == nil {
+	if config == nil {
 		return conn, nil
 	}
-	secured := tls.Client(conn, b.tls)
+	secured := tls.Client(conn, config)
 	if err := secured.HandshakeContext(ctx); err != nil {
 		conn.Close()
 		return nil, &DialError{Address: b.address, Err: err}

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -493,6 +494,41 @@ func TestDialIsReadyToBeSpokenOn(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestDialHTTP2OffersThatAlone(t *testing.T) {
+	authority := certtest.New(t)
+	offers := make(chan []string, 1)
+	spec := serveTLS(t, &tls.Config{
+		Certificates: []tls.Certificate{authority.Issue(t, "127.0.0.1").TLS},
+		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			offers <- hello.SupportedProtos
+			return nil, nil
+		},
+	}, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Connection", "close")
+		fmt.Fprint(w, r.TLS.DidResume)
+	})
+	spec.TLS = &resourcev1.BackendTls{CaPem: authority.PEM}
+	b := acquire(t, newRegistry(t, Options{}), spec)
+	traffic := func(resumed string) {
+		t.Helper()
+		if _, body := roundTrip(t, b, request(t, "GET", "http://x/", nil)); body != resumed {
+			t.Errorf("resumed: %s, want %s", body, resumed)
+		}
+		if got := <-offers; !slices.Equal(got, []string{"http/1.1"}) {
+			t.Errorf("traffic offers %q", got)
+		}
+	}
+	traffic("false")
+	conn, err := b.DialHTTP2(t.Context())
+	if got := <-offers; !slices.Equal(got, []string{"h2"}) {
+		t.Errorf("it offers %q", got)
+	}
+	if err == nil {
+		conn.Close()
+	}
+	traffic("true") // the ticket of traffic is still there
 }
 
 func BenchmarkRoundTrip(b *testing.B) {
