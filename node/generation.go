@@ -19,6 +19,7 @@ import (
 
 	"github.com/pyserve/pyserve/config"
 	"github.com/pyserve/pyserve/node/forward"
+	"github.com/pyserve/pyserve/node/health"
 	"github.com/pyserve/pyserve/node/listener"
 	"github.com/pyserve/pyserve/node/route"
 	"github.com/pyserve/pyserve/node/upstream"
@@ -226,6 +227,11 @@ func (c *compiler) certificate() {
 }
 
 func (c *compiler) pool(name string, p *resourcev1.Pool) {
+	if err := health.Supports(p.GetHealthCheck()); err != nil {
+		c.refusals.addf(fieldRoutes, "pool %s, health_check: %v", name, err)
+		c.g.pools[name] = upstream.NewPool(nil) // or its routes would be refused as well
+		return
+	}
 	members := make([]upstream.Member, 0, len(p.GetBackends()))
 	for _, b := range p.GetBackends() {
 		spec := upstream.Spec{Host: b.GetHost(), Port: b.GetPort(), Check: p.GetHealthCheck()}

@@ -290,6 +290,8 @@ func TestBundlesThatAreRefused(t *testing.T) {
 			Refusal{"server.reverse_proxy", `route /: the bundle has no pool "lost"`}},
 		"trusted proxies": {func(b *nodetest.Build) { b.Listener.TrustedProxies = []string{"10.0.0.0"} },
 			Refusal{"server.trusted_proxies", `"10.0.0.0" is not a network in CIDR form`}},
+		"health check of a newer control": {func(b *nodetest.Build) { b.Pools["/"].HealthCheck.Type = 99 },
+			Refusal{"server.reverse_proxy", "pool /, health_check: type 99 is not known here: bring this node to the version of control"}},
 		"stripped regex": {func(b *nodetest.Build) { b.Routes["/"].Match = resourcev1.PathMatch_PATH_MATCH_REGEX },
 			Refusal{"server.reverse_proxy", "route /: strip_path: a regular expression cannot be stripped from a path"}},
 		"host to listen on": {func(b *nodetest.Build) { b.Listener.Host = "192.0.2.1" },

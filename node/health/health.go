@@ -1,6 +1,9 @@
 // Package health probes backends and sets their verdicts. One goroutine for each backend connects to it in the way that
 // traffic does, over the same TLS with the same verification, and counts results up to the thresholds of its check.
 //
+// What a probe does is said by the check's type: connect, ask for a status over HTTP, ask the gRPC health service, or open a
+// WebSocket and ping.
+//
 // It does not decide who gets traffic (the pools of package upstream do, by the verdict), nor does it see how requests
 // fare.
 //
@@ -12,6 +15,7 @@ package health
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -61,7 +65,16 @@ func NewProber(o Options) *Prober {
 	return p
 }
 
-// Watch begins to probe b by the check of its Spec, until Unwatch or Close. A backend without a check, or with the type
+// Supports says, as an error, that c is of a type this package does not know: one that a newer control has. Probing by another
+// than was asked for would pass for health.
+func Supports(c *resourcev1.HealthCheck) error {
+	if _, known := resourcev1.HealthCheckType_name[int32(c.GetType())]; !known {
+		return fmt.Errorf("type %d is not known here: bring this node to the version of control", c.GetType())
+	}
+	return nil
+}
+
+// Watch begins to probe b by the check of its Spec, one that Supports, until Unwatch or Close. A backend without a check, or with the type
 // none, counts as healthy from now on. Watching what is watched already changes nothing, nor does watching after Close.
 //
 // The first probe comes within a second, or within the interval if that is shorter, at a random moment, so that an apply
@@ -83,7 +96,9 @@ func (p *Prober) Watch(b *upstream.Backend) {
 	p.watches[b] = w
 	go func() {
 		defer close(w.done)
-		p.probe(ctx, newTarget(b))
+		t := newTarget(b)
+		defer t.close()
+		p.probe(ctx, t)
 	}()
 }
 

@@ -19,6 +19,11 @@ import (
 // maxReason bounds, in bytes, words that come from elsewhere.
 const maxReason = 160
 
+// failure is an error whose words are the reason.
+type failure string
+
+func (f failure) Error() string { return string(f) }
+
 // reasonFor puts an error into words for the person who asks why a backend gets no traffic. The address is not among them:
 // it stands beside the reason wherever that is shown. A host name that cannot be resolved is, to be seen as what it is.
 func reasonFor(err error, now time.Time) string {

@@ -16,6 +16,9 @@ import (
 	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
 )
 
+// userAgent is what probes call themselves.
+const userAgent = "pyserve-health"
+
 const (
 	// A longer head than this is not a health check's answer.
 	maxHead = 64 << 10
@@ -25,41 +28,59 @@ const (
 	maxInterim = 10
 )
 
-// target is a backend with what a probe of it does.
+// target is a backend with what a probe of it does. One goroutine uses it.
 type target struct {
-	backend  *upstream.Backend
-	check    *resourcev1.HealthCheck
-	timeout  time.Duration
+	backend *upstream.Backend
+	check   *resourcev1.HealthCheck
+	timeout time.Duration
+
+	probe func(context.Context) error
+	close func() // ends what is kept from probe to probe
+
 	request  string                    // for HTTP: what is written
 	expected []*resourcev1.StatusRange // for HTTP
 }
 
+// newTarget returns the target of b, whose check is one that Supports. It is to be closed.
 func newTarget(b *upstream.Backend) *target {
 	c := b.Spec().Check
 	t := &target{backend: b, check: c, timeout: cmp.Or(max(0, c.GetTimeout().AsDuration()), defaultTimeout)}
-	if c.GetType() != resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_HTTP {
-		return t
+	t.probe, t.close = t.connect, func() {}
+	switch c.GetType() {
+	case resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_HTTP:
+		t.prepareHTTP(c)
+	case resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_GRPC:
+		g := newGRPCProbe(b, c)
+		t.probe, t.close = g.probe, g.close
+	case resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_WEBSOCKET:
+		t.probe = newWebSocketProbe(b, c, t.timeout).probe
 	}
-	t.request = "GET " + cmp.Or(c.GetPath(), "/") + " HTTP/1.1\r\nHost: " + b.Authority() +
-		"\r\nUser-Agent: pyserve-health\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+	return t
+}
+
+func (t *target) prepareHTTP(c *resourcev1.HealthCheck) {
+	t.request = "GET " + cmp.Or(c.GetPath(), "/") + " HTTP/1.1\r\nHost: " + t.backend.Authority() +
+		"\r\nUser-Agent: " + userAgent + "\r\nAccept: */*\r\nConnection: close\r\n\r\n"
 	if t.expected = c.GetExpectedStatuses(); len(t.expected) == 0 {
 		t.expected = []*resourcev1.StatusRange{{First: 200, Last: 399}}
 	}
-	return t
 }
 
 // try probes once, and returns why the probe failed, in a few words, or nothing if it did not.
 func (t *target) try(ctx context.Context) (reason string) {
 	ctx, cancel := context.WithTimeout(ctx, t.timeout)
 	defer cancel()
-	err := t.connect(ctx)
-	var unknown *upstream.ResolveError
+	err := t.probe(ctx)
+	var (
+		unknown *upstream.ResolveError
+		known   failure
+	)
 	switch {
 	case err == nil:
 		return ""
-	case errors.As(err, &unknown):
-		return reasonFor(err, time.Now()) // even after the timeout: that was the lookup's
-	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+	case errors.As(err, &unknown), errors.As(err, &known):
+		return reasonFor(err, time.Now()) // even after the timeout: that was the lookup's, or is what the words are about
+	case errors.Is(ctx.Err(), context.DeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
 		return "timeout after " + t.timeout.String()
 	default:
 		return reasonFor(err, time.Now())

@@ -47,7 +47,9 @@ func try(t *testing.T, address string, c *resourcev1.HealthCheck, settings *reso
 	if err != nil {
 		t.Fatal(err)
 	}
-	return newTarget(b).try(t.Context())
+	target := newTarget(b)
+	defer target.close()
+	return target.try(t.Context())
 }
 
 // listen answers each connection by hand, one after the other.

@@ -92,6 +92,10 @@ const (
 	HealthCheckType_HEALTH_CHECK_TYPE_TCP HealthCheckType = 2
 	// GET path answers with an expected status.
 	HealthCheckType_HEALTH_CHECK_TYPE_HTTP HealthCheckType = 3
+	// Health/Check of grpc.health.v1 says SERVING.
+	HealthCheckType_HEALTH_CHECK_TYPE_GRPC HealthCheckType = 4
+	// A WebSocket opens at path, and a ping is answered with its pong.
+	HealthCheckType_HEALTH_CHECK_TYPE_WEBSOCKET HealthCheckType = 5
 )
 
 // Enum value maps for HealthCheckType.
@@ -101,12 +105,16 @@ var (
 		1: "HEALTH_CHECK_TYPE_NONE",
 		2: "HEALTH_CHECK_TYPE_TCP",
 		3: "HEALTH_CHECK_TYPE_HTTP",
+		4: "HEALTH_CHECK_TYPE_GRPC",
+		5: "HEALTH_CHECK_TYPE_WEBSOCKET",
 	}
 	HealthCheckType_value = map[string]int32{
 		"HEALTH_CHECK_TYPE_UNSPECIFIED": 0,
 		"HEALTH_CHECK_TYPE_NONE":        1,
 		"HEALTH_CHECK_TYPE_TCP":         2,
 		"HEALTH_CHECK_TYPE_HTTP":        3,
+		"HEALTH_CHECK_TYPE_GRPC":        4,
+		"HEALTH_CHECK_TYPE_WEBSOCKET":   5,
 	}
 )
 
@@ -676,7 +684,8 @@ func (x *BackendTls) GetInsecureSkipVerify() bool {
 type HealthCheck struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Type  HealthCheckType        `protobuf:"varint,1,opt,name=type,proto3,enum=pyserve.resource.v1.HealthCheckType" json:"type,omitempty"`
-	// For HTTP: the request target, beginning with "/".
+	// For HTTP and WebSocket: the request target, beginning with "/". For gRPC: "/" and the name of the service that is asked
+	// about; empty: the server as a whole.
 	Path     string               `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
 	Interval *durationpb.Duration `protobuf:"bytes,3,opt,name=interval,proto3" json:"interval,omitempty"`
 	Timeout  *durationpb.Duration `protobuf:"bytes,4,opt,name=timeout,proto3" json:"timeout,omitempty"`
@@ -883,12 +892,14 @@ const file_pyserve_resource_v1_resource_proto_rawDesc = "" +
 	"\x16PATH_MATCH_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11PATH_MATCH_PREFIX\x10\x01\x12\x14\n" +
 	"\x10PATH_MATCH_EXACT\x10\x02\x12\x14\n" +
-	"\x10PATH_MATCH_REGEX\x10\x03*\x87\x01\n" +
+	"\x10PATH_MATCH_REGEX\x10\x03*\xc4\x01\n" +
 	"\x0fHealthCheckType\x12!\n" +
 	"\x1dHEALTH_CHECK_TYPE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16HEALTH_CHECK_TYPE_NONE\x10\x01\x12\x19\n" +
 	"\x15HEALTH_CHECK_TYPE_TCP\x10\x02\x12\x1a\n" +
-	"\x16HEALTH_CHECK_TYPE_HTTP\x10\x03BAZ?github.com/pyserve/pyserve/proto/pyserve/resource/v1;resourcev1b\x06proto3"
+	"\x16HEALTH_CHECK_TYPE_HTTP\x10\x03\x12\x1a\n" +
+	"\x16HEALTH_CHECK_TYPE_GRPC\x10\x04\x12\x1f\n" +
+	"\x1bHEALTH_CHECK_TYPE_WEBSOCKET\x10\x05BAZ?github.com/pyserve/pyserve/proto/pyserve/resource/v1;resourcev1b\x06proto3"
 
 var (
 	file_pyserve_resource_v1_resource_proto_rawDescOnce sync.Once
