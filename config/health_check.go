@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -39,13 +40,13 @@ type checkSettings struct {
 var healthCheckSection = section[checkSettings]{
 	form: "a mapping such as {type: http, path: /healthz}",
 	keys: []key[checkSettings]{
-		{name: "type", form: "tcp, http or none", initial: "tcp", about: "tcp: a connection opens (with `ssl`: the handshake succeeds); http: GET `path` gives an expected status; none: no probes, always healthy",
+		{name: "type", form: "tcp, http, grpc, websocket or none", initial: "tcp", about: "tcp: a connection opens (with `ssl`: the handshake succeeds); http: GET `path` gives an expected status; grpc: the gRPC health service says SERVING; websocket: a WebSocket opens at `path` and a ping is answered; none: no probes, always healthy",
 			read: func(r *reader, v value, s *checkSettings) {
 				take(&s.kind, v, func(v value) (string, bool) {
-					return r.choice(v, []string{"tcp", "http", "none"}, []string{"grpc", "websocket"})
+					return r.choice(v, []string{"tcp", "http", "grpc", "websocket", "none"}, nil)
 				})
 			}},
-		{name: "path", form: "path, with a query if need be", initial: "/", about: "what is asked for; only with type http",
+		{name: "path", form: "path, with a query if need be", initial: "/", about: "what is asked for, with type http and websocket; with type grpc `/` and the name of a service, such as `/shop.Cart`: the server as a whole without it",
 			read: func(r *reader, v value, s *checkSettings) { take(&s.path, v, r.probePath) }},
 		{name: "interval", form: "time, 100ms to 1h", initial: "5s", about: "from one probe of a backend to the next",
 			read: func(r *reader, v value, s *checkSettings) { take(&s.interval, v, r.interval) }},
@@ -89,9 +90,7 @@ func (r *reader) healthCheck(v value) (*resourcev1.HealthCheck, bool) {
 		return nil, false
 	}
 	kind := s.kind.or("tcp")
-	if kind != "http" {
-		s.refuseHTTPKeys(r, kind)
-	}
+	s.refuseKeys(r, kind)
 	if kind == "none" {
 		s.warnOfUnused(r)
 		return &resourcev1.HealthCheck{Type: resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_NONE}, r.errorCount() == before
@@ -108,21 +107,50 @@ func (r *reader) healthCheck(v value) (*resourcev1.HealthCheck, bool) {
 		HealthyThreshold:   s.healthy.or(defaultHealthyThreshold),
 		UnhealthyThreshold: s.unhealthy.or(defaultUnhealthyThreshold),
 	}
-	if kind == "http" {
+	switch kind {
+	case "http":
 		check.Type = resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_HTTP
 		check.Path = s.path.or("/")
 		check.ExpectedStatuses = s.statuses.or([]*resourcev1.StatusRange{{First: 200, Last: 399}})
+	case "grpc":
+		check.Type = resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_GRPC
+		if path := s.path.or("/"); path != "/" {
+			check.Path = path
+			r.grpcService(s.path.at, path)
+		}
+	case "websocket":
+		check.Type = resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_WEBSOCKET
+		check.Path = s.path.or("/")
+		r.escapes(s.path.at, check.Path)
 	}
 	return check, r.errorCount() == before
 }
 
-func (s *checkSettings) refuseHTTPKeys(r *reader, kind string) {
-	const message = "is for type: http, and the type is %s: write type: http, or leave it out"
-	if s.path.isSet() {
-		r.errorf(s.path.at, message, kind)
+// refuseKeys refuses what other types of check are made of.
+func (s *checkSettings) refuseKeys(r *reader, kind string) {
+	if s.path.isSet() && (kind == "tcp" || kind == "none") {
+		r.errorf(s.path.at, "is for type: http, grpc and websocket, and the type is %s: write one of those, or leave it out", kind)
 	}
-	if s.statuses.isSet() {
-		r.errorf(s.statuses.at, message, kind)
+	if s.statuses.isSet() && kind != "http" {
+		r.errorf(s.statuses.at, "is for type: http, and the type is %s: write type: http, or leave it out", kind)
+	}
+}
+
+// grpcService looks at a path that names a service of gRPC. Any name may be registered there, so what is refused is what was
+// meant to be something else: a method, a query, an escape that nobody would undo.
+func (r *reader) grpcService(v value, path string) {
+	name := path[1:]
+	if service, _, method := strings.Cut(name, "/"); method && service != "" {
+		r.errorf(v, `%s is more than the name of a service: write "/%s"`, quote(path), service)
+	} else if strings.ContainsAny(name, "/?%") {
+		r.errorf(v, `%s does not name a service of gRPC: write "/" and its name, such as "/shop.Cart"`, quote(path))
+	}
+}
+
+// escapes looks at the percent-encoding of a path, which type http sends as it is and the WebSocket client takes apart.
+func (r *reader) escapes(v value, path string) {
+	if _, err := url.ParseRequestURI(path); err != nil {
+		r.errorf(v, "%s has a %% that two hexadecimal digits do not follow: write %%25", quote(path))
 	}
 }
 

@@ -178,8 +178,6 @@ func TestKeysOfLaterVersionsAreRefused(t *testing.T) {
 		{routeEntry("load_balancing: {policy: maglev}"), entry + "load_balancing.policy: maglev is not supported yet: write round_robin"},
 		{routeEntry("load_balancing: {policy: roundrobin}"), entry + `load_balancing.policy: "roundrobin" is not known here: did you mean round_robin?`},
 		{routeEntry("load_balancing: {hash: {on: path}}"), entry + "load_balancing.hash: is not supported yet: leave it out"},
-		{routeEntry("health_check: {type: grpc}"), entry + "health_check.type: grpc is not supported yet: write tcp, http or none"},
-		{routeEntry("health_check: {type: websocket}"), entry + "health_check.type: websocket is not supported yet: write tcp, http or none"},
 		{"server: {proxy_protocol: true, reverse_proxy: [{}]}", "1: server.proxy_protocol: is not supported yet: write false, or leave it out"},
 	} {
 		wantProblems(t, test.document, nil, test.want)
