@@ -126,6 +126,9 @@ func stateOf(n fleet.Node, active *store.Snapshot) (state, note string) {
 		return "joining", "receiving its first configuration"
 	case n.Refused != 0:
 		return "ready", fmt.Sprintf("refused revision %d, which nobody serves: %s", n.Refused, n.Reason())
+	case behind && n.Ahead(active.Release):
+		return "ready", fmt.Sprintf("serves revision %d of epoch %d and keeps it: control has lost what came after revision %d; restore a newer backup, or apply what is to be served",
+			n.Applied.GetRevision(), n.Applied.GetEpoch(), active.Number)
 	case behind:
 		return "ready", fmt.Sprintf("on its way to revision %d", active.Number)
 	}

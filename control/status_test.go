@@ -46,6 +46,7 @@ func TestStateOfANode(t *testing.T) {
 		"serves":                            {fleet.Node{Connected: true, Applied: release(5)}, active, "ready", ""},
 		"serves, and reports an old reason": {fleet.Node{Connected: true, Applied: release(5), Refusals: why}, active, "ready", ""},
 		"on its way":                        {fleet.Node{Connected: true, Applied: release(4)}, active, "ready", "on its way to revision 5"},
+		"serves what control lost":          {fleet.Node{Connected: true, Applied: release(9)}, active, "ready", "serves revision 9 of epoch 1 and keeps it: control has lost what came after revision 5; restore a newer backup, or apply what is to be served"},
 		"refuses what is active":            {fleet.Node{Connected: true, Applied: release(4), Refused: 5, Rejected: true, Refusals: why}, active, "rejected", "server.port: in use"},
 		"refused a proposal":                {fleet.Node{Connected: true, Applied: release(5), Refused: 6, Refusals: why}, active, "ready", "refused revision 6, which nobody serves: server.port: in use"},
 		"drains":                            {fleet.Node{Connected: true, Applied: release(5), Draining: true}, active, "draining", ""},

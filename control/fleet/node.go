@@ -43,6 +43,9 @@ func (n Node) Reason() string { return describeRefusals(n.Refusals) }
 // Serves says whether the node serves exactly this release.
 func (n Node) Serves(r *fleetv1.Release) bool { return sameRelease(n.Applied, r) }
 
+// Ahead says whether the node serves what came after this release; it is not taken back to it.
+func (n Node) Ahead(r *fleetv1.Release) bool { return n.Applied != nil && newer(n.Applied, r) }
+
 // view is a session as a Node. The caller holds mu.
 func (f *Fleet) view(s *session) Node {
 	n := s.node

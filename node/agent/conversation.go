@@ -370,7 +370,7 @@ func (c *conversation) prepare(o *offer) error {
 	case err != nil: // sending it again would change nothing
 		return c.refuse(nonce, release, refusal("", err))
 	case release.GetEpoch() < c.agent.memory.epoch:
-		return c.refuse(nonce, release, refusal("", fmt.Errorf("the bundle is of epoch %d, and the node has one of epoch %d", release.GetEpoch(), c.agent.memory.epoch)))
+		return c.refuse(nonce, release, refusal("", fmt.Errorf("the bundle is of epoch %d, and the node has one of epoch %d: control has lost what it stored since; pyservectl restore begins a higher epoch", release.GetEpoch(), c.agent.memory.epoch)))
 	case isOlder(release, c.agent.options.Node.Applied()):
 		return c.refuse(nonce, release, refusal("", fmt.Errorf("the node serves revision %d of the same epoch, which this control does not know: it has lost what it had stored; restore a backup, which begins another epoch",
 			c.agent.options.Node.Applied().GetRevision())))
