@@ -27,6 +27,7 @@ import (
 	grpchealth "google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/stats"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 )
@@ -365,5 +366,42 @@ func TestUnwatchEndsAGRPCProbeUnderWay(t *testing.T) {
 	}
 	if v := b.Verdict(); v.State != upstream.Unknown {
 		t.Errorf("%v %q", v.State, v.Reason)
+	}
+}
+
+// ends tells of each connection that has ended at the server.
+type ends chan struct{}
+
+func (ends) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context   { return ctx }
+func (ends) HandleRPC(context.Context, stats.RPCStats)                         {}
+func (ends) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
+func (e ends) HandleConn(_ context.Context, s stats.ConnStats) {
+	if _, ended := s.(*stats.ConnEnd); ended {
+		e <- struct{}{}
+	}
+}
+
+func TestUnwatchEndsTheKeptGRPCConnection(t *testing.T) {
+	ended, healthy := make(ends, 1), make(chan struct{}, 1)
+	l := serveGRPC(t, grpchealth.NewServer(), grpc.StatsHandler(ended))
+	p := NewProber(Options{Random: func(time.Duration) time.Duration { return 0 }})
+	defer p.Close()
+	r := upstream.NewRegistry(upstream.Options{Added: p.Watch, Removed: p.Unwatch, Changed: func(*upstream.Backend) { healthy <- struct{}{} }})
+	defer r.Close()
+	b, err := r.Acquire(upstream.Spec{Host: "127.0.0.1", Port: uint32(l.Addr().(*net.TCPAddr).Port), Check: grpcCheck("")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-healthy
+	select {
+	case <-ended:
+		t.Fatal("the connection was not kept")
+	default:
+	}
+	b.Release()
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Error("the connection is open although nobody probes")
 	}
 }
