@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
 	"strings"
 
@@ -175,22 +176,34 @@ func Encode(r *config.Resources) (*Bundle, error) {
 		}
 		out = append(out, Resource{Key{kind, name}, body})
 	}
+	// In the manifest's order: names alone are sorted faster than what they name.
+	for name, c := range byName(r.Certificates) {
+		add(config.KindCertificate, name, c)
+	}
 	if r.Listener != nil {
 		add(config.KindListener, config.ListenerName, r.Listener)
 	}
-	for name, c := range r.Certificates {
-		add(config.KindCertificate, name, c)
-	}
-	for name, route := range r.Routes {
-		add(config.KindRoute, name, route)
-	}
-	for name, pool := range r.Pools {
+	for name, pool := range byName(r.Pools) {
 		add(config.KindPool, name, pool)
+	}
+	for name, route := range byName(r.Routes) {
+		add(config.KindRoute, name, route)
 	}
 	if err := errors.Join(problems...); err != nil {
 		return nil, err
 	}
 	return New(out)
+}
+
+// byName gives what is in a map in the order of its keys.
+func byName[V any](m map[string]V) iter.Seq2[string, V] {
+	return func(yield func(string, V) bool) {
+		for _, name := range slices.Sorted(maps.Keys(m)) {
+			if !yield(name, m[name]) {
+				return
+			}
+		}
+	}
 }
 
 // Decode gives the resources of the bundle. A kind that this version does not know is an error: a node that cannot
