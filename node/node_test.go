@@ -200,13 +200,14 @@ func TestASwapUnderLoadLosesNothing(t *testing.T) {
 func TestVerdictsAreCarriedOver(t *testing.T) {
 	n := newNode(t, Options{})
 	dead := nodetest.NewRawBackend(t, func(net.Conn) {})
-	dead.Close()
+	alive, other := saying(t, "alive"), saying(t, "other")
+	dead.Close() // last, or its port might be given to one of them
 	check := &resourcev1.HealthCheck{
 		Type: resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_TCP, Interval: durationpb.New(50 * time.Millisecond), Timeout: durationpb.New(time.Second),
 		HealthyThreshold: 1, UnhealthyThreshold: 1,
 	}
 	probed := func() *nodetest.Build {
-		b := nodetest.NewBuild().Route("/", dead.Port(), saying(t, "alive"))
+		b := nodetest.NewBuild().Route("/", dead.Port(), alive)
 		b.Pools["/"].HealthCheck = check
 		return b
 	}
@@ -220,7 +221,7 @@ func TestVerdictsAreCarriedOver(t *testing.T) {
 		return false
 	}
 	nodetest.Eventually(t, "the dead backend is unhealthy", unhealthy)
-	apply(t, n, 2, probed().Route("/other", saying(t, "other")))
+	apply(t, n, 2, probed().Route("/other", other))
 	if !unhealthy() {
 		t.Errorf("forgotten: %v", n.Backends())
 	}
