@@ -399,7 +399,7 @@ func TestWhatIsSlowButSteadyIsSplicedToItsEnd(t *testing.T) {
 }
 
 func TestAClientThatReadsSlowlyButSteadilyGetsEverything(t *testing.T) {
-	const size, idle, interval, piece = 24 << 20, 500 * time.Millisecond, 5 * time.Millisecond, 128 << 10 // 0.96 s together
+	const size, idle, interval, piece = 24 << 20, 2 * time.Second, 20 * time.Millisecond, 128 << 10 // 3.8 s together
 	pipes := kept(t)
 	body := incompressible(7, size)
 	b, _ := scripted(t, func(w *wire) {
