@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"github.com/pyserve/pyserve/control"
 	"github.com/pyserve/pyserve/control/identity"
@@ -374,14 +375,21 @@ func FuzzOnBehalf(f *testing.F) {
 func TestWithoutALeaderNoNodeIsToldThatItWasRevoked(t *testing.T) {
 	c1, c2, c3 := newCluster(t)
 	conn, _, request := c3.enrolled(t, "n1")
+	eventually(t, "c3 knows n1", func() bool { return len(c3.control.Status().GetNodes()) == 1 })
 	if _, err := operatorv1.NewAccessClient(c1.operator(t)).RevokeNode(deadline(t), &operatorv1.RevokeNodeRequest{Name: "n1"}); err != nil {
 		t.Fatal(err)
 	}
 	_, err := fleetv1.NewFleetClient(conn).Renew(deadline(t), &fleetv1.RenewRequest{CertificateRequest: request})
 	checkCode(t, err, codes.PermissionDenied, "was revoked")
+	// The leader said so; that it is committed is heard here a moment later.
+	eventually(t, "c3 knows that n1 was revoked", func() bool { return len(c3.control.Status().GetNodes()) == 0 })
 	c1.stop()
 	c2.stop()
+	// It may lead for a moment itself, until it misses the others.
+	eventually(t, "c3 knows of no leader", func() bool {
+		_, err = fleetv1.NewFleetClient(conn).Renew(deadline(t), &fleetv1.RenewRequest{CertificateRequest: request})
+		return status.Code(err) != codes.PermissionDenied
+	})
 	// As one that enrolled after the last that is known here to be committed.
-	_, err = fleetv1.NewFleetClient(conn).Renew(deadline(t), &fleetv1.RenewRequest{CertificateRequest: request})
 	checkCode(t, err, codes.Unavailable, "cannot tell whether the node is registered")
 }
