@@ -73,35 +73,6 @@ type Proposal struct {
 	Request RequestID
 }
 
-// Node is an enrolled node.
-type Node struct {
-	Name string
-	// KeyHash is the SHA-256 of its public key (SPKI, DER).
-	KeyHash  [32]byte
-	Enrolled time.Time
-	// Left says that it stopped on purpose.
-	Left bool
-	// Token is the id of the token that it came by.
-	Token string
-}
-
-// Token is what is remembered of a token: who knows the hash cannot make it again.
-type Token struct {
-	ID   string
-	Kind string
-	// Hash is the SHA-256 of its secret.
-	Hash    [32]byte
-	Created time.Time
-	// Expires is from when on it lets nobody in; zero: it does not expire.
-	Expires time.Time
-	// MaxUses is how often it lets somebody in, 0 without limit, and Uses how often it has.
-	MaxUses, Uses uint64
-	// Pattern says which names it lets in, as package path's Match reads it; empty: any.
-	Pattern string
-	// Author is who made it.
-	Author string
-}
-
 func (r *Revision) toProto() *storev1.Revision {
 	release := r.Release
 	if release == nil {
@@ -146,25 +117,6 @@ func (r *Revision) check() error {
 func (r Revision) line() Revision {
 	r.Release = nil
 	return r
-}
-
-func (n *Node) toProto() *storev1.Node {
-	return &storev1.Node{Name: n.Name, KeyHash: n.KeyHash[:], Enrolled: timestamppb.New(n.Enrolled), Left: n.Left, Token: n.Token}
-}
-
-func nodeFrom(m *storev1.Node) (Node, error) {
-	hash, err := hashFrom(m.GetKeyHash())
-	if err != nil {
-		return Node{}, fmt.Errorf("the node's key hash: %w", err)
-	}
-	enrolled, err := timeFrom(m.GetEnrolled())
-	if err != nil {
-		return Node{}, err
-	}
-	if len(m.GetToken()) > maxNameBytes {
-		return Node{}, fmt.Errorf("the id of the node's token is longer than %d bytes", maxNameBytes)
-	}
-	return Node{m.GetName(), hash, enrolled, m.GetLeft(), m.GetToken()}, checkName("the node's name", m.GetName())
 }
 
 func checkName(what, name string) error {

@@ -12,6 +12,23 @@ import (
 	storev1 "github.com/pyserve/pyserve/proto/pyserve/store/v1"
 )
 
+// Token is what is remembered of a token: who knows the hash cannot make it again.
+type Token struct {
+	ID   string
+	Kind string
+	// Hash is the SHA-256 of its secret.
+	Hash    [32]byte
+	Created time.Time
+	// Expires is from when on it lets nobody in; zero: it does not expire.
+	Expires time.Time
+	// MaxUses is how often it lets somebody in, 0 without limit, and Uses how often it has.
+	MaxUses, Uses uint64
+	// Pattern says which names it lets in, as package path's Match reads it; empty: any.
+	Pattern string
+	// Author is who made it.
+	Author string
+}
+
 // Why a token lets somebody not in.
 var (
 	// ErrTokenGone says that there is no such token, any more or at all.
