@@ -52,6 +52,18 @@ func get(t testing.TB, c *Conn, path string) string {
 	return string(body)
 }
 
+// ask is a request of its own: over the connection kept last or a new one, which is kept afterwards.
+func ask(t testing.TB, b *Backend, path string) string {
+	t.Helper()
+	c := b.Take()
+	if c == nil {
+		c = open(t, b)
+	}
+	answer := get(t, c, path)
+	c.Keep()
+	return answer
+}
+
 // piped is a backend whose connections lead nowhere, and the registry that it is in.
 func piped(t testing.TB, o Options) (*Registry, *Backend) {
 	t.Helper()
@@ -239,7 +251,7 @@ func TestConnectionOpenedWhileTheAddressesChangeIsNotKept(t *testing.T) {
 		n.registry.options.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 			n.set(nil, "10.0.0.2")
 			pass(4 * time.Second)
-			n.reconnect()
+			n.conns.renew()
 			return dial(ctx, network, address)
 		}
 		open(t, n.Backend).Keep()
@@ -542,7 +554,7 @@ func TestIdleConnectionsAreAsTheListSays(t *testing.T) {
 				idle = slices.DeleteFunc(idle, func(c *Conn) bool { return ages[c] <= limit })
 			},
 			"addresses change": func(*rapid.T) {
-				b.reconnect()
+				b.conns.renew()
 				for _, c := range busy {
 					stale[c] = true
 				}
@@ -587,7 +599,7 @@ func TestConnectionIsInOneHandAtATime(t *testing.T) {
 				c.Keep()
 				watcher.Wait()
 				if n%50 == 0 {
-					b.reconnect()
+					b.conns.renew()
 				}
 				if got := b.Counters(); got.Idle > 3 || got.Open < got.Idle {
 					t.Errorf("%d idle of %d", got.Idle, got.Open)

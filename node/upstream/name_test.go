@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -61,7 +62,7 @@ func TestNoRequestLooksUp(t *testing.T) {
 func TestWaitForTheFirstLookupEndsWithTheConnectTimeout(t *testing.T) {
 	inFakeTime(t, newNames("10.0.0.1").after(time.Hour), func(t *testing.T, n *named) {
 		begin := time.Now()
-		_, err := n.RoundTrip(request(t, "GET", "http://x/", nil))
+		_, err := n.Open(t.Context())
 		if got := unresolved(t, err); got != "cannot resolve api.internal: lookup timed out" || time.Since(begin) != 5*time.Second {
 			t.Errorf("%q after %v", got, time.Since(begin))
 		}
@@ -95,7 +96,9 @@ func TestChangedAddressesAreFollowed(t *testing.T) {
 		}
 		// A second connection, in use when the change comes.
 		pass(29500 * time.Millisecond)
-		held, err := n.RoundTrip(request(t, "GET", "http://x/slow", nil))
+		held := open(t, n.Backend)
+		fmt.Fprint(held, "GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+		answer, err := http.ReadResponse(bufio.NewReader(held), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -107,10 +110,11 @@ func TestChangedAddressesAreFollowed(t *testing.T) {
 		if got := n.ask(t); got != "10.0.0.2:80" {
 			t.Errorf("answered by %s after the change", got)
 		}
-		if body, err := io.ReadAll(held.Body); err != nil || string(body) != "10.0.0.1:80" {
+		if body, err := io.ReadAll(answer.Body); err != nil || string(body) != "10.0.0.1:80" {
 			t.Errorf("the answer under way ended as %q, %v", body, err)
 		}
-		held.Body.Close()
+		answer.Body.Close()
+		held.Keep()
 		synctest.Wait()
 		if got := n.connections(); !maps.Equal(got, map[string]int{"10.0.0.2:80": 1}) {
 			t.Errorf("open after the answer's end: %v", got)
@@ -163,7 +167,7 @@ func TestNameThatDisappearedKeepsItsAddressesForTenMinutes(t *testing.T) {
 				if got := n.connections(); len(got) != 0 {
 					t.Errorf("open to addresses that were given up: %v", got)
 				}
-				_, err := n.RoundTrip(request(t, "GET", "http://x/", nil))
+				_, err := n.Open(t.Context())
 				if got := unresolved(t, err); got != "cannot resolve api.internal: no such host" {
 					t.Errorf("%q", got)
 				}
@@ -301,8 +305,8 @@ func TestLocalhostIsFoundByTheSystem(t *testing.T) {
 	spec.Host = "localhost"
 	r := NewRegistry(Options{})
 	defer r.Close()
-	if _, body := roundTrip(t, acquire(t, r, spec), request(t, "GET", "http://x/", nil)); body != "here" {
-		t.Errorf("got %q", body)
+	if got := ask(t, acquire(t, r, spec), "/"); got != "here" {
+		t.Errorf("got %q", got)
 	}
 }
 
@@ -314,8 +318,8 @@ func TestTLSVerifiesTheNameNotTheAddress(t *testing.T) {
 	})
 	spec.Host, spec.TLS = "api.internal", &resourcev1.BackendTls{CaPem: authority.PEM}
 	b := acquire(t, newRegistry(t, Options{}), spec)
-	if _, body := roundTrip(t, b, request(t, "GET", "http://x/", nil)); body != "api.internal" {
-		t.Errorf("the backend was asked for %q", body)
+	if got := ask(t, b, "/"); got != "api.internal" {
+		t.Errorf("the backend was asked for %q", got)
 	}
 	if want := fmt.Sprint("api.internal:", spec.Port); b.Address() != want {
 		t.Errorf("the address is %s, want %s", b.Address(), want)

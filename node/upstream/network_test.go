@@ -203,9 +203,7 @@ func inFakeTime(t *testing.T, resolver *names, story func(t *testing.T, n *named
 // ask makes a request and returns the address that answered.
 func (n *named) ask(t *testing.T) string {
 	t.Helper()
-	_, body := roundTrip(t, n.Backend, request(t, "GET", "http://x/", nil))
-	synctest.Wait() // until the connection is idle again
-	return body
+	return ask(t, n.Backend, "/")
 }
 
 // reach dials and hangs up.

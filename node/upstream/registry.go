@@ -29,8 +29,6 @@ type Options struct {
 	Changed func(*Backend)
 	// For name lookup, connect and TLS handshake together, where the caller's context has no deadline. 0: 5 s.
 	ConnectTimeout time.Duration
-	// From the end of a request to the head of its answer. 0: 60 s.
-	ResponseHeaderTimeout time.Duration
 	// How long a connection is kept without a request, at most: up to a second less, and up to a quarter if that is shorter.
 	// 0: 60 s.
 	IdleTimeout time.Duration
@@ -57,9 +55,6 @@ func (o Options) withDefaults() Options {
 	}
 	if o.ConnectTimeout <= 0 {
 		o.ConnectTimeout = 5 * time.Second
-	}
-	if o.ResponseHeaderTimeout <= 0 {
-		o.ResponseHeaderTimeout = time.Minute
 	}
 	if o.IdleTimeout <= 0 {
 		o.IdleTimeout = time.Minute
@@ -224,10 +219,9 @@ func (r *Registry) forget(b *Backend) {
 func (r *Registry) end(b *Backend) {
 	r.options.Removed(b)
 	if b.name != nil {
-		b.name.stop() // it might yet replace the transport
+		b.name.stop()
 	}
 	b.conns.end()
-	b.transport.Load().CloseIdleConnections()
 	r.options.Logger.Debug("backend removed", "backend", b.address)
 }
 

@@ -12,12 +12,11 @@
 //
 // It does not probe (package health does, hung onto the registry's hooks), match requests, decide on retries or write
 // headers. Its goroutines are the lookups, one for each name in use, which Release waits for, those of an attempt to
-// connect, which Dial waits for, and one that closes what has been idle for too long, which Registry.Close waits for; those
-// of net/http's transport end with the connections they serve.
+// connect, which Dial waits for, and one that closes what has been idle for too long, which Registry.Close waits for.
 //
 // Order of calls: NewRegistry once. For each generation: Acquire every backend, NewPool over them. For each request: Pick,
-// then RoundTrip, or Take or else Open, and with the connection Keep or Close. When the generation's last request has ended,
-// Close its pools and Release each backend as often as it was acquired. At the very end Registry.Close.
+// then Take or else Open, and with the connection Keep or Close. When the generation's last request has ended, Close its pools
+// and Release each backend as often as it was acquired. At the very end Registry.Close.
 package upstream
 
 import (
@@ -64,17 +63,6 @@ func (e *DialError) Error() string { return fmt.Sprintf("connecting to %s: %v", 
 // Unwrap returns what net or crypto/tls said.
 func (e *DialError) Unwrap() error { return e.Err }
 
-// BodyError says that sending a request ended because its body could not be read. That is the client's doing, or ours, and
-// says nothing about the backend.
-type BodyError struct {
-	Err error
-}
-
-func (e *BodyError) Error() string { return fmt.Sprintf("reading the request's body: %v", e.Err) }
-
-// Unwrap returns what the body's Read said.
-func (e *BodyError) Unwrap() error { return e.Err }
-
 // State is what is known of a backend's health.
 type State uint8
 
@@ -113,9 +101,9 @@ type Verdict struct {
 
 // Counters are totals since the backend was first acquired, but for Open and Idle. Connections are those of Backend.Open.
 type Counters struct {
-	// Requests handed to RoundTrip, or counted by CountRequest.
+	// Requests counted by CountRequest.
 	Requests uint64
-	// Those of them that ended without an answer, the client's own going away not counted.
+	// Those of them counted by CountFailure.
 	Failures uint64
 	// Connections opened.
 	Opened uint64
