@@ -139,19 +139,23 @@ func (x *exchange) reset() {
 
 // carry serves the request whose head is in x.request. It reports what went wrong; what of that could be answered has been.
 // When it returns, the request's body is nobody's any more.
+//
+// What it took is given back by defer: a panic on the way out, in a log's handler say, ends the client's connection, and must not
+// leave the generation pinned, the request in flight or the backend's connection open for good.
 func (x *exchange) carry() *failure {
 	x.begun = time.Now()
 	table, unpin := x.source.Pin()
+	defer unpin() // last: who is released by it has been counted to its end
 	x.table = table
 	x.meter.InFlight(x.shard, 1)
+	defer x.meter.InFlight(x.shard, -1)
+	defer x.closeBackend() // unless endBackend has decided on it
 	f := x.guarded()
 	if f != nil {
 		x.fail(f)
 	}
 	x.endUpload()
 	x.endBackend(f == nil)
-	unpin()
-	x.meter.InFlight(x.shard, -1)
 	x.account()
 	return f
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/pyserve/pyserve/node/nodetest"
+	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
 )
 
 // metric reads one series; 0 where it does not exist.
@@ -320,6 +321,117 @@ func TestAPanicBehindTheHeadIsOneRequestsFailure(t *testing.T) {
 	wait(t, "the backend's connection ends", ended)
 	ours.Close()
 	wait(t, "the connection ends", served)
+}
+
+// TestFailuresAreCountedAgainstABackend: those that are its own doing.
+func TestFailuresAreCountedAgainstABackend(t *testing.T) {
+	post := "POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 4\r\n\r\nbody"
+	silent := func(w *wire) { io.Copy(io.Discard, w.in) }
+	says := func(answer string) step {
+		return func(w *wire) {
+			if _, _, ok := w.request(); ok {
+				io.WriteString(w, answer)
+			}
+		}
+	}
+	for name, c := range map[string]struct {
+		backend  step
+		timeouts *resourcev1.Timeouts
+		request  string
+		status   string
+		failures uint64
+	}{
+		"an answer":                {says(sized("good")), nil, post, "200", 0},
+		"an answer that refuses":   {says("HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n"), nil, post, "500", 0},
+		"no answer":                {says(""), nil, post, "502", 1},
+		"nonsense":                 {says("nonsense\r\n\r\n"), nil, post, "502", 1},
+		"no answer in time":        {silent, &resourcev1.Timeouts{ResponseHeader: seconds(short)}, post, "504", 1},
+		"a request without an end": {silent, &resourcev1.Timeouts{Request: seconds(short)}, post, "504", 1},
+		"a body that is not taken": {
+			func(w *wire) { nodetest.ReadHead(w.in) }, nil,
+			"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 50000000\r\n\r\n" + strings.Repeat("x", 60<<10), "502", 1,
+		},
+		"a body that cannot be": {
+			silent, nil, "POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\nx", "400", 0,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, _ := scripted(t, c.backend)
+			p := start(t, within(c.timeouts, whole(b.Port())))
+			w := connect(t, p)
+			w.say(c.request)
+			w.head("HTTP/1.1 " + c.status)
+			nodetest.Eventually(t, "it has ended", func() bool { return metric(t, p, "pyserve_requests_in_flight") == 0 })
+			if n := p.backends[0].Counters(); n.Failures != c.failures || n.ConnectFailures != 0 {
+				t.Errorf("%d failures, %d of connects, want %d", n.Failures, n.ConnectFailures, c.failures)
+			}
+		})
+	}
+	p := start(t, whole(closedPort(t)))
+	p.exchange(t, post)
+	if n := p.backends[0].Counters(); n.Requests != 0 || n.Failures != 0 || n.ConnectFailures != 1 {
+		t.Errorf("refused: %+v", n)
+	}
+}
+
+// pinned is a source that counts who holds its table.
+type pinned struct {
+	table *Table
+	holds atomic.Int64
+}
+
+func (p *pinned) Pin() (*Table, func()) {
+	p.holds.Add(1)
+	return p.table, func() { p.holds.Add(-1) }
+}
+
+// TestAPanicOnTheWayOutHoldsNothing: what a request took is given back wherever a defect shows, here where it is counted.
+func TestAPanicOnTheWayOutHoldsNothing(t *testing.T) {
+	for name, c := range map[string]struct{ request, answer string }{
+		"after an answer":    {ask("/"), sized("good")},
+		"at a failure":       {ask("/"), "nonsense\r\n\r\n"},
+		"in a broken answer": {ask("/"), "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\ngood\r\nx"},
+		"during an upload": {
+			"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc",
+			"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\ngood\r\nx",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, _ := scripted(t, func(w *wire) {
+				nodetest.ReadHead(w.in)
+				io.WriteString(w, c.answer)
+				io.Copy(io.Discard, w.in)
+			})
+			p := start(t, whole(b.Port()))
+			source := &pinned{table: p.table}
+			p.proxy.source = source
+			route, ok := p.table.Routes.Lookup([]byte("x"), rootPath)
+			if !ok {
+				t.Fatal("no route")
+			}
+			route.counted.Do(func() {}) // has no counters, and so a nil one is counted with
+			ours, theirs := net.Pipe()
+			panicked := make(chan any)
+			go func() {
+				defer func() { panicked <- recover() }()
+				p.front.Serve(theirs, nil, nil)
+			}()
+			go io.Copy(io.Discard, ours)
+			io.WriteString(ours, c.request)
+			if <-panicked == nil {
+				t.Fatal("it did not panic")
+			}
+			if n := source.holds.Load(); n != 0 {
+				t.Errorf("the table is held %d times", n)
+			}
+			if n := metric(t, p, "pyserve_requests_in_flight"); n != 0 {
+				t.Errorf("%v requests are in flight", n)
+			}
+			if n := p.backends[0].Counters(); n.Open != n.Idle {
+				t.Errorf("%d connections are open, %d idle", n.Open, n.Idle)
+			}
+		})
+	}
 }
 
 func TestAConnectThatTakesTooLongIs504(t *testing.T) {
