@@ -16,16 +16,21 @@ import (
 	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
 )
 
-// withAccess connects, and has run ask control who may do what.
+// withAccess connects, and has run ask control who may do what, all within --timeout.
 func (s *settings) withAccess(cmd *cobra.Command, run func(context.Context, operatorv1.AccessClient) error) error {
 	ctx, cancel := s.deadline(cmd.Context())
 	defer cancel()
+	return s.withAccessUntil(ctx, cmd, func(c operatorv1.AccessClient) error { return run(ctx, c) })
+}
+
+// withAccessUntil is withAccess for who has a context of its own.
+func (s *settings) withAccessUntil(ctx context.Context, cmd *cobra.Command, run func(operatorv1.AccessClient) error) error {
 	c, err := s.connect(ctx, cmd.ErrOrStderr())
 	if err != nil {
 		return err
 	}
 	defer c.close()
-	return run(ctx, operatorv1.NewAccessClient(c.conn))
+	return run(operatorv1.NewAccessClient(c.conn))
 }
 
 // group makes a command that only holds others.

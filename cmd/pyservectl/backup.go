@@ -97,8 +97,17 @@ one of another cluster and one of a newer version are refused, and nothing is ch
   pyservectl restore --yes pyserve-2026-01-31.backup`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return s.withAccess(cmd, func(ctx context.Context, c operatorv1.AccessClient) error {
-				return s.restore(ctx, cmd, c, args[0], yes)
+			ctx, clock := s.stopwatch(cmd.Context())
+			defer clock.end()
+			return s.withAccessUntil(ctx, cmd, func(c operatorv1.AccessClient) error {
+				r := restoring{settings: s, clock: clock, result: cmd.OutOrStdout(), tell: cmd.OutOrStdout()}
+				if s.structured() {
+					r.tell = cmd.ErrOrStderr()
+				}
+				if !yes {
+					r.ask = func() (bool, error) { return confirmed(cmd.InOrStdin(), r.tell) }
+				}
+				return r.restore(ctx, c, args[0])
 			})
 		},
 	}
@@ -106,41 +115,93 @@ one of another cluster and one of a newer version are refused, and nothing is ch
 	return cmd
 }
 
-func (s *settings) restore(ctx context.Context, cmd *cobra.Command, c operatorv1.AccessClient, path string, yes bool) error {
+// stopwatch ends a context when control has taken longer than --timeout. It can be stopped while somebody else is waited
+// for. It is not safe for concurrent use.
+type stopwatch struct {
+	limit time.Duration
+	timer *time.Timer
+	end   func()
+}
+
+// stopwatch begins to count at once.
+func (s *settings) stopwatch(parent context.Context) (context.Context, *stopwatch) {
+	ctx, cancel := context.WithCancelCause(parent)
+	late := fmt.Errorf("control did not answer within %s (--timeout)", s.timeout)
+	timer := time.AfterFunc(s.timeout, func() { cancel(late) })
+	return ctx, &stopwatch{s.timeout, timer, func() {
+		timer.Stop()
+		cancel(nil)
+	}}
+}
+
+func (w *stopwatch) stop() { w.timer.Stop() }
+
+// restart counts from the beginning.
+func (w *stopwatch) restart() { w.timer.Reset(w.limit) }
+
+// restoring is one restore, as its caller sees it.
+type restoring struct {
+	*settings
+	clock *stopwatch
+	// ask has somebody confirm it, however long that takes; nil: it is confirmed.
+	ask func() (bool, error)
+	// result is where programs read, tell where people do.
+	result, tell io.Writer
+}
+
+func (r *restoring) restore(ctx context.Context, c operatorv1.AccessClient, path string) error {
 	stream, err := c.Restore(ctx)
 	if err != nil {
-		return plain(err)
+		return ended(ctx, err)
 	}
 	if err := sendBackup(stream, path); err != nil {
-		return err
+		return ended(ctx, err)
 	}
 	answer, err := stream.Recv()
 	if err != nil {
-		return plain(err)
+		return ended(ctx, err)
 	}
-	tell := cmd.OutOrStdout()
-	if s.structured() {
-		tell = cmd.ErrOrStderr()
-	}
-	printPlan(tell, answer.GetPlan())
-	if !yes {
-		if sure, err := confirmed(cmd.InOrStdin(), tell); err != nil || !sure {
-			return errors.Join(err, stream.CloseSend(), errNotConfirmed)
-		}
+	printPlan(r.tell, answer.GetPlan())
+	if sure, err := r.confirmed(); err != nil || !sure {
+		return errors.Join(err, stream.CloseSend(), errNotConfirmed)
 	}
 	confirmation := &operatorv1.RestoreRequest{Message: &operatorv1.RestoreRequest_Confirmation{Confirmation: &operatorv1.RestoreConfirmation{}}}
 	if err := stream.Send(confirmation); err != nil && !errors.Is(err, io.EOF) {
-		return plain(err)
+		return ended(ctx, err)
 	}
 	if answer, err = stream.Recv(); err != nil {
+		if ctx.Err() != nil {
+			return fmt.Errorf("%w; it may be restored all the same: pyservectl audit tells", ended(ctx, err))
+		}
 		return plain(err)
 	}
-	r := answer.GetResult()
-	if s.structured() {
-		return s.print(cmd.OutOrStdout(), map[string]any{"revision": r.GetRevision(), "digest": r.GetDigest(), "epoch": r.GetEpoch()})
+	return r.printResult(answer.GetResult())
+}
+
+// confirmed stops the clock while somebody is asked: --timeout is control's time.
+func (r *restoring) confirmed() (bool, error) {
+	if r.ask == nil {
+		return true, nil
 	}
-	_, err = fmt.Fprintf(tell, "restored: revision %d (%s) is active, epoch %d; nodes follow: pyservectl status -w\n", r.GetRevision(), short(r.GetDigest()), r.GetEpoch())
+	r.clock.stop()
+	defer r.clock.restart()
+	return r.ask()
+}
+
+func (r *restoring) printResult(m *operatorv1.RestoreResult) error {
+	if r.structured() {
+		return r.print(r.result, map[string]any{"revision": m.GetRevision(), "digest": m.GetDigest(), "epoch": m.GetEpoch()})
+	}
+	_, err := fmt.Fprintf(r.tell, "restored: revision %d (%s) is active, epoch %d; nodes follow: pyservectl status -w\n", m.GetRevision(), short(m.GetDigest()), m.GetEpoch())
 	return err
+}
+
+// ended says why a call ended: where its context did, gRPC knows only that.
+func ended(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return plain(err)
 }
 
 var errNotConfirmed = errors.New("not restored: nothing was changed")

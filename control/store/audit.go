@@ -47,6 +47,17 @@ func attest(ctx context.Context, c *storev1.Command, now time.Time) (kept func()
 	return note.Keep
 }
 
+// attest puts who asked for a state that is to take another's place into its trail; kept is to be called when it has.
+func (s *state) attest(ctx context.Context, now time.Time) (kept func()) {
+	note := audit.From(ctx)
+	entry, any := note.Entry(now)
+	if !any {
+		return func() {}
+	}
+	s.trail.Append(entry)
+	return note.Keep
+}
+
 // AppendAudit adds an entry to the audit trail, for what changes nothing else in the store; its sequence and hashes are
 // set here.
 func (s *Store) AppendAudit(ctx context.Context, e audit.Entry) error {

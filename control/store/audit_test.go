@@ -49,6 +49,65 @@ func TestWhatIsDoneIsInTheTrailWithItsWrite(t *testing.T) {
 	check(openIn(t, dir)) // from a snapshot
 }
 
+// TestARestoreIsInTheTrailThatComesWithIt: a control that dies right after has both, or neither.
+func TestARestoreIsInTheTrailThatComesWithIt(t *testing.T) {
+	dir := t.TempDir()
+	s := openIn(t, dir)
+	mustCommit(t, s, map[string]string{"a": "one"}, "one")
+	data := backup(t, s)
+	before, _ := audit.Begin(t.Context(), "alice", "admin", "", "CreateToken")
+	if err := s.PutToken(before, Token{ID: "t1", Kind: "join", Created: someTime}); err != nil {
+		t.Fatal(err)
+	}
+	r, err := readBackup(s, data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, note := audit.Begin(t.Context(), "bob", "admin", "10.0.0.1:5", "Restore")
+	audit.Describe(ctx, "the backup with revision 1")
+	if err := s.Restore(ctx, r, signAgain); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := note.Refused(someTime, ""); ok {
+		t.Error("the note would be kept a second time")
+	}
+	check := func(s *Store) {
+		t.Helper()
+		anchor, entries := s.Audit()
+		if err := audit.Verify(anchor, entries); err != nil || len(entries) != 2 || s.Active().Release.GetEpoch() != 2 {
+			t.Fatalf("%d entries in epoch %d, %v", len(entries), s.Active().Release.GetEpoch(), err)
+		}
+		if e := entries[1]; e.Actor != "bob" || e.What != "the backup with revision 1" || e.Outcome != audit.Done || !e.Time.Equal(someTime) {
+			t.Errorf("the entry is %+v", e)
+		}
+	}
+	check(s)
+	closeStore(t, s)
+	check(openIn(t, dir))
+}
+
+// TestARestoreThatFailsLeavesNoTraceInTheTrail of what was not done, and its note for who tells of the failure.
+func TestARestoreThatFailsLeavesNoTraceInTheTrail(t *testing.T) {
+	s := openIn(t, t.TempDir())
+	mustCommit(t, s, map[string]string{"a": "one"}, "one")
+	r, err := readBackup(s, backup(t, s))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, note := audit.Begin(t.Context(), "bob", "admin", "", "Restore")
+	over, cancel := context.WithCancel(ctx)
+	cancel()
+	if err := s.Restore(over, r, signAgain); err == nil {
+		t.Fatal("it was restored")
+	}
+	if _, entries := s.Audit(); len(entries) > 0 {
+		t.Errorf("the trail holds %v", entries)
+	}
+	if _, ok := note.Refused(someTime, "it failed"); !ok {
+		t.Error("nothing is left to keep")
+	}
+}
+
 func TestRefusedWriteIsNotInTheTrail(t *testing.T) {
 	s := openIn(t, t.TempDir())
 	ctx, note := audit.Begin(t.Context(), "alice", "admin", "", "RevokeToken")

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/pyserve/pyserve/control/audit"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 	storev1 "github.com/pyserve/pyserve/proto/pyserve/store/v1"
 )
@@ -197,7 +198,8 @@ func (s *Store) ReadBackup(cluster string, from io.ReadSeeker, size int64) (*Res
 
 // Restore puts a backup in the place of revisions and nodes, as the history of an epoch that is higher than both; sign
 // signs the active revision anew for it, so that nodes follow whatever they serve. Tokens, the authorities, the audit trail,
-// the set of controls and what is remembered of requests stay, and a node that is known by another key now keeps that. It fails
+// the set of controls and what is remembered of requests stay, and a node that is known by another key now keeps that. Who
+// asked for it, as the context's [audit.Note] says, is the last entry of the trail that stays: both come, or neither. It fails
 // with [ErrNotLeader] where this control does not lead. After another error [Store.Active] tells whether it was done.
 func (s *Store) Restore(ctx context.Context, r *Restoration, sign func(epoch uint64, active *Snapshot) *fleetv1.Release) error {
 	if err := s.Sync(ctx); err != nil {
@@ -217,6 +219,7 @@ func (s *Store) Restore(ctx context.Context, r *Restoration, sign func(epoch uin
 	s.machine.mu.RLock()
 	s.machine.state.handOn(next)
 	s.machine.mu.RUnlock()
+	kept := next.attest(ctx, s.now())
 	if v := next.active; v != nil {
 		again := *v
 		again.Release = sign(next.epoch, &Snapshot{Revision: v.Revision, Bundle: v.bundle})
@@ -233,6 +236,7 @@ func (s *Store) Restore(ctx context.Context, r *Restoration, sign func(epoch uin
 	if err != nil {
 		return fmt.Errorf("restore the backup: %w", s.plainLeadership(err))
 	}
+	kept()
 	return nil
 }
 
@@ -247,7 +251,9 @@ func (s *state) handOn(next *state) {
 	}
 	next.tokens, next.servers = maps.Clone(s.tokens), maps.Clone(s.servers)
 	next.results = results{order: s.results.order, known: maps.Clone(s.results.known)}
-	next.trail, next.authorities = s.trail, s.authorities
+	anchor, entries := s.trail.Entries()
+	next.trail = audit.Restore(anchor, slices.Clip(entries)) // what one of the two appends is not the other's
+	next.authorities = s.authorities
 }
 
 // spool writes a snapshot into a file that has no name any more.
