@@ -5,7 +5,7 @@
 // does not own identity or config: membership says who answers on the network, holding the cluster's gossip key, and
 // nothing here is believed beyond display and where to ask next. The conversation itself is package cluster/gossip's.
 //
-// Order of calls: New, Start, then Update, SetSeeds and Members as often as wanted, Members again whenever Changed
+// Order of calls: New, Start, then Update, Publish, SetSeeds and Members as often as wanted, Members again whenever Changed
 // fires, and at the end Stop.
 package cluster
 
@@ -55,6 +55,15 @@ type Options struct {
 	RememberFile string
 	// Seeds are addresses, host:port, to join through, beside those of SetSeeds.
 	Seeds []string
+	// Receive gets what other members published, the latest of each origin, topic and key, one at a time from one goroutine;
+	// the payload is its own. While it is slow the oldest that waits is dropped. nil: news is passed on and not looked at.
+	Receive func(from Origin, topic Topic, key string, payload []byte)
+	// State gives what another member should know that missed news, up to MaxState bytes. It is called for every full
+	// exchange, from several goroutines: it must be quick. nil: nothing.
+	State func() []byte
+	// Merge gets what another member's State gave, in the goroutine of Receive; the bytes are its own. It has to stand the
+	// same again and again. nil: nobody listens.
+	Merge func(from Origin, state []byte)
 	// Logger takes what happens to members; nil: nobody.
 	Logger *slog.Logger
 	// RejoinInterval is the time between two rounds of joining members that are not seen alive, with a quarter of it as
@@ -100,6 +109,8 @@ type Cluster struct {
 	seeds  []string
 	roster *state.Roster
 	peers  *remembered
+
+	messages *messages
 }
 
 // New checks the options; an error names the field.
@@ -116,6 +127,7 @@ func New(options Options) (*Cluster, error) {
 		announceNow: make(chan struct{}, 1),
 		roster:      state.NewRoster(keepGone, maxGone),
 		peers:       newRemembered(),
+		messages:    newMessages(),
 	}, nil
 }
 
@@ -176,6 +188,9 @@ func (c *Cluster) Start() error {
 		Timing:    c.options.Timing,
 		Metadata:  c.ownFacts().Encode(),
 		Accept:    acceptName,
+		Receive:   c.receive,
+		Merge:     c.merge,
+		State:     c.ownState,
 		Logger:    c.options.Logger,
 	})
 	if err != nil {

@@ -18,7 +18,9 @@ type delegate struct {
 	metadata  atomic.Value // []byte, at most MaxMetadata, never written to
 	changed   chan struct{}
 	conflicts chan Conflict
-	dropped   atomic.Uint64
+	state     func() []byte
+	inbox     *inbox
+	outbox    *outbox
 
 	// mu guards members and is taken after memberlist's own lock, never before.
 	mu      sync.Mutex
@@ -45,6 +47,9 @@ func newDelegate(o Options) *delegate {
 		accept:    o.Accept,
 		changed:   make(chan struct{}, 1),
 		conflicts: make(chan Conflict, 16),
+		state:     o.State,
+		inbox:     newInbox(),
+		outbox:    newOutbox(),
 		members:   make(map[string]*record),
 	}
 	d.metadata.Store(slices.Clone(o.Metadata))
@@ -120,14 +125,38 @@ func (d *delegate) NotifyAlive(n *memberlist.Node) error {
 // NodeMeta is memberlist's.
 func (d *delegate) NodeMeta(int) []byte { return slices.Clone(d.metadata.Load().([]byte)) }
 
-// NotifyMsg is memberlist's. Members of this version send no messages; those of newer ones are counted.
-func (d *delegate) NotifyMsg([]byte) { d.dropped.Add(1) }
+// NotifyMsg is memberlist's.
+func (d *delegate) NotifyMsg(message []byte) { d.inbox.putMessage(message) }
 
 // GetBroadcasts is memberlist's.
-func (d *delegate) GetBroadcasts(int, int) [][]byte { return nil }
+func (d *delegate) GetBroadcasts(overhead, limit int) [][]byte {
+	return d.outbox.take(overhead, limit, d.present())
+}
 
-// LocalState is memberlist's.
-func (d *delegate) LocalState(bool) []byte { return nil }
+// present counts the members that take part.
+func (d *delegate) present() (n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, r := range d.members {
+		if !r.gone {
+			n++
+		}
+	}
+	return n
+}
+
+// LocalState is memberlist's, which does not hold its lock here.
+func (d *delegate) LocalState(bool) []byte {
+	if d.state == nil {
+		return nil
+	}
+	state := d.state()
+	if len(state) > MaxState {
+		d.inbox.count(func(drops *Drops) { drops.Unsent++ })
+		return nil
+	}
+	return state
+}
 
 // MergeRemoteState is memberlist's.
-func (d *delegate) MergeRemoteState([]byte, bool) { d.dropped.Add(1) }
+func (d *delegate) MergeRemoteState(state []byte, _ bool) { d.inbox.putState(state) }

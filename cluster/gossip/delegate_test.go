@@ -1,7 +1,9 @@
 package gossip
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"net"
 	"testing"
 
@@ -41,11 +43,109 @@ func TestCallbacksNeverBlock(t *testing.T) {
 		d.NotifyMsg([]byte("x"))
 		d.MergeRemoteState([]byte("x"), true)
 	}
-	if got := d.dropped.Load(); got != 2000 {
-		t.Errorf("%d messages are counted, want 2000", got)
-	}
 	n.Meta[0] = 'M'
 	if got := d.records(); len(got) != 1 || string(got[0].metadata) != "meta" {
 		t.Errorf("kept %+v", got)
+	}
+}
+
+func TestAFloodIsBoundedAndTheOldestGivesWay(t *testing.T) {
+	d := newDelegate(Options{Name: "self"})
+	message := make([]byte, MaxMessage)
+	for i := range 5 * maxInbox {
+		message[0] = byte(i)
+		d.NotifyMsg(message)
+		d.MergeRemoteState(message, true)
+	}
+	d.NotifyMsg(make([]byte, MaxMessage+1))
+	d.MergeRemoteState(make([]byte, MaxState+1), true)
+	drops := d.inbox.dropped()
+	if want := uint64(4*maxInbox + 5*maxInbox - maxStates); drops.Overflow != want || drops.Oversize != 2 {
+		t.Errorf("counted %+v, want %d over the bounds and 2 too long", drops, want)
+	}
+	messages, states := d.inbox.takeAll()
+	if len(messages) != maxInbox || len(states) != maxStates {
+		t.Fatalf("%d messages and %d states wait", len(messages), len(states))
+	}
+	if last := messages[maxInbox-1][0]; last != message[0] {
+		t.Errorf("the newest is %d, want %d", last, message[0])
+	}
+}
+
+func TestWhatNobodyListensToIsCounted(t *testing.T) {
+	b := newInbox()
+	b.putMessage([]byte("m"))
+	b.putState([]byte("s"))
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	got := make(chan string)
+	go b.deliver(ctx, func(m []byte) { got <- string(m) }, nil)
+	if m := <-got; m != "m" {
+		t.Errorf("got %q", m)
+	}
+	if n := b.dropped().Unheard; n != 1 {
+		t.Errorf("%d states are counted, want one", n)
+	}
+}
+
+func TestMessagesOfOneLengthAreAllTold(t *testing.T) {
+	o := newOutbox()
+	told := make(map[string]int)
+	hear := func(messages [][]byte) {
+		for _, m := range messages {
+			told[string(m)]++
+		}
+	}
+	for i := range 100 {
+		name := fmt.Sprintf("%03d", i)
+		if err := o.put(name, []byte(name)); err != nil {
+			t.Fatal(err)
+		}
+		hear(o.take(1, 2*4, 9)) // two fit
+	}
+	for range 1000 {
+		hear(o.take(1, 2*4, 9))
+	}
+	for i := range 100 {
+		if n := told[fmt.Sprintf("%03d", i)]; n != fewTellings {
+			t.Errorf("message %d was told %d times, want %d", i, n, fewTellings)
+		}
+	}
+	if len(o.messages) > 0 {
+		t.Errorf("%d messages are left", len(o.messages))
+	}
+}
+
+func TestTheLatestOfANameIsTold(t *testing.T) {
+	o := newOutbox()
+	for _, text := range []string{"old", "new"} {
+		if err := o.put("name", []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := o.take(1, 100, 3); len(got) != 1 || string(got[0]) != "new" {
+		t.Errorf("told %q", got)
+	}
+	if err := o.put("name", make([]byte, MaxMessage+1)); err == nil {
+		t.Error("a message that fits into no packet is taken")
+	}
+}
+
+func TestTheOutboxIsBoundedAndNewsComesFirst(t *testing.T) {
+	o := newOutbox()
+	for i := range 2 * maxOutbox {
+		if err := o.put(fmt.Sprint(i), []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		o.take(1, 2, 1)
+	}
+	if len(o.messages) > maxOutbox {
+		t.Errorf("%d messages are kept", len(o.messages))
+	}
+	if o.messages[fmt.Sprint(2*maxOutbox-1)] == nil {
+		t.Error("the newest is not among them")
+	}
+	if o.dropped() == 0 {
+		t.Error("none is counted")
 	}
 }

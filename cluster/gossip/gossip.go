@@ -5,7 +5,7 @@
 // wire names and carries their metadata as bytes; what those mean, who is to be joined and when, and the memory of who
 // is gone belong to package cluster.
 //
-// Order of calls: Start; then Join, Announce and Peers as often as wanted, Peers again whenever Changed fires; at the
+// Order of calls: Start; then Join, Announce, Tell and Peers as often as wanted, Peers again whenever Changed fires; at the
 // end Leave, if it is on purpose, and Shutdown. All methods are safe for concurrent use.
 package gossip
 
@@ -54,6 +54,12 @@ type Options struct {
 	// Accept tells why a member of that name is not to be believed in, or nil. It is called under memberlist's lock: it
 	// must be quick and call nothing of this package. A nil Accept takes any name.
 	Accept func(name string) error
+	// Receive and Merge take the messages and the states of others, one at a time, from a goroutine of ours; what they are
+	// given is theirs. While they are slow, the oldest that waits gives way. nil: they are counted and dropped.
+	Receive, Merge func([]byte)
+	// State gives what a full exchange carries beside the list of members, at most MaxState bytes; nil: nothing. It is
+	// called from several goroutines, while others wait: it must be quick.
+	State  func() []byte
 	Logger *slog.Logger
 }
 
@@ -90,6 +96,9 @@ type Gossip struct {
 	interval time.Duration
 	// joins are those of Leave; Shutdown waits for them.
 	joins sync.WaitGroup
+	// hush ends the goroutine that delivers messages, and delivering waits for it.
+	hush       context.CancelFunc
+	delivering sync.WaitGroup
 }
 
 // Start listens and begins to take part, alone until a Join. On an error nothing is left behind.
@@ -112,6 +121,9 @@ func Start(options Options) (*Gossip, error) {
 		return nil, errors.Join(fmt.Errorf("cannot start gossip as %s: %w", options.Name, err), g.release())
 	}
 	g.address = g.list.LocalNode().Address()
+	ctx, hush := context.WithCancel(context.Background())
+	g.hush = hush
+	g.delivering.Go(func() { g.delegate.inbox.deliver(ctx, options.Receive, options.Merge) })
 	return g, nil
 }
 
@@ -183,8 +195,16 @@ func (g *Gossip) Changed() <-chan struct{} { return g.delegate.changed }
 // Conflicts carries names that two members claim, again and again while they do; what nobody takes is dropped.
 func (g *Gossip) Conflicts() <-chan Conflict { return g.delegate.conflicts }
 
-// Dropped counts the messages and states from others that nothing here listens to.
-func (g *Gossip) Dropped() uint64 { return g.delegate.dropped.Load() }
+// Dropped counts the messages and states that were lost on this side.
+func (g *Gossip) Dropped() Drops {
+	drops := g.delegate.inbox.dropped()
+	drops.Untold = g.delegate.outbox.dropped()
+	return drops
+}
+
+// Tell begins to tell a message, at most MaxMessage bytes, in the place of the one of the same name that is being told.
+// It does not wait. Members tell one another, not all: whoever gets a message that is news has to Tell it as well.
+func (g *Gossip) Tell(name string, message []byte) error { return g.delegate.outbox.put(name, message) }
 
 // joinName stands for the name of a member that we know the address of and not the name; nobody looks at it, but
 // RequireNodeNames wants one.
@@ -344,11 +364,14 @@ func (g *Gossip) others() []string {
 	return addresses
 }
 
-// Shutdown closes the sockets and ends Joins under way. memberlist does not wait for a probe that it has under way,
-// which ends by itself within a few probe intervals and can do nothing any more. Further calls do nothing.
+// Shutdown closes the sockets, ends Joins under way, and waits for a Receive or Merge that runs. memberlist does not wait
+// for a probe that it has under way, which ends by itself within a few probe intervals and can do nothing any more.
+// Further calls do nothing.
 func (g *Gossip) Shutdown() error {
 	g.log.close()
 	g.stop()
+	g.hush()
+	defer g.delivering.Wait()
 	defer g.joins.Wait()
 	if err := g.list.Shutdown(); err != nil {
 		return fmt.Errorf("cannot shut gossip down: %w", err)

@@ -11,12 +11,7 @@ import (
 type Roster struct {
 	keep    time.Duration
 	limit   int
-	members map[memberKey]Member
-}
-
-type memberKey struct {
-	role Role
-	name string
+	members map[Origin]Member
 }
 
 // Change is one difference that a Merge made. Before is the zero Liveness for a member not listed before;
@@ -29,16 +24,16 @@ type Change struct {
 
 // NewRoster makes an empty roster. Members that are gone stay in it for keep, at most limit of them, the newest.
 func NewRoster(keep time.Duration, limit int) *Roster {
-	return &Roster{keep: keep, limit: limit, members: make(map[memberKey]Member)}
+	return &Roster{keep: keep, limit: limit, members: make(map[Origin]Member)}
 }
 
 // Merge takes everything that the gossip layer knows at now (Since is ignored) and returns what changed, ordered by
 // name. A member that took part and is not among seen is dead: gossip forgets only those.
 func (r *Roster) Merge(seen []Member, now time.Time) []Change {
 	var changes []Change
-	present := make(map[memberKey]bool, len(seen))
+	present := make(map[Origin]bool, len(seen))
 	for _, m := range seen {
-		present[memberKey{m.Role, m.Name}] = true
+		present[Origin{m.Role, m.Name}] = true
 		changes = r.put(changes, m, now)
 	}
 	for key, m := range r.members {
@@ -53,7 +48,7 @@ func (r *Roster) Merge(seen []Member, now time.Time) []Change {
 }
 
 func (r *Roster) put(changes []Change, m Member, now time.Time) []Change {
-	key := memberKey{m.Role, m.Name}
+	key := Origin{m.Role, m.Name}
 	old, known := r.members[key]
 	m.Since = now
 	if known && old.State == m.State {
@@ -81,12 +76,18 @@ func (r *Roster) forget(changes []Change, now time.Time) []Change {
 		if i < r.limit && now.Sub(m.Since) < r.keep {
 			continue
 		}
-		delete(r.members, memberKey{m.Role, m.Name})
+		delete(r.members, Origin{m.Role, m.Name})
 		before := m.State
 		m.State = 0
 		changes = append(changes, Change{Member: m, Before: before})
 	}
 	return changes
+}
+
+// Present tells whether a member takes part.
+func (r *Roster) Present(o Origin) bool {
+	m, known := r.members[Origin{o.Role, o.Name}]
+	return known && !m.State.Gone()
 }
 
 // Members gives a copy of the list, ordered by name and then by role.

@@ -1,0 +1,111 @@
+package gossip
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"sync"
+)
+
+// MaxMessage is the most bytes of a message. One has to fit into a packet beside memberlist's own news; memberlist drops
+// without a word what does not.
+const MaxMessage = 1024
+
+const (
+	// maxOutbox is how many messages are being told at a time, our own and those that are passed on.
+	maxOutbox = 512
+	// tellings is how often a member tells a message, to three others at a time; in small clusters fewTellings. All that
+	// got it tell it, so it comes to each member about as often, and passes by one in e^12, whatever their number. With
+	// few members fewer tell it, but to each other: three times in a row miss one of six members once in a million.
+	tellings    = 12
+	fewTellings = 9
+	fewMembers  = 10
+)
+
+// outbox holds the messages that are being told. It takes the place of memberlist's queue, which keeps two messages of
+// one length under one key at times and loses the first (hashicorp/memberlist#263, #322).
+type outbox struct {
+	// mu guards what follows; nothing is called under it.
+	mu       sync.Mutex
+	messages map[string]*outgoing
+	order    uint64
+	// overflowed counts messages that were told too seldom.
+	overflowed uint64
+}
+
+// outgoing is one message. Its bytes are never written to.
+type outgoing struct {
+	name  string
+	bytes []byte
+	told  int
+	// order grows with every message.
+	order uint64
+}
+
+func newOutbox() *outbox { return &outbox{messages: make(map[string]*outgoing)} }
+
+// put replaces the message of that name. When there are too many, the one that was told most is told no more.
+func (o *outbox) put(name string, message []byte) error {
+	if len(message) > MaxMessage {
+		return fmt.Errorf("a message of %d bytes, more than %d", len(message), MaxMessage)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.order++
+	o.messages[name] = &outgoing{name: name, bytes: slices.Clone(message), order: o.order}
+	if len(o.messages) > maxOutbox {
+		delete(o.messages, slices.MaxFunc(o.sorted(), freshness).name)
+		o.overflowed++
+	}
+	return nil
+}
+
+// freshness puts what was told least first, and of those the newest.
+func freshness(a, b *outgoing) int {
+	return cmp.Or(cmp.Compare(a.told, b.told), cmp.Compare(b.order, a.order))
+}
+
+// sorted is called with mu held.
+func (o *outbox) sorted() []*outgoing {
+	all := make([]*outgoing, 0, len(o.messages))
+	for _, m := range o.messages {
+		all = append(all, m)
+	}
+	slices.SortFunc(all, freshness)
+	return all
+}
+
+// take gives the messages for one packet of limit bytes, in which each costs overhead, among so many members.
+func (o *outbox) take(overhead, limit, members int) [][]byte {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.messages) == 0 {
+		return nil
+	}
+	var out [][]byte
+	for _, m := range o.sorted() {
+		size := overhead + len(m.bytes)
+		if size > limit {
+			continue
+		}
+		limit -= size
+		out = append(out, m.bytes)
+		if m.told++; m.told >= tellingsAmong(members) {
+			delete(o.messages, m.name)
+		}
+	}
+	return out
+}
+
+func tellingsAmong(members int) int {
+	if members < fewMembers {
+		return fewTellings
+	}
+	return tellings
+}
+
+func (o *outbox) dropped() uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.overflowed
+}

@@ -1,0 +1,164 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/pyserve/pyserve/cluster/gossip"
+	"github.com/pyserve/pyserve/cluster/state"
+)
+
+// Topic and Origin are package cluster/state's, under the names that users of this package need.
+type (
+	Topic  = state.Topic
+	Origin = state.Origin
+)
+
+// The topics. A number that was in use is not used for something else.
+const (
+	// TopicHealth is what nodes found out about backends.
+	TopicHealth Topic = 1
+)
+
+// The limits of Publish, in bytes, and of what Options.State gives.
+const (
+	MaxKey     = state.MaxKey
+	MaxPayload = state.MaxPayload
+	MaxState   = 256 << 10
+)
+
+// messages is our part in passing news on.
+type messages struct {
+	// mu guards what follows; nothing of package gossip is called under it.
+	mu       sync.Mutex
+	sequence uint64
+	dropped  map[string]uint64
+	// ledger belongs to the goroutine that receives.
+	ledger *state.Ledger
+}
+
+func newMessages() *messages {
+	return &messages{dropped: make(map[string]uint64), ledger: state.NewLedger()}
+}
+
+// next gives a sequence above all before it, those of an earlier process included as long as the clock is not set back.
+func (m *messages) next(now time.Time) uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.sequence = max(m.sequence+1, uint64(max(now.UnixMicro(), 0)))
+	return m.sequence
+}
+
+func (m *messages) drop(reason string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.dropped[reason]++
+}
+
+// Publish tells all members of a piece of news: their Options.Receive gets it, within a second or so, from most of them
+// once. It does not wait and nothing is confirmed: members that join later, and those that a packet did not reach, learn
+// it only from Options.State. Of one topic and key the latest replaces the one before, also where that is still being
+// told. A key of more than MaxKey bytes or a payload of more than MaxPayload is an error, and so is a cluster that was not
+// started. Every member tells each message twelve times or so, and has room for 15 KB of messages a second: keep them few and small.
+func (c *Cluster) Publish(topic Topic, key string, payload []byte) error {
+	g := c.started()
+	if g == nil {
+		return errors.New("cluster: not started, so nobody can be told")
+	}
+	m := state.Message{Origin: c.self(), Topic: topic, Key: key, Payload: payload}
+	if err := m.Check(); err != nil {
+		return fmt.Errorf("cluster: %w", err)
+	}
+	m.Sequence = c.messages.next(time.Now())
+	return g.Tell(name(m), m.Encode())
+}
+
+func (c *Cluster) self() Origin { return Origin{Role: c.options.Role, Name: c.options.Name} }
+
+// name is that under which a message waits to be told: a later one takes its place.
+func name(m state.Message) string {
+	return fmt.Sprintf("%d %s %d %s", m.Origin.Role, m.Origin.Name, m.Topic, m.Key)
+}
+
+// receive takes a message off the network, passes it on and hands it over. It runs in one goroutine of package gossip.
+func (c *Cluster) receive(raw []byte) {
+	m, err := state.DecodeMessage(raw)
+	if err != nil {
+		c.messages.drop("malformed")
+		return
+	}
+	if m.Origin == c.self() || !c.messages.ledger.IsNews(m) {
+		return
+	}
+	if !c.believes(m.Origin) {
+		c.messages.drop("unvouched")
+		return
+	}
+	c.messages.ledger.Note(m)
+	if err := c.started().Tell(name(m), raw); err != nil {
+		c.options.Logger.Error("a message cannot be passed on", "error", err)
+	}
+	if c.options.Receive != nil {
+		c.options.Receive(m.Origin, m.Topic, m.Key, m.Payload)
+	}
+}
+
+// believes tells whether a member of that name takes part.
+func (c *Cluster) believes(o Origin) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.roster.Present(o)
+}
+
+// ownState gives what a full exchange carries of us.
+func (c *Cluster) ownState() []byte {
+	if c.options.State == nil {
+		return nil
+	}
+	bytes := c.options.State()
+	if len(bytes) > MaxState {
+		c.messages.drop("state_unsent")
+		return nil
+	}
+	return state.Snapshot{Origin: c.self(), Sequence: c.messages.next(time.Now()), Bytes: bytes}.Encode()
+}
+
+// merge takes the state of another member, in the goroutine of receive.
+func (c *Cluster) merge(raw []byte) {
+	s, err := state.DecodeSnapshot(raw)
+	if err != nil || len(s.Bytes) > MaxState {
+		c.messages.drop("malformed")
+		return
+	}
+	if s.Origin == c.self() {
+		return
+	}
+	if !c.believes(s.Origin) {
+		c.messages.drop("unvouched")
+		return
+	}
+	if c.options.Merge != nil {
+		c.options.Merge(s.Origin, s.Bytes)
+	}
+}
+
+// Dropped counts by reason the messages and states that got lost on this side, since the start: "malformed", "unvouched"
+// (no member that takes part sent it), "oversize", "overflow" (too many at once; the oldest went), "untold" (ours or
+// another's, told too seldom since there were too many), "state_unsent" (ours was larger than MaxState).
+func (c *Cluster) Dropped() map[string]uint64 {
+	counts := map[string]uint64{"malformed": 0, "unvouched": 0, "state_unsent": 0}
+	c.messages.mu.Lock()
+	for reason, n := range c.messages.dropped {
+		counts[reason] = n
+	}
+	c.messages.mu.Unlock()
+	var drops gossip.Drops
+	if g := c.started(); g != nil {
+		drops = g.Dropped()
+	}
+	counts["oversize"], counts["overflow"], counts["untold"] = drops.Oversize, drops.Overflow, drops.Untold
+	counts["state_unsent"] += drops.Unsent
+	return counts
+}
