@@ -196,7 +196,7 @@ func TestAClientThatDoesNotReadAnInterimAnswerIsCut(t *testing.T) {
 			nodetest.ReadHead(w.in)
 			io.WriteString(w, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
 			io.Copy(io.Discard, w)
-		})
+		}, nil)
 		ours, theirs := net.Pipe()
 		served := make(chan struct{})
 		go func() {
@@ -218,13 +218,14 @@ func TestAClientThatDoesNotReadAnInterimAnswerIsCut(t *testing.T) {
 	})
 }
 
-// newPipedFront is a front without sockets, as a bubble of synctest needs it, with the steps of its backend's connections.
-func newPipedFront(t *testing.T, backend step) *Front {
+// newPipedFront is a front without sockets, as a bubble of synctest needs it, with the steps of its backend's connections and the
+// limits of its one route.
+func newPipedFront(t *testing.T, backend step, limits *resourcev1.Timeouts) *Front {
 	table, _ := newTable(t, settings{dial: func(context.Context, string, string) (net.Conn, error) {
 		ours, theirs := net.Pipe()
 		go backend(newWire(t, theirs))
 		return ours, nil
-	}}, []site{whole(1)})
+	}}, []site{within(limits, whole(1))})
 	metrics, err := meter.NewSet(meter.Options{Classes: Classes(), RejectReasons: RejectReasons()})
 	if err != nil {
 		t.Fatal(err)

@@ -1,18 +1,11 @@
-//lint:file-ignore SA1019 http.Server, which is to take http2.Server's place, serves listeners, and sees TLS in a *tls.Conn alone.
-
 package forward
 
 import (
-	"bytes"
 	"context"
-	"crypto/tls"
 	"errors"
 	"io"
-	"log/slog"
 	"maps"
-	"net"
 	"net/http"
-	"net/textproto"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,155 +13,17 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/net/http2"
-
-	_ "github.com/pyserve/pyserve/node/forward/xconnect" // or the server would refuse WebSockets
 	"github.com/pyserve/pyserve/node/http1"
 	"github.com/pyserve/pyserve/node/meter"
 )
 
 const (
-	// maxStreams is how many requests a client may have under way on one connection.
-	maxStreams = 250
-	// maxHeaderBytes bounds a head as HTTP/2 counts it (RFC 9113 section 6.5.2), which is more than its bytes in HTTP/1.
-	maxHeaderBytes = http1.MaxHead
-	// After pingAfter without a frame a client is asked whether it is there, and has pingTimeout to answer.
-	pingAfter, pingTimeout = 30 * time.Second, 15 * time.Second
-	// stallTimeout is how long a client may leave its socket full, whatever the routes allow.
-	stallTimeout = time.Minute
 	// continueTimeout is how long a body is held back that the client sends only when it is asked to, where the backend says
 	// nothing (RFC 9110 section 10.1.1). In HTTP/1 the client decides on that.
 	continueTimeout = time.Second
 	// endTimeout is how long a stream is kept open behind its answer for a client that has announced trailers.
 	endTimeout = time.Second
 )
-
-// http2Server hands the requests of HTTP/2 connections to the forwarding of HTTP/1. The protocol is golang.org/x/net/http2's,
-// with its limits against floods of resets, CONTINUATION frames and settings; only how much is ours to say.
-type http2Server struct {
-	front  *Front
-	server http2.Server
-	base   *http.Server
-
-	// mu guards what follows.
-	mu    sync.Mutex
-	conns map[net.Conn]struct{}
-}
-
-func (h *http2Server) init(f *Front) {
-	h.front = f
-	h.conns = make(map[net.Conn]struct{})
-	h.base = &http.Server{
-		MaxHeaderBytes: maxHeaderBytes, IdleTimeout: f.idleTimeout, ReadHeaderTimeout: f.headTimeout,
-		ErrorLog: slog.NewLogLogger(f.logger.Handler(), slog.LevelDebug), // clients that break off or speak nonsense
-	}
-	h.server = http2.Server{
-		MaxConcurrentStreams: maxStreams, MaxReadFrameSize: maxFrame,
-		IdleTimeout: f.idleTimeout, ReadIdleTimeout: pingAfter, PingTimeout: pingTimeout, WriteByteTimeout: stallTimeout,
-		MaxUploadBufferPerConnection: 1 << 20, MaxUploadBufferPerStream: 256 << 10,
-	}
-	if err := http2.ConfigureServer(h.base, &h.server); err != nil {
-		panic(err) // it is about cipher suites, of which none are given
-	}
-}
-
-// ServeHTTP2 speaks HTTP/2 on conn, in the caller's goroutine and several more, until it ends, and closes it. stale is asked
-// before each answer, by any of them: true ends the connection once the streams under way have ended. Nil: never.
-func (f *Front) ServeHTTP2(conn *tls.Conn, stale func() bool) {
-	f.enter()
-	defer f.exit()
-	number := f.numbers.Add(1)
-	f.meter.Connected(number, 1)
-	defer f.meter.Connected(number, -1)
-	f.http2.serve(newIntake(conn, conn), stale)
-}
-
-// serve speaks HTTP/2 on a connection until it ends.
-func (h *http2Server) serve(in *intake, stale func() bool) {
-	h.mu.Lock()
-	h.conns[in.Conn] = struct{}{}
-	h.mu.Unlock()
-	if h.front.cutAll.Load() {
-		cutConn(in.Conn)
-	}
-	_, secure := in.Conn.(*tls.Conn)
-	o := origin{peer: addressOf(in.Conn), secure: secure}
-	var streams streamGroup
-	h.server.ServeConn(in.server(), &http2.ServeConnOpts{
-		BaseConfig: h.base,
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if !streams.enter() {
-				panic(http.ErrAbortHandler) // nobody is there any more
-			}
-			defer streams.running.Done()
-			h.front.serveStream(w, r, in, &o, stale)
-		}),
-	})
-	in.Close() // it mostly is
-	streams.end()
-	h.mu.Lock()
-	delete(h.conns, in.Conn)
-	h.mu.Unlock()
-}
-
-// streamGroup is the requests of a connection, which the server does not wait for when that has ended. The zero value is ready.
-type streamGroup struct {
-	running sync.WaitGroup
-	mu      sync.Mutex // guards over, and that nothing enters running after it
-	over    bool
-}
-
-// enter is false for a request that comes too late: its goroutine begins when it likes.
-func (g *streamGroup) enter() bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.over {
-		return false
-	}
-	g.running.Add(1)
-	return true
-}
-
-// end lets no more requests in and waits for those that are. They are told by the server that the client is gone.
-func (g *streamGroup) end() {
-	g.mu.Lock()
-	g.over = true
-	g.mu.Unlock()
-	g.running.Wait()
-}
-
-// servePlain goes on with a connection whose client speaks HTTP/2 with prior knowledge (RFC 9113 section 3.3).
-func (h *http2Server) servePlain(c *conn) {
-	began := bytes.Clone(c.x.in[:c.x.have])
-	if !c.arm(&c.main, phaseNone, 0) {
-		return
-	}
-	c.release()
-	c.x = nil
-	h.serve(newIntake(c.nc, io.MultiReader(bytes.NewReader(began), c.nc)), c.stale)
-}
-
-// leave sends GOAWAY on every connection.
-func (h *http2Server) leave() {
-	h.base.Shutdown(context.Background()) // it knows no connection to wait for, and tells those of h.server
-}
-
-// cut closes every connection.
-func (h *http2Server) cut() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for nc := range h.conns {
-		cutConn(nc)
-	}
-}
-
-// cutConn closes what is below TLS: the goodbye of TLS waits for clients that do not read.
-func cutConn(nc net.Conn) {
-	if secured, ok := nc.(*tls.Conn); ok {
-		nc = secured.NetConn()
-	}
-	nc.Close()
-}
 
 // streamWriter is what the server's ResponseWriter can do.
 type streamWriter interface {
@@ -188,14 +43,16 @@ type stream struct {
 	patience atomic.Int64 // how long the socket may be full when a body stands still, nanoseconds
 	stale    func() bool
 	read     int64
-	expected *expectation // nil: the client sends its body without being asked
-	key      string       // of a WebSocket; empty: it is none
-	joined   *streamConn  // the client's side of a tunnel
+	expected *expectation  // nil: the client sends its body without being asked
+	key      string        // of a WebSocket; empty: it is none
+	joined   *streamConn   // the client's side of a tunnel
+	held     bool          // by the server: the end of the answer's body
+	restTime time.Duration // for the client to take that
 }
 
 // serveStream carries one request.
 func (f *Front) serveStream(w http.ResponseWriter, r *http.Request, in *intake, o *origin, stale func() bool) {
-	s := &stream{front: f, w: w.(streamWriter), r: r, in: in, stale: stale}
+	s := &stream{front: f, w: w.(streamWriter), r: r, in: in, stale: stale, restTime: writeTimeout}
 	s.patience.Store(int64(writeTimeout))
 	s.client = s
 	if r.ContentLength != 0 && r.Header[expectKey] != nil {
@@ -217,6 +74,15 @@ func (f *Front) serveStream(w http.ResponseWriter, r *http.Request, in *intake, 
 	s.awaitEnd(answered)
 	if !answered {
 		panic(http.ErrAbortHandler) // resets the stream
+	}
+	s.limitRest()
+}
+
+// limitRest bounds the last wait for the client's window. The end of a body, up to 4 KiB, is sent by the server when this goroutine
+// has left the handler, and the sweeper does not see it there.
+func (s *stream) limitRest() {
+	if s.held {
+		s.w.SetWriteDeadline(time.Now().Add(s.restTime))
 	}
 }
 
@@ -534,154 +400,9 @@ func (s *stream) SetWriteDeadline(t time.Time) error {
 	return s.w.SetWriteDeadline(t)
 }
 
-// interim passes on a 1xx. A 100 the server sends itself.
-func (s *stream) interim() error {
-	if s.x.response.Status == http.StatusContinue {
-		s.ask()
-		return nil
-	}
-	if s.key != "" {
-		return nil // what comes before the answer to CONNECT, few clients would expect
-	}
-	h := s.w.Header()
-	s.fill(h)
-	s.w.WriteHeader(s.x.response.Status)
-	clear(h)
-	return nil
-}
-
+// ask has the body sent.
 func (s *stream) ask() {
 	if e := s.expected; e != nil {
 		e.once.Do(func() { close(e.asked) })
 	}
-}
-
-// fill copies the end-to-end fields of the answer.
-func (s *stream) fill(h http.Header) {
-	x := s.x
-	x.out, _ = x.appendResponseFields(x.out[:0])
-	addLines(h, string(x.out))
-	delete(h, "Upgrade") // the one that HTTP/1 lets pass, with 426
-}
-
-// addLines adds lines that http1 has checked. Names and values are parts of lines.
-func addLines(h http.Header, lines string) {
-	values := make([]string, 0, strings.Count(lines, "\r\n"))
-	for line := range strings.SplitSeq(lines, "\r\n") {
-		name, value, ok := strings.Cut(line, ": ")
-		if !ok {
-			continue // the last one, which is empty
-		}
-		name = textproto.CanonicalMIMEHeaderKey(name)
-		if there := h[name]; there != nil {
-			h[name] = append(there, value)
-			continue
-		}
-		n := len(values)
-		values = append(values, value)
-		h[name] = values[n : n+1 : n+1]
-	}
-}
-
-// relay passes on the final answer.
-func (s *stream) relay() *failure {
-	x := s.x
-	if s.key != "" && x.response.Status/100 == 2 {
-		return s.notSwitched()
-	}
-	h := s.w.Header()
-	s.fill(h)
-	if _, sent := h["Content-Type"]; !sent {
-		h["Content-Type"] = nil // the server would guess one
-	}
-	s.sayClosing(h)
-	if s.expected != nil {
-		s.expected.final.Store(true)
-	}
-	if idle := x.route.timeouts.Idle; idle > 0 {
-		s.patience.Store(int64(idle / 2)) // what is written at a time is little
-	}
-	if !s.arm(&s.main, phaseBody, s.front.after(x.route.timeouts.Idle)) {
-		return x.relayFailure(context.Canceled)
-	}
-	x.status, x.headSent = x.response.Status, true
-	s.w.WriteHeader(x.status)
-	clear(h) // or what is announced as a trailer and is in the head, too, would be said again
-	if x.from == x.to && !x.downBody.Done() {
-		s.w.FlushError() // a client that has gone is noticed at the next write
-	}
-	for !x.downBody.Done() {
-		if f := s.relayMore(); f != nil {
-			return f
-		}
-	}
-	addTrailers(h, x.downBody.Trailer())
-	return nil
-}
-
-// addTrailers adds the trailers as the server knows them behind a head that was sent.
-func addTrailers(h http.Header, t *http1.Fields) {
-	for i, field := range t.List() {
-		if !field.Hop {
-			h.Add(http.TrailerPrefix+string(t.Name(i)), string(t.Value(i)))
-		}
-	}
-}
-
-// relayMore sends a piece of the body, or reads more.
-func (s *stream) relayMore() *failure {
-	x := s.x
-	data, n, err := x.downBody.Next(x.back[x.from:x.to])
-	x.from += n
-	if err != nil {
-		return x.nonsense(err)
-	}
-	if !s.arm(&s.main, phaseBody, s.front.after(x.route.timeouts.Idle)) {
-		return x.relayFailure(context.Canceled)
-	}
-	if len(data) == 0 {
-		if n > 0 || x.downBody.Done() {
-			return nil
-		}
-		return x.readMore()
-	}
-	x.sent += int64(len(data))
-	if _, err = s.w.Write(data); err == nil && !x.downBody.Done() {
-		err = s.w.FlushError()
-	}
-	if err != nil {
-		if f := x.interruption(err); f != nil {
-			return f
-		}
-		return &failure{class: ClassClient, err: err}
-	}
-	return nil
-}
-
-// sayClosing makes the server send GOAWAY with this answer.
-func (s *stream) sayClosing(h http.Header) {
-	if s.front.leaving.Load() || s.stale != nil && s.stale() {
-		h.Set("Connection", "close")
-	}
-}
-
-// reply answers for the proxy itself.
-func (s *stream) reply(status int, kind string, body []byte) error {
-	x := s.x
-	h := s.w.Header()
-	clear(h)
-	x.out = x.appendReplyFields(x.out[:0], status, kind, len(body))
-	addLines(h, string(x.out))
-	s.sayClosing(h)
-	if !s.arm(&s.main, phaseBody, s.front.after(writeTimeout)) {
-		s.main.due.Store(0) // it was the backend that was too slow
-	}
-	x.status, x.headSent = status, true
-	s.w.WriteHeader(status)
-	if s.r.Method == http.MethodHead {
-		return nil
-	}
-	x.sent = int64(len(body))
-	_, err := s.w.Write(body)
-	return err
 }
