@@ -12,6 +12,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -311,16 +312,20 @@ func (c *Control) Stop() error {
 	return c.store.Close()
 }
 
-// makeAdmin makes the operator's context where it is missing, names another endpoint, ends within 90 days, or is of
-// another authority.
+// makeAdmin makes the operator's context where it is missing, damaged, names another endpoint, ends within 90 days, or is
+// of another authority.
 func (c *Control) makeAdmin() error {
 	path := filepath.Join(c.options.DataDir, AdminFile)
-	if c.adminIsGood(path) {
+	current, err := identity.LoadContext(path)
+	if err == nil && c.adminIsGood(current) {
 		return nil
 	}
-	admin, err := c.authority.NewContext("admin", c.endpoints())
-	if err != nil {
-		return err
+	admin, making := c.authority.NewContext("admin", c.endpoints())
+	if making != nil {
+		return making
+	}
+	if _, missing := os.Lstat(path); err != nil && !errors.Is(missing, fs.ErrNotExist) {
+		c.setAside(path, damageOf(path))
 	}
 	return admin.Save(path)
 }
@@ -348,11 +353,7 @@ func (c *Control) gossipSeeds() (seeds []string) {
 	return seeds
 }
 
-func (c *Control) adminIsGood(path string) bool {
-	admin, err := identity.LoadContext(path)
-	if err != nil {
-		return false
-	}
+func (c *Control) adminIsGood(admin *identity.Context) bool {
 	until, err := admin.ExpiresAt()
 	return err == nil && c.authority.Recognizes(admin) && admin.Cluster == c.authority.ClusterID() &&
 		slices.Equal(admin.Endpoints, c.endpoints()) &&

@@ -20,6 +20,9 @@ var (
 	ErrInvalid = errors.New("not valid")
 	// ErrNameTaken says that a connected node has the name.
 	ErrNameTaken = errors.New("the name is taken by a node that is connected; give each node a --name of its own")
+	// ErrNameAlike says that a registered node has a name that differs in case alone. Names become names of files and hosts,
+	// where case may not count.
+	ErrNameAlike = errors.New("names that differ in case alone are one name to some file systems and to DNS; give the node another --name, or have the other one forgotten first: pyservectl node revoke NAME")
 	// ErrRevoked says that a certificate is this cluster's, but no node of its name is registered any more.
 	ErrRevoked = errors.New("the node's registration was revoked; to let it in again, remove identity.json from its data directory and start it with a join token")
 	// ErrNotRegistered says that a certificate is this cluster's, but that its node has been enrolled anew with another
@@ -40,6 +43,12 @@ func (c *Control) Enroll(ctx context.Context, token, name string, request []byte
 	defer c.registry.Unlock()
 	if c.fleet.Connected(name) {
 		return nil, fmt.Errorf("%q: %w", name, ErrNameTaken)
+	}
+	// Two that were let in before this was looked at both stay what they are.
+	if _, known := c.store.Node(name); !known {
+		if other := c.store.Alike(name); other != "" {
+			return nil, fmt.Errorf("%q: there is a node %q already: %w", name, other, ErrNameAlike)
+		}
 	}
 	issued, err := c.authority.IssueNode(name, request)
 	if err != nil {

@@ -4,9 +4,11 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/pyserve/pyserve/control/fleettest"
 	"github.com/pyserve/pyserve/control/identity"
+	"github.com/pyserve/pyserve/control/store"
 )
 
 func TestTokenThatLetsNobodyIn(t *testing.T) {
@@ -69,6 +71,40 @@ func TestNameOfAConnectedNodeIsTaken(t *testing.T) {
 		t.Errorf("the error does not name the node: %v", err)
 	}
 	n.Close()
+	enrol(t, c, "n1")
+}
+
+func TestANameThatDiffersInCaseAloneIsRefused(t *testing.T) {
+	c := start(t, optionsFor(t.TempDir()))
+	enrol(t, c, "Edge-1")
+	token, stored := createToken(t, c, TokenRequest{Uses: 1})
+	for _, name := range []string{"edge-1", "EDGE-1"} {
+		err := enrolBy(t, c, token, name)
+		errorIs(t, err, ErrNameAlike)
+		if !strings.Contains(err.Error(), `"`+name+`": there is a node "Edge-1" already`) || !strings.Contains(err.Error(), "pyservectl node revoke") {
+			t.Errorf("the error is %v", err)
+		}
+	}
+	if now, _ := c.store.Token(stored.ID); now.Uses != 0 || len(c.store.Nodes()) != 1 {
+		t.Errorf("%d uses, the nodes are %v", now.Uses, c.store.Nodes())
+	}
+	enrol(t, c, "Edge-1") // its own name, as of a machine that was replaced
+	if _, err := c.RevokeNode(t.Context(), "Edge-1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := enrolBy(t, c, token, "edge-1"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestNodesWhoseNamesDifferInCaseAloneStay, where they were let in by an earlier version.
+func TestNodesWhoseNamesDifferInCaseAloneStay(t *testing.T) {
+	c := start(t, optionsFor(t.TempDir()))
+	enrol(t, c, "n1")
+	if err := c.store.PutNode(t.Context(), store.Node{Name: "N1", Enrolled: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	enrol(t, c, "N1")
 	enrol(t, c, "n1")
 }
 

@@ -150,22 +150,44 @@ func (c *Control) redeem(ctx context.Context, token string, kind identity.TokenK
 // appears, so that a file always holds one that works.
 func (c *Control) makeTokens(ctx context.Context) error {
 	for file, kind := range tokenFiles {
-		path := filepath.Join(c.options.DataDir, file)
-		data, err := os.ReadFile(path)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("look for the token: %w", err)
-		}
-		if err == nil && identity.CheckToken(strings.TrimSpace(string(data)), kind, c.token) == nil {
-			continue
-		}
-		ctx, _ := audit.Begin(ctx, c.options.Name, identity.RoleControl.String(), "", "Start")
-		token, _, err := c.CreateToken(ctx, TokenRequest{Kind: kind, Author: "control " + c.options.Name})
-		if err != nil {
-			return fmt.Errorf("register the token of %s: %w", path, err)
-		}
-		if err := identity.WriteSecret(path, []byte(token+"\n")); err != nil {
+		if err := c.makeToken(ctx, filepath.Join(c.options.DataDir, file), kind); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (c *Control) makeToken(ctx context.Context, path string, kind identity.TokenKind) error {
+	data, err := os.ReadFile(path)
+	there := err == nil
+	if !there && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("look for the token: %w", err)
+	}
+	current := strings.TrimSpace(string(data))
+	wrong := identity.CheckToken(current, kind, c.token)
+	if there && wrong == nil {
+		return nil
+	}
+	ctx, _ = audit.Begin(ctx, c.options.Name, identity.RoleControl.String(), "", "Start")
+	token, _, err := c.CreateToken(ctx, TokenRequest{Kind: kind, Author: "control " + c.options.Name})
+	if err != nil {
+		return fmt.Errorf("register the token of %s: %w", path, err)
+	}
+	if there {
+		c.tellStale(path, identity.TokenID(current), wrong)
+	}
+	return identity.WriteSecret(path, []byte(token+"\n"))
+}
+
+// tellStale says why a token file is made anew, and sets it aside where its token was not simply revoked.
+func (c *Control) tellStale(path, id string, wrong error) {
+	_, known := c.store.Token(id)
+	switch {
+	case !errors.Is(wrong, identity.ErrTokenUnknown):
+		c.setAside(path, wrong.Error())
+	case known:
+		c.setAside(path, "its secret is not that of token "+id)
+	default:
+		c.options.Logger.Info("the token in a file of the data directory is not known any more; the file is made anew", "file", path, "id", id)
+	}
 }

@@ -225,6 +225,7 @@ func coded(err error) error {
 		{context.Canceled, codes.Canceled},
 		{context.DeadlineExceeded, codes.DeadlineExceeded},
 		{control.ErrNameTaken, codes.AlreadyExists},
+		{control.ErrNameAlike, codes.AlreadyExists},
 		{control.ErrNotRegistered, codes.PermissionDenied},
 		{control.ErrRevoked, codes.PermissionDenied},
 		{control.ErrNoNode, codes.NotFound},

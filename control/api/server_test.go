@@ -204,6 +204,7 @@ func TestCodeOfAnError(t *testing.T) {
 		{context.Canceled, codes.Canceled},
 		{context.DeadlineExceeded, codes.DeadlineExceeded},
 		{control.ErrNameTaken, codes.AlreadyExists},
+		{control.ErrNameAlike, codes.AlreadyExists},
 		{control.ErrNotRegistered, codes.PermissionDenied},
 		{control.ErrRevoked, codes.PermissionDenied},
 		{control.ErrNoNode, codes.NotFound},

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -72,4 +73,16 @@ func (s *Store) Node(name string) (Node, bool) {
 	defer s.machine.mu.RUnlock()
 	n, ok := s.machine.state.nodes[name]
 	return n, ok
+}
+
+// Alike gives the name of a node that differs from name in case alone; empty: there is none.
+func (s *Store) Alike(name string) string {
+	s.machine.mu.RLock()
+	defer s.machine.mu.RUnlock()
+	for other := range s.machine.state.nodes {
+		if other != name && strings.EqualFold(other, name) {
+			return other
+		}
+	}
+	return ""
 }
