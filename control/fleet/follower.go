@@ -113,7 +113,9 @@ func (a *attendance) run(ctx context.Context, received <-chan *replicav1.FromLea
 		case <-pause:
 			watched, pause = changed, nil
 		case <-ticker.C:
-			err = a.attend(true)
+			if err = a.attend(true); err == nil {
+				err = a.report() // that a node says nothing any more signals nobody
+			}
 		case m := <-a.answers:
 			err = a.stream.Send(&replicav1.FromFollower{Message: &replicav1.FromFollower_Answered{Answered: m}})
 		case err = <-failed:
@@ -306,7 +308,7 @@ func (f *Fleet) reports(proposed *Target, nonce uint64) []*replicav1.NodeReport 
 	}
 	for _, s := range f.sessions {
 		r := reportOf(f.view(s))
-		r.BootId = s.bootID
+		r.BootId, r.Silent = s.bootID, f.silent(s)
 		if proposed != nil && f.proposed == proposed {
 			r.Proposal = nonce
 			r.State = f.proposalState(s, proposed)

@@ -247,11 +247,11 @@ func (f *Fleet) tellReported(fl *follower, old *remote, r *replicav1.NodeReport,
 }
 
 // settleTwice ends one of two streams of a node, where another control, or this one, has one too: the older, where one
-// process opened both; otherwise the newer, whose identity was copied. The caller holds mu.
+// process opened both or it is silent; otherwise the newer, whose identity was copied. The caller holds mu.
 func (f *Fleet) settleTwice(fl *follower, r *replicav1.NodeReport) {
 	name, boot := r.GetName(), r.GetBootId()
 	if s := f.sessions[name]; s != nil {
-		if s.bootID == boot || f.options.Now().Sub(s.heard) >= aliveTime {
+		if s.bootID == boot || f.silent(s) {
 			s.end(ErrReplaced)
 		} else {
 			fl.tellEnd(&replicav1.EndNode{Name: name, BootId: boot, Twice: true})
@@ -262,8 +262,8 @@ func (f *Fleet) settleTwice(fl *follower, r *replicav1.NodeReport) {
 		if other == fl || had == nil || !had.report.GetConnected() {
 			continue
 		}
-		if had.report.GetBootId() == boot {
-			other.tellEnd(&replicav1.EndNode{Name: name, BootId: boot})
+		if had.report.GetBootId() == boot || had.report.GetSilent() {
+			other.tellEnd(&replicav1.EndNode{Name: name, BootId: had.report.GetBootId()})
 		} else {
 			fl.tellEnd(&replicav1.EndNode{Name: name, BootId: boot, Twice: true})
 		}
@@ -277,8 +277,8 @@ func (f *Fleet) settleLocal(s *session) {
 		if had == nil || !had.report.GetConnected() {
 			continue
 		}
-		if had.report.GetBootId() == s.bootID {
-			fl.tellEnd(&replicav1.EndNode{Name: s.name, BootId: s.bootID})
+		if had.report.GetBootId() == s.bootID || had.report.GetSilent() {
+			fl.tellEnd(&replicav1.EndNode{Name: s.name, BootId: had.report.GetBootId()})
 		} else {
 			s.end(ErrTwice)
 		}

@@ -252,6 +252,64 @@ func TestCopiedIdentityIsTurnedAwayAtAnotherControl(t *testing.T) {
 	})
 }
 
+// A machine that lost its power and is back: its connection to the other control stands until keepalive finds out.
+func TestNodeThatComesBackIsLetInThoughItsSilentStreamStandsAtAnotherControl(t *testing.T) {
+	for name, tt := range map[string]struct{ from, to int }{"follower to leader": {1, 0}, "leader to follower": {0, 1}, "follower to follower": {1, 2}} {
+		t.Run(name, func(t *testing.T) {
+			pair(t, func(t *testing.T, leader, follower *Fleet, _ *link) {
+				third := newFleet(Options{})
+				defer third.Close()
+				l := attend(leader, third, "c3")
+				defer l.end()
+				fleets := []*Fleet{leader, follower, third}
+				lost := &fleettest.Node{Name: "a"}
+				connectTo(fleets[tt.from], lost)
+				pass(aliveTime + 2*attendInterval)
+				back := fleettest.Open(fleets[tt.to].server("a"))
+				back.Say(&fleetv1.FromNode{Message: &fleetv1.FromNode_Hello{Hello: &fleetv1.Hello{Name: "a", BootId: "another"}}})
+				if m := back.Hear(); m.GetWelcome() == nil {
+					t.Errorf("heard %v", m)
+				}
+				if err := lost.Wait(); !errors.Is(err, ErrReplaced) {
+					t.Errorf("the silent stream ended by %v", err)
+				}
+				settle()
+				if !leader.Connected("a") {
+					t.Error("the node is away")
+				}
+				select {
+				case <-back.Over():
+					t.Errorf("the new stream ended by %v", back.Wait())
+				default:
+					back.Break()
+				}
+			})
+		})
+	}
+}
+
+func TestCopiedIdentityIsTurnedAwayAtTheLeader(t *testing.T) {
+	pair(t, func(t *testing.T, leader, follower *Fleet, _ *link) {
+		first := &fleettest.Node{Name: "a"}
+		connectTo(follower, first)
+		defer first.Close()
+		for range 8 { // it lives, and says so
+			pass(time.Second)
+			first.Say(fleettest.Status(&fleetv1.Status{}))
+		}
+		settle()
+		copied := fleettest.Open(leader.server("a"))
+		copied.Say(&fleetv1.FromNode{Message: &fleetv1.FromNode_Hello{Hello: &fleetv1.Hello{Name: "a", BootId: "another"}}})
+		if err := copied.Wait(); !errors.Is(err, ErrTwice) {
+			t.Errorf("the second process's stream ended by %v", err)
+		}
+		settle()
+		if !leader.Connected("a") {
+			t.Error("the first process is away")
+		}
+	})
+}
+
 func TestNodeThatIsForgottenAtAFollowerIsForgotten(t *testing.T) {
 	pair(t, func(t *testing.T, leader, follower *Fleet, _ *link) {
 		there := &fleettest.Node{Name: "there"}

@@ -157,7 +157,7 @@ func (f *Fleet) begin(name string, hello *fleetv1.Hello, stream Stream) (*sessio
 	}
 	if old := f.sessions[name]; old != nil {
 		// The same process may have lost its connection; another one may be a restart, whose predecessor is silent.
-		if old.bootID != s.bootID && s.heard.Sub(old.heard) < aliveTime {
+		if old.bootID != s.bootID && !f.silent(old) {
 			end(ErrTwice)
 			return nil, ErrTwice
 		}
@@ -194,6 +194,10 @@ func (f *Fleet) finish(s *session, reason error) (left bool) {
 	f.notify()
 	return s.leaving
 }
+
+// silent says whether a session's node says nothing any more: its machine may be gone, and its connection not yet. The
+// caller holds mu.
+func (f *Fleet) silent(s *session) bool { return f.options.Now().Sub(s.heard) >= aliveTime }
 
 func (s *session) wakeUp() {
 	select {

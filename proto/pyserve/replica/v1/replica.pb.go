@@ -267,7 +267,9 @@ type NodeReport struct {
 	// The hash of the authority that issued its certificate; empty: not said yet.
 	Authority []byte `protobuf:"bytes,17,opt,name=authority,proto3" json:"authority,omitempty"`
 	// What else the node wants to be known, one sentence each.
-	Notes         []string `protobuf:"bytes,18,rep,name=notes,proto3" json:"notes,omitempty"`
+	Notes []string `protobuf:"bytes,18,rep,name=notes,proto3" json:"notes,omitempty"`
+	// Its stream stands, and nothing has come over it for some seconds, where a node that lives says something every second.
+	Silent        bool `protobuf:"varint,19,opt,name=silent,proto3" json:"silent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -426,6 +428,13 @@ func (x *NodeReport) GetNotes() []string {
 		return x.Notes
 	}
 	return nil
+}
+
+func (x *NodeReport) GetSilent() bool {
+	if x != nil {
+		return x.Silent
+	}
+	return false
 }
 
 type FromLeader struct {
@@ -1113,7 +1122,7 @@ const file_pyserve_replica_v1_replica_proto_rawDesc = "" +
 	"Attendance\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12#\n" +
 	"\rapplied_index\x18\x02 \x01(\x04R\fappliedIndex\x12\x1a\n" +
-	"\bcomplete\x18\x03 \x01(\bR\bcomplete\"\xcc\x04\n" +
+	"\bcomplete\x18\x03 \x01(\bR\bcomplete\"\xe4\x04\n" +
 	"\n" +
 	"NodeReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x17\n" +
@@ -1134,7 +1143,8 @@ const file_pyserve_replica_v1_replica_proto_rawDesc = "" +
 	"\x05state\x18\x0f \x01(\x0e2!.pyserve.replica.v1.ProposalStateR\x05state\x12\x1c\n" +
 	"\tforgotten\x18\x10 \x01(\bR\tforgotten\x12\x1c\n" +
 	"\tauthority\x18\x11 \x01(\fR\tauthority\x12\x14\n" +
-	"\x05notes\x18\x12 \x03(\tR\x05notes\"\x99\x02\n" +
+	"\x05notes\x18\x12 \x03(\tR\x05notes\x12\x16\n" +
+	"\x06silent\x18\x13 \x01(\bR\x06silent\"\x99\x02\n" +
 	"\n" +
 	"FromLeader\x12/\n" +
 	"\x05offer\x18\x01 \x01(\v2\x17.pyserve.fleet.v1.OfferH\x00R\x05offer\x121\n" +
