@@ -75,6 +75,7 @@ type Fleet struct {
 	arrivals  uint64               // counts streams of nodes, here and at followers
 	controls  []string             // what nodes know of the controls
 	leaving   bool                 // nodes are sent to other controls
+	spread    time.Duration        // over which they go there
 	followers map[string]*follower // controls that attend, by id; none unless this one leads
 	watchers  map[chan struct{}]struct{}
 	// authority is the hash of the one that issues certificates; nil: nobody said.
@@ -133,6 +134,7 @@ func (f *Fleet) Redirect(ctx context.Context) {
 	defer stop()
 	f.mu.Lock()
 	f.leaving = true
+	f.spread = min(time.Duration(len(f.sessions))*spreadPerNode, longestSpread)
 	f.wakeAll()
 	f.mu.Unlock()
 	for f.connected() > 0 {
@@ -145,6 +147,13 @@ func (f *Fleet) Redirect(ctx context.Context) {
 		}
 	}
 }
+
+// Nodes that are sent elsewhere go within spreadPerNode for each of them, and no later than longestSpread: the control that
+// leads next waits with an apply until they are back, and a thousand that came at one moment would not be served sooner.
+const (
+	spreadPerNode = 200 * time.Microsecond
+	longestSpread = 500 * time.Millisecond
+)
 
 func (f *Fleet) connected() int {
 	f.mu.Lock()

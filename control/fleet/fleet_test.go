@@ -153,6 +153,27 @@ func TestNewestWinsWhileOneIsOutstanding(t *testing.T) {
 	})
 }
 
+func TestNextOfferWaitsForTheCommitThatIsUnderWay(t *testing.T) {
+	story(t, Options{}, func(t *testing.T, f *Fleet) {
+		one, two := newTarget(t, 1, map[string]string{"/": "1"}), newTarget(t, 2, map[string]string{"/": "2"})
+		f.SetTarget(one)
+		c := open(t, f, "a", nil)
+		head, _ := hearOffer(t, c)
+		c.Say(fleettest.Prepared(head.GetNonce()))
+		if m := c.Hear(); m.GetCommit().GetNonce() != head.GetNonce() {
+			t.Fatalf("got %v, want a commit", m)
+		}
+		f.Propose(two) // while the node commits
+		silent(t, c)
+		c.Say(fleettest.Committed(head.GetNonce(), one.Release))
+		head, delta := hearOffer(t, c)
+		if head.GetRelease().GetRevision() != 2 || delta.Base != one.Bundle.Digest() {
+			t.Errorf("offered %v, want revision 2 against what the node serves now", head)
+		}
+		c.Break()
+	})
+}
+
 func TestCommittedBeforeCommitIsIgnored(t *testing.T) {
 	story(t, Options{}, func(t *testing.T, f *Fleet) {
 		target := newTarget(t, 1, map[string]string{"/": "x"})
@@ -423,8 +444,8 @@ func TestNodesAreSentToOtherControls(t *testing.T) {
 			defer close(left)
 			f.Redirect(ctx)
 		}()
-		if m := a.Hear(); m.GetRedirect() == nil {
-			t.Errorf("heard %v, want to be sent elsewhere", m)
+		if m := a.Hear(); m.GetRedirect().GetSpread().AsDuration() != 2*spreadPerNode {
+			t.Errorf("heard %v, want to be sent elsewhere, soon", m)
 		}
 		if err := a.Wait(); !errors.Is(err, ErrClosed) {
 			t.Errorf("the stream ended with %v", err)

@@ -66,6 +66,14 @@ func (f *Fleet) Nodes() []Node {
 	return nodes
 }
 
+// Node gives a node that is connected or was since the start, here or at a follower.
+func (f *Fleet) Node(name string) (Node, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n, ok := f.merged()[name]
+	return n, ok
+}
+
 // Connected says whether the node has a stream, here or at a follower.
 func (f *Fleet) Connected(name string) bool {
 	f.mu.Lock()

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/pyserve/pyserve/control/journal"
 	"github.com/pyserve/pyserve/control/rollout"
@@ -260,6 +261,9 @@ func (f *Fleet) next(s *session) func() error {
 		return f.tellControls(s, s.controls)
 	}
 	want := f.wanted(s)
+	if s.offer != nil && s.offer.commit {
+		return nil // what it serves in a moment is what the next delta is against
+	}
 	if s.offer != nil && s.offer.target != want {
 		nonce, open := s.offer.nonce, s.offer.state == rollout.Offered || s.offer.state == rollout.Prepared
 		s.offer = nil
@@ -276,17 +280,18 @@ func (f *Fleet) next(s *session) func() error {
 		}
 		return f.open(s, want)
 	}
-	if s.offer.state == rollout.Prepared && want == f.target && !s.offer.commit {
+	if s.offer.state == rollout.Prepared && want == f.target {
 		s.offer.commit = true
 		return f.commit(s, s.offer.nonce)
 	}
 	return nil
 }
 
-// redirect is the last that a session sends: what comes behind it in the stream is its end.
+// redirect is the last that a session sends: what comes behind it in the stream is its end. The caller holds mu.
 func (f *Fleet) redirect(s *session) func() error {
+	m := &fleetv1.ToNode{Message: &fleetv1.ToNode_Redirect{Redirect: &fleetv1.Redirect{Spread: durationpb.New(f.spread)}}}
 	return func() error {
-		if err := f.transmit(s, &fleetv1.ToNode{Message: &fleetv1.ToNode_Redirect{Redirect: &fleetv1.Redirect{}}}); err != nil {
+		if err := f.transmit(s, m); err != nil {
 			return err
 		}
 		return ErrClosed

@@ -105,7 +105,12 @@ func (n *lightNode) run(ctx context.Context) {
 			shortest = otherPause
 		}
 		limit = min(max(2*limit, shortest), longestPause)
-		timer := time.NewTimer(rand.N(limit) + 10*time.Millisecond)
+		wait := rand.N(limit) + 10*time.Millisecond
+		var moved *redirected
+		if errors.As(err, &moved) && len(addresses) > 1 {
+			wait = rand.N(moved.spread + 1)
+		}
+		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
@@ -245,9 +250,17 @@ func (c *conversation) handle(m *fleetv1.ToNode) error {
 		}
 	case *fleetv1.ToNode_Abort:
 		c.offer, c.ready = nil, nil
+	case *fleetv1.ToNode_Redirect:
+		return &redirected{m.Redirect.GetSpread().AsDuration()}
 	}
 	return nil
 }
+
+// redirected ends a stream whose control is about to stop.
+type redirected struct{ spread time.Duration }
+
+// Error implements error.
+func (*redirected) Error() string { return "control is stopping" }
 
 func (c *conversation) offered(head *fleetv1.Offer) error {
 	c.ready, c.offer = nil, &offer{head: head, parts: newDigester()}

@@ -123,8 +123,12 @@ func (a *Agent) Run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if errors.Is(err, errRedirected) {
+		var moved *redirected
+		if errors.As(err, &moved) {
 			a.options.Logger.Info("control is stopping; going to another one", "control", address)
+			if round.several && moved.spread != nil {
+				a.pause.once(moved.spread.AsDuration())
+			}
 		} else {
 			a.tellTrouble(address, err)
 		}

@@ -13,6 +13,8 @@ type backoff struct {
 	limit time.Duration
 	// shortest is the range of the first; 0: shortestPause.
 	shortest time.Duration
+	// asked is the range of the next alone; nil: as above.
+	asked *time.Duration
 }
 
 const (
@@ -23,7 +25,18 @@ const (
 	otherPause = 100 * time.Millisecond
 )
 
+// once draws the next pause, and only that, from 0 to limit: the control that the node was connected to said so, and
+// another one is there.
+func (b *backoff) once(limit time.Duration) {
+	limit = min(max(limit, 0), longestPause)
+	b.asked = &limit
+}
+
 func (b *backoff) next() time.Duration {
+	if asked := b.asked; asked != nil {
+		b.asked = nil
+		return rand.N(*asked + 1)
+	}
 	b.limit = min(max(2*b.limit, cmp.Or(b.shortest, shortestPause)), longestPause)
 	return rand.N(b.limit) + 10*time.Millisecond
 }

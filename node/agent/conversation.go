@@ -13,6 +13,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/pyserve/pyserve/config"
 	"github.com/pyserve/pyserve/config/bundle"
@@ -190,8 +191,13 @@ func (c *conversation) leave() error {
 	}
 }
 
-// errRedirected ends a stream whose control is about to stop: the node goes to another one.
-var errRedirected = errors.New("control is stopping")
+// redirected ends a stream whose control is about to stop: the node goes to another one.
+type redirected struct {
+	spread *durationpb.Duration // within which; nil: not said
+}
+
+// Error implements error.
+func (*redirected) Error() string { return "control is stopping" }
 
 func (c *conversation) handle(ctx context.Context, m *fleetv1.ToNode) error {
 	switch m := m.GetMessage().(type) {
@@ -219,7 +225,7 @@ func (c *conversation) handle(ctx context.Context, m *fleetv1.ToNode) error {
 		c.controls(m.Controls.GetEndpoints())
 		return nil
 	case *fleetv1.ToNode_Redirect:
-		return errRedirected
+		return &redirected{m.Redirect.GetSpread()}
 	default:
 		return nil // from a newer control; what matters is asked for by features
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -203,6 +204,27 @@ func TestNodeThatIsSentElsewhereGoesWithoutAComplaint(t *testing.T) {
 	}
 	if r.revision() != 1 {
 		t.Errorf("serves revision %d", r.revision())
+	}
+}
+
+func TestPauseThatControlAsksForIsTheNextAlone(t *testing.T) {
+	b := backoff{shortest: otherPause}
+	for range 1000 {
+		b.once(time.Millisecond)
+		if d := b.next(); d < 0 || d > time.Millisecond {
+			t.Fatalf("paused %s, asked was a millisecond at most", d)
+		}
+	}
+	b.once(-time.Second)
+	if d := b.next(); d != 0 {
+		t.Errorf("paused %s", d)
+	}
+	b.once(time.Hour)
+	if d := b.next(); d > longestPause {
+		t.Errorf("paused %s, more than ever", d)
+	}
+	if d := b.next(); d < 10*time.Millisecond {
+		t.Errorf("the pause after it is %s", d)
 	}
 }
 

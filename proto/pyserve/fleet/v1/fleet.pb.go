@@ -12,6 +12,7 @@ package fleetv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -202,7 +203,10 @@ type JoinRequest struct {
 	// host:port that nodes, operators and other controls dial.
 	Endpoint string `protobuf:"bytes,4,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
 	// The program's version.
-	Version       string `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"`
+	Version string `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"`
+	// 16 random bytes, the same at every attempt to join with one data directory: what failed half way can be tried again
+	// without another use of the token. Empty: each attempt is one.
+	RequestId     []byte `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -270,6 +274,13 @@ func (x *JoinRequest) GetVersion() string {
 		return x.Version
 	}
 	return ""
+}
+
+func (x *JoinRequest) GetRequestId() []byte {
+	if x != nil {
+		return x.RequestId
+	}
+	return nil
 }
 
 type JoinResponse struct {
@@ -906,7 +917,10 @@ func (*ToNode_Redirect) isToNode_Message() {}
 
 // Redirect says that this control is about to stop, and ends the stream: the node goes to another one.
 type Redirect struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The node goes after a time that it draws from 0 to this, so that a large fleet does not arrive as one. Unset: after a
+	// pause as for a control that is gone.
+	Spread        *durationpb.Duration `protobuf:"bytes,1,opt,name=spread,proto3" json:"spread,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -939,6 +953,13 @@ func (x *Redirect) ProtoReflect() protoreflect.Message {
 // Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
 func (*Redirect) Descriptor() ([]byte, []int) {
 	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Redirect) GetSpread() *durationpb.Duration {
+	if x != nil {
+		return x.Spread
+	}
+	return nil
 }
 
 // Hello opens the stream.
@@ -2281,19 +2302,21 @@ var File_pyserve_fleet_v1_fleet_proto protoreflect.FileDescriptor
 
 const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\n" +
-	"\x1cpyserve/fleet/v1/fleet.proto\x12\x10pyserve.fleet.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"j\n" +
+	"\x1cpyserve/fleet/v1/fleet.proto\x12\x10pyserve.fleet.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"j\n" +
 	"\rEnrollRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12/\n" +
 	"\x13certificate_request\x18\x03 \x01(\fR\x12certificateRequest\"H\n" +
 	"\x0eEnrollResponse\x126\n" +
-	"\bidentity\x18\x01 \x01(\v2\x1a.pyserve.fleet.v1.IdentityR\bidentity\"\x90\x01\n" +
+	"\bidentity\x18\x01 \x01(\v2\x1a.pyserve.fleet.v1.IdentityR\bidentity\"\xaf\x01\n" +
 	"\vJoinRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12!\n" +
 	"\fraft_address\x18\x03 \x01(\tR\vraftAddress\x12\x1a\n" +
 	"\bendpoint\x18\x04 \x01(\tR\bendpoint\x12\x18\n" +
-	"\aversion\x18\x05 \x01(\tR\aversion\"e\n" +
+	"\aversion\x18\x05 \x01(\tR\aversion\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x06 \x01(\fR\trequestId\"e\n" +
 	"\fJoinResponse\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x128\n" +
 	"\bidentity\x18\x02 \x03(\v2\x1c.pyserve.fleet.v1.SecretFileR\bidentity\"4\n" +
@@ -2333,9 +2356,9 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\tauthority\x18\x14 \x01(\v2 .pyserve.fleet.v1.AuthorityInUseH\x00R\tauthority\x128\n" +
 	"\bcontrols\x18\a \x01(\v2\x1a.pyserve.fleet.v1.ControlsH\x00R\bcontrols\x128\n" +
 	"\bredirect\x18\b \x01(\v2\x1a.pyserve.fleet.v1.RedirectH\x00R\bredirectB\t\n" +
-	"\amessage\"\n" +
-	"\n" +
-	"\bRedirect\"\xb6\x01\n" +
+	"\amessage\"=\n" +
+	"\bRedirect\x121\n" +
+	"\x06spread\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x06spread\"\xb6\x01\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12\x18\n" +
@@ -2486,7 +2509,8 @@ var file_pyserve_fleet_v1_fleet_proto_goTypes = []any{
 	(*Question)(nil),              // 30: pyserve.fleet.v1.Question
 	(*Answer)(nil),                // 31: pyserve.fleet.v1.Answer
 	(*Forward)(nil),               // 32: pyserve.fleet.v1.Forward
-	(*timestamppb.Timestamp)(nil), // 33: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 33: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 34: google.protobuf.Timestamp
 }
 var file_pyserve_fleet_v1_fleet_proto_depIdxs = []int32{
 	8,  // 0: pyserve.fleet.v1.EnrollResponse.identity:type_name -> pyserve.fleet.v1.Identity
@@ -2508,33 +2532,34 @@ var file_pyserve_fleet_v1_fleet_proto_depIdxs = []int32{
 	15, // 16: pyserve.fleet.v1.ToNode.authority:type_name -> pyserve.fleet.v1.AuthorityInUse
 	14, // 17: pyserve.fleet.v1.ToNode.controls:type_name -> pyserve.fleet.v1.Controls
 	11, // 18: pyserve.fleet.v1.ToNode.redirect:type_name -> pyserve.fleet.v1.Redirect
-	16, // 19: pyserve.fleet.v1.Hello.applied:type_name -> pyserve.fleet.v1.Release
-	16, // 20: pyserve.fleet.v1.Hello.stored:type_name -> pyserve.fleet.v1.Release
-	16, // 21: pyserve.fleet.v1.Offer.release:type_name -> pyserve.fleet.v1.Release
-	19, // 22: pyserve.fleet.v1.OfferPart.removed:type_name -> pyserve.fleet.v1.ResourceKey
-	20, // 23: pyserve.fleet.v1.OfferPart.upserted:type_name -> pyserve.fleet.v1.Resource
-	22, // 24: pyserve.fleet.v1.Prepared.refusals:type_name -> pyserve.fleet.v1.Refusal
-	16, // 25: pyserve.fleet.v1.Committed.applied:type_name -> pyserve.fleet.v1.Release
-	16, // 26: pyserve.fleet.v1.Status.applied:type_name -> pyserve.fleet.v1.Release
-	29, // 27: pyserve.fleet.v1.Status.backends:type_name -> pyserve.fleet.v1.BackendStatus
-	22, // 28: pyserve.fleet.v1.Status.refusals:type_name -> pyserve.fleet.v1.Refusal
-	0,  // 29: pyserve.fleet.v1.BackendStatus.state:type_name -> pyserve.fleet.v1.BackendState
-	33, // 30: pyserve.fleet.v1.BackendStatus.since:type_name -> google.protobuf.Timestamp
-	32, // 31: pyserve.fleet.v1.Answer.forward:type_name -> pyserve.fleet.v1.Forward
-	29, // 32: pyserve.fleet.v1.Answer.backends:type_name -> pyserve.fleet.v1.BackendStatus
-	1,  // 33: pyserve.fleet.v1.Enrollment.Enroll:input_type -> pyserve.fleet.v1.EnrollRequest
-	3,  // 34: pyserve.fleet.v1.Enrollment.Join:input_type -> pyserve.fleet.v1.JoinRequest
-	9,  // 35: pyserve.fleet.v1.Fleet.Connect:input_type -> pyserve.fleet.v1.FromNode
-	6,  // 36: pyserve.fleet.v1.Fleet.Renew:input_type -> pyserve.fleet.v1.RenewRequest
-	2,  // 37: pyserve.fleet.v1.Enrollment.Enroll:output_type -> pyserve.fleet.v1.EnrollResponse
-	4,  // 38: pyserve.fleet.v1.Enrollment.Join:output_type -> pyserve.fleet.v1.JoinResponse
-	10, // 39: pyserve.fleet.v1.Fleet.Connect:output_type -> pyserve.fleet.v1.ToNode
-	7,  // 40: pyserve.fleet.v1.Fleet.Renew:output_type -> pyserve.fleet.v1.RenewResponse
-	37, // [37:41] is the sub-list for method output_type
-	33, // [33:37] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	33, // 19: pyserve.fleet.v1.Redirect.spread:type_name -> google.protobuf.Duration
+	16, // 20: pyserve.fleet.v1.Hello.applied:type_name -> pyserve.fleet.v1.Release
+	16, // 21: pyserve.fleet.v1.Hello.stored:type_name -> pyserve.fleet.v1.Release
+	16, // 22: pyserve.fleet.v1.Offer.release:type_name -> pyserve.fleet.v1.Release
+	19, // 23: pyserve.fleet.v1.OfferPart.removed:type_name -> pyserve.fleet.v1.ResourceKey
+	20, // 24: pyserve.fleet.v1.OfferPart.upserted:type_name -> pyserve.fleet.v1.Resource
+	22, // 25: pyserve.fleet.v1.Prepared.refusals:type_name -> pyserve.fleet.v1.Refusal
+	16, // 26: pyserve.fleet.v1.Committed.applied:type_name -> pyserve.fleet.v1.Release
+	16, // 27: pyserve.fleet.v1.Status.applied:type_name -> pyserve.fleet.v1.Release
+	29, // 28: pyserve.fleet.v1.Status.backends:type_name -> pyserve.fleet.v1.BackendStatus
+	22, // 29: pyserve.fleet.v1.Status.refusals:type_name -> pyserve.fleet.v1.Refusal
+	0,  // 30: pyserve.fleet.v1.BackendStatus.state:type_name -> pyserve.fleet.v1.BackendState
+	34, // 31: pyserve.fleet.v1.BackendStatus.since:type_name -> google.protobuf.Timestamp
+	32, // 32: pyserve.fleet.v1.Answer.forward:type_name -> pyserve.fleet.v1.Forward
+	29, // 33: pyserve.fleet.v1.Answer.backends:type_name -> pyserve.fleet.v1.BackendStatus
+	1,  // 34: pyserve.fleet.v1.Enrollment.Enroll:input_type -> pyserve.fleet.v1.EnrollRequest
+	3,  // 35: pyserve.fleet.v1.Enrollment.Join:input_type -> pyserve.fleet.v1.JoinRequest
+	9,  // 36: pyserve.fleet.v1.Fleet.Connect:input_type -> pyserve.fleet.v1.FromNode
+	6,  // 37: pyserve.fleet.v1.Fleet.Renew:input_type -> pyserve.fleet.v1.RenewRequest
+	2,  // 38: pyserve.fleet.v1.Enrollment.Enroll:output_type -> pyserve.fleet.v1.EnrollResponse
+	4,  // 39: pyserve.fleet.v1.Enrollment.Join:output_type -> pyserve.fleet.v1.JoinResponse
+	10, // 40: pyserve.fleet.v1.Fleet.Connect:output_type -> pyserve.fleet.v1.ToNode
+	7,  // 41: pyserve.fleet.v1.Fleet.Renew:output_type -> pyserve.fleet.v1.RenewResponse
+	38, // [38:42] is the sub-list for method output_type
+	34, // [34:38] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_fleet_v1_fleet_proto_init() }
