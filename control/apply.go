@@ -238,17 +238,34 @@ const (
 
 // patience is how long to wait for nodes that may still come.
 func (c *Control) patience() time.Duration {
-	now, led := c.options.Now(), time.Unix(0, c.ledSince.Load())
-	return max(returnTime-now.Sub(c.started), handOverTime-now.Sub(led))
+	return max(returnTime-c.options.Now().Sub(c.started), c.controlPatience())
 }
 
-// awaitReturning waits, shortly after a start, for the nodes that were there before it.
+// controlPatience is how long to wait for controls, which look for the one that leads without long pauses.
+func (c *Control) controlPatience() time.Duration {
+	return handOverTime - c.options.Now().Sub(c.leading())
+}
+
+// leading gives since when this control, which leads, does: just now, where it has not noticed yet.
+func (c *Control) leading() time.Time {
+	if since := c.ledSince.Load(); since != 0 {
+		return time.Unix(0, since)
+	}
+	return c.options.Now()
+}
+
+// awaitReturning waits, shortly after a start or an election, for the nodes that were there before it.
 func (c *Control) awaitReturning(ctx context.Context) error {
+	return c.awaitWord(ctx, c.patience(), func() bool { return len(c.away()) > 0 })
+}
+
+// awaitWord waits, no longer than limit, while somebody is missing who may be there and has not found this control yet.
+func (c *Control) awaitWord(ctx context.Context, limit time.Duration, missing func() bool) error {
 	changed, stop := c.fleet.Watch()
 	defer stop()
-	timer := time.NewTimer(c.patience())
+	timer := time.NewTimer(limit)
 	defer timer.Stop()
-	for len(c.away()) > 0 {
+	for missing() {
 		select {
 		case <-changed:
 		case <-timer.C:
@@ -260,6 +277,21 @@ func (c *Control) awaitReturning(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// unheard says whether a registered node may be connected to a control of which word has not come yet: since this one
+// decides, it was neither enrolled nor seen to come or go.
+func (c *Control) unheard(name string) bool {
+	decides := c.started
+	if c.Replicated() {
+		decides = c.leading()
+	}
+	known, ok := c.store.Node(name)
+	if !ok || known.Left || !known.Enrolled.Before(decides) {
+		return false
+	}
+	node, seen := c.fleet.Node(name)
+	return !seen || !node.Connected && node.Since.Before(decides)
 }
 
 // away gives the nodes that are known, have not left, and have no stream.
@@ -326,7 +358,7 @@ func (c *Control) drive(ctx context.Context, plan *rollout.Rollout, target *flee
 		select {
 		case <-changed:
 			// Not a look at all nodes for every node that answers: with 1,000 of them those looks alone would fill a core.
-			time.Sleep(time.Duration(len(names)) * gatherPerNode)
+			pause(ctx, time.Duration(len(names))*gatherPerNode)
 		case <-timer.C:
 			for _, name := range plan.Expire() {
 				_, note := plan.State(name)

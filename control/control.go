@@ -90,7 +90,7 @@ type Control struct {
 	decoded   atomic.Pointer[decoded]
 	journal   *journal.Journal
 	telling   telling
-	ledSince  atomic.Int64 // when this control began to lead, in nanoseconds; 0: it never did
+	ledSince  atomic.Int64 // when this control began to lead, in nanoseconds; 0: it does not, or has not noticed yet
 	unsettled atomic.Bool  // the token files are to be looked after when somebody leads
 	unfollow  context.CancelFunc
 	following sync.WaitGroup
@@ -131,6 +131,7 @@ func (c *Control) Start(ctx context.Context) (err error) {
 	c.unfollow = stop
 	c.following.Go(func() { c.follow(following, changed) })
 	c.following.Go(func() { c.preside(following) })
+	c.following.Go(func() { c.keepLeft(following) })
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.Stop())

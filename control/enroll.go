@@ -39,6 +39,22 @@ func (c *Control) Enroll(ctx context.Context, token, name string, request []byte
 	// From here on it is somebody with a token: the audit trail keeps also that they were refused.
 	audit.Name(ctx, name, identity.RoleNode.String())
 	audit.Describe(ctx, "token %s", identity.TokenID(token))
+	issued, err := c.authority.IssueNode(name, request)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	hash, err := identity.KeyHash(issued.GetCertificate())
+	if err != nil {
+		return nil, err
+	}
+	if known, ok := c.store.Node(name); ok && known.KeyHash != hash {
+		if err := c.awaitWord(ctx, c.patience(), func() bool { return c.unheard(name) }); err != nil {
+			return nil, fmt.Errorf("wait for the node that has the name: %w", err)
+		}
+		if c.Partial() { // another control leads by now, and knows whether the node is connected
+			return nil, ErrNotLeading
+		}
+	}
 	c.registry.Lock()
 	defer c.registry.Unlock()
 	if c.fleet.Connected(name) {
@@ -49,14 +65,6 @@ func (c *Control) Enroll(ctx context.Context, token, name string, request []byte
 		if other := c.store.Alike(name); other != "" {
 			return nil, fmt.Errorf("%q: there is a node %q already: %w", name, other, ErrNameAlike)
 		}
-	}
-	issued, err := c.authority.IssueNode(name, request)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
-	}
-	hash, err := identity.KeyHash(issued.GetCertificate())
-	if err != nil {
-		return nil, err
 	}
 	if err := c.redeem(ctx, token, identity.TokenJoin, store.Node{Name: name, KeyHash: hash, Enrolled: c.options.Now()}); err != nil {
 		return nil, err
@@ -143,22 +151,24 @@ func (c *Control) Serve(peer identity.Peer, stream fleet.Stream) error {
 }
 
 // setLeft keeps whether a node is away on purpose, where that is news. It is for status after a restart only, so a disk
-// that does not take it keeps no node out.
-func (c *Control) setLeft(ctx context.Context, peer identity.Peer, left bool) {
+// that does not take it keeps no node out. false: it could not be kept.
+func (c *Control) setLeft(ctx context.Context, peer identity.Peer, left bool) bool {
 	if !c.store.Leads() {
-		return // the control that leads hears of it, and knows which key the name has now
+		return false // the control that leads hears of it, and knows which key the name has now
 	}
 	if node, ok := c.store.Node(peer.Name); !ok || node.Left == left {
-		return
+		return true
 	}
 	c.registry.Lock()
 	defer c.registry.Unlock()
 	node, ok := c.store.Node(peer.Name)
 	if !ok || node.KeyHash != peer.KeyHash {
-		return // another machine was enrolled under the name
+		return true // another machine was enrolled under the name
 	}
 	node.Left = left
 	if err := c.store.PutNode(ctx, node); err != nil {
 		c.options.Logger.Warn("cannot keep whether a node left; status may be wrong about it after a restart", "node", peer.Name, "left", left, "error", err)
+		return false
 	}
+	return true
 }

@@ -3,6 +3,7 @@ package control
 import (
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -106,6 +107,45 @@ func TestNodesWhoseNamesDifferInCaseAloneStay(t *testing.T) {
 	}
 	enrol(t, c, "N1")
 	enrol(t, c, "n1")
+}
+
+// whenAsked gives a clock that runs do, once, in a goroutine of its own, when it is read after arm was called.
+func whenAsked(do func()) (now func() time.Time, arm func()) {
+	var armed atomic.Bool
+	return func() time.Time {
+		if armed.CompareAndSwap(true, false) {
+			go do()
+		}
+		return time.Now()
+	}, func() { armed.Store(true) }
+}
+
+func TestNameOfANodeThatIsNotBackYetIsNotTakenAfterAStart(t *testing.T) {
+	dir := t.TempDir()
+	c, _ := New(optionsFor(dir))
+	if err := c.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	peer, token := enrol(t, c, "n1"), joinToken(t, c)
+	if err := c.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	n, o := &fleettest.Node{Name: "n1"}, optionsFor(dir)
+	connected := make(chan struct{})
+	var arm func()
+	o.Now, arm = whenAsked(func() {
+		defer close(connected)
+		n.Connect(serving(c, peer))
+	})
+	c = start(t, o)
+	arm()
+	_, err := c.Enroll(t.Context(), token, "n1", requestFor(t, newKey(t)))
+	<-connected
+	defer n.Close()
+	errorIs(t, err, ErrNameTaken)
+	if err := c.registered(peer); err != nil {
+		t.Errorf("the node that was there: %v", err)
+	}
 }
 
 func TestNameIsTakenOverByANewKeyAndTheOldOneIsNotBelieved(t *testing.T) {

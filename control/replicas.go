@@ -159,7 +159,7 @@ func (c *Control) Join(ctx context.Context, m *fleetv1.JoinRequest) (*fleetv1.Jo
 		return nil, err
 	}
 	defer done()
-	if err := c.nameIsFree(m.GetName()); err != nil {
+	if err := c.nameIsFree(ctx, m.GetName()); err != nil {
 		return nil, err
 	}
 	files, err := c.authority.Export()
@@ -187,10 +187,14 @@ func (c *Control) Join(ctx context.Context, m *fleetv1.JoinRequest) (*fleetv1.Jo
 	return answer, nil
 }
 
-// nameIsFree refuses the name of a control that is there; one that is gone may be replaced.
-func (c *Control) nameIsFree(name string) error {
+// nameIsFree refuses the name of a control that is there; one that is gone may be replaced. Shortly after an election it
+// waits for a control that may not have found this one yet.
+func (c *Control) nameIsFree(ctx context.Context, name string) error {
 	if name == c.options.Name {
 		return fmt.Errorf("%q: %w; give each control a --name of its own", name, ErrControlRuns)
+	}
+	if err := c.awaitWord(ctx, c.controlPatience(), func() bool { return slices.Contains(c.absent(), name) }); err != nil {
+		return fmt.Errorf("wait for the control that has the name: %w", err)
 	}
 	for _, f := range c.fleet.Followers() {
 		if server, ok := c.store.Server(f.ID); ok && server.Name == name {
@@ -204,7 +208,7 @@ func (c *Control) nameIsFree(name string) error {
 // [ErrControlRuns] and [ErrNotLeading].
 func (c *Control) RemoveControl(ctx context.Context, name string) error {
 	audit.Describe(ctx, "control %.80q", name)
-	if err := c.nameIsFree(name); err != nil {
+	if err := c.nameIsFree(ctx, name); err != nil {
 		return fmt.Errorf("%w: stop it first, and, if it led, let another lead", err)
 	}
 	err := c.store.Remove(ctx, name)
@@ -408,12 +412,12 @@ func (c *Control) preside(ctx context.Context) {
 			c.ledSince.Store(c.options.Now().UnixNano())
 			c.options.Logger.Info("this control leads")
 		case !now && leads:
+			c.ledSince.Store(0)
 			c.fleet.DismissFollowers()
 			c.options.Logger.Info("this control no longer leads")
 		}
 		if leads = now; leads {
 			c.promote(ctx)
-			c.keepLeft(ctx)
 		}
 		select {
 		case <-changed:
@@ -424,15 +428,37 @@ func (c *Control) preside(ctx context.Context) {
 	}
 }
 
-// keepLeft keeps which nodes of other controls are away on purpose; of its own, Serve does.
+// keepLeft keeps which nodes of other controls are away on purpose; of its own, Serve does. It has a goroutine of its own:
+// without most of the controls each write waits, and preside must not.
 func (c *Control) keepLeft(ctx context.Context) {
-	if len(c.fleet.Followers()) == 0 {
-		return
+	changed, stop := c.fleet.Watch()
+	defer stop()
+	for {
+		if c.store.Leads() && len(c.fleet.Followers()) > 0 {
+			c.keepAllLeft(ctx)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
 	}
+}
+
+// keepLeftTime bounds the writes for all nodes together, before what they are about is looked at anew.
+const keepLeftTime = 2 * time.Second
+
+// keepAllLeft gives up at the first write that fails: the next change of any node tries again.
+func (c *Control) keepAllLeft(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, keepLeftTime)
+	defer cancel()
 	for _, n := range c.fleet.Nodes() {
 		known, ok := c.store.Node(n.Name)
-		if ok && known.Left != n.Left && (n.Left || n.Connected) {
-			c.setLeft(ctx, identity.Peer{Name: n.Name, KeyHash: known.KeyHash}, n.Left)
+		if !ok || known.Left == n.Left || !n.Left && !n.Connected {
+			continue
+		}
+		if !c.setLeft(ctx, identity.Peer{Name: n.Name, KeyHash: known.KeyHash}, n.Left) {
+			return
 		}
 	}
 }

@@ -108,9 +108,18 @@ func storeAuthorities(all ...identity.Issuer) []store.Authority {
 func (c *Control) FinishRotation(ctx context.Context, caller identity.Peer) (AuthorityStatus, error) {
 	status, current := c.AuthorityStatus(), c.store.Authorities()
 	audit.Describe(ctx, "old authority %s", status.Old)
-	switch {
-	case len(current) < 2:
+	if len(current) < 2 {
 		return status, fmt.Errorf("%w: none is under way", ErrRotation)
+	}
+	// Who was there before a start or an election may still need the old one.
+	if err := c.awaitWord(ctx, c.patience(), func() bool { return len(c.away()) > 0 || len(c.absent()) > 0 }); err != nil {
+		return status, fmt.Errorf("nothing was changed: %w", err)
+	}
+	if err := c.current(ctx); err != nil {
+		return status, fmt.Errorf("nothing was changed: %w", err)
+	}
+	status = c.AuthorityStatus()
+	switch {
 	case len(status.Pending) > 0:
 		return status, fmt.Errorf("%w: these nodes still have certificates by the old authority, and renew them by themselves: %s", ErrRotation, strings.Join(status.Pending, ", "))
 	case len(c.absent()) > 0:

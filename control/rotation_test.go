@@ -4,7 +4,9 @@ import (
 	"context"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/pyserve/pyserve/control/audit"
 	"github.com/pyserve/pyserve/control/fleettest"
@@ -19,7 +21,11 @@ func says(n *fleettest.Node, hash []byte) {
 
 func TestRotationIsFinishedWhenNobodyNeedsTheOldAuthority(t *testing.T) {
 	dir := t.TempDir()
-	c := start(t, optionsFor(dir))
+	o := optionsFor(dir)
+	var ahead atomic.Int64 // of the clock
+	o.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	c := start(t, o)
+	ahead.Store(int64(returnTime)) // nobody is waited for any more
 	old := c.authority.AuthorityHash()
 	me := func() identity.Peer {
 		return identity.Peer{Role: identity.RoleAdmin, Name: "admin", Authority: c.authority.AuthorityHash()}
@@ -76,6 +82,37 @@ func TestRotationIsFinishedWhenNobodyNeedsTheOldAuthority(t *testing.T) {
 	admin, err := identity.LoadContext(filepath.Join(dir, AdminFile))
 	if err != nil || !c.authority.Recognizes(admin) {
 		t.Errorf("admin.yaml: %v", err)
+	}
+}
+
+func TestRotationIsNotFinishedUnderANodeThatIsNotBackYetAfterAStart(t *testing.T) {
+	dir := t.TempDir()
+	c, _ := New(optionsFor(dir))
+	if err := c.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	peer := enrol(t, c, "n1")
+	if _, err := c.RotateAuthority(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	n, o := &fleettest.Node{Name: "n1"}, optionsFor(dir)
+	connected := make(chan struct{})
+	var arm func()
+	o.Now, arm = whenAsked(func() {
+		defer close(connected)
+		n.Connect(serving(c, peer)) // and has not said yet by whom its certificate is
+	})
+	c = start(t, o)
+	arm()
+	_, err := c.FinishRotation(t.Context(), identity.Peer{Role: identity.RoleAdmin, Name: "admin", Authority: c.authority.AuthorityHash()})
+	<-connected
+	defer n.Close()
+	errorIs(t, err, ErrRotation)
+	if err == nil || !strings.Contains(err.Error(), "n1") || len(c.authority.CACertificates()) != 2 {
+		t.Errorf("%d authorities, %v", len(c.authority.CACertificates()), err)
 	}
 }
 

@@ -393,3 +393,25 @@ func TestWithoutALeaderNoNodeIsToldThatItWasRevoked(t *testing.T) {
 	// As one that enrolled after the last that is known here to be committed.
 	checkCode(t, err, codes.Unavailable, "cannot tell whether the node is registered")
 }
+
+// The one that leads now has not heard of the others yet.
+func TestRunningControlIsNotTakenForGoneRightAfterAnElection(t *testing.T) {
+	c1, c2, c3 := newCluster(t)
+	if err := c1.control.HandOver(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	var leader *member
+	eventually(t, "another leads", func() bool {
+		for _, m := range []*member{c2, c3} {
+			if m.control.Leads() {
+				leader = m
+			}
+		}
+		return leader != nil
+	})
+	for _, m := range []*member{c1, c2, c3} {
+		if err := leader.control.RemoveControl(deadline(t), m.name); !errors.Is(err, control.ErrControlRuns) {
+			t.Errorf("removing %s: %v", m.name, err)
+		}
+	}
+}
