@@ -85,6 +85,7 @@ type Control struct {
 	applying  chan struct{} // a place for the one apply that is under way, see awaitTurn
 	registry  sync.Mutex    // held from reading a node's record to writing it
 	streams   streams
+	drains    drains
 	refusals  refusals
 	rotating  sync.Mutex // held while the authorities are brought to what the store says
 	decoded   atomic.Pointer[decoded]

@@ -29,7 +29,8 @@ const (
 func (c *Control) Watch() (changed <-chan struct{}, stop func()) { return c.fleet.Watch() }
 
 // Status says what the fleet should serve and what each node does. It is converged when a revision is active and
-// every node that has not left is connected and serves it; without any node, nothing serves it.
+// every node that has not left is connected and serves it, which one that drains does too; without any node, nothing
+// serves it.
 func (c *Control) Status() *operatorv1.GetStatusResponse {
 	m := &operatorv1.GetStatusResponse{}
 	active := c.store.Active()
@@ -51,7 +52,7 @@ func (c *Control) Status() *operatorv1.GetStatusResponse {
 			continue
 		}
 		present++
-		if active != nil && row.State == "ready" && node.Serves(active.Release) {
+		if active != nil && (row.State == "ready" || row.State == "draining") && node.Serves(active.Release) {
 			served++
 		}
 	}

@@ -303,7 +303,7 @@ func (c *compiler) listening() {
 	ctx, cancel := context.WithTimeout(context.Background(), bindTimeout)
 	defer cancel()
 	bound, err := listener.Bind(ctx, c.g.address, listener.Options{
-		Front: c.proxy.NewFront(), TLS: c.liveTLS, Logger: c.logger, Beside: beside,
+		Front: c.proxy.NewFront(), TLS: c.liveTLS, SendAway: c.Draining, Logger: c.logger, Beside: beside,
 	})
 	if err != nil {
 		c.refusals.addf(c.bindField(err), "cannot listen on %s: %s", c.g.address, listener.Reason(err))

@@ -62,7 +62,8 @@ type Node struct {
 	accessLog  *accesslog.Log
 
 	live     atomic.Pointer[Generation] // nil: nothing is served
-	draining atomic.Bool
+	stopping atomic.Bool                // Stop was called
+	retired  atomic.Bool                // by Drain, and not taken back
 	changed  chan struct{}
 
 	generations sync.WaitGroup // those whose backends are not released yet
@@ -70,7 +71,8 @@ type Node struct {
 	cutting     context.Context
 	cut         context.CancelFunc // ends cutting: what still drains is cut
 
-	stopped chan struct{} // closed when Stop is through
+	stopped         chan struct{} // closed when Stop is through
+	lameDuck, quiet time.Duration // constants but for tests
 
 	// mu guards prepared, and makes Prepare, Apply, Discard and the beginning of Stop one after the other. Requests and
 	// reports do not take it. The locks of listener, upstream and tunnel are taken under it.
@@ -94,7 +96,7 @@ func New(o Options) (*Node, error) {
 	n := &Node{
 		listen: o.Listen, logger: logger, registerer: o.Registerer, meter: counts, accessLog: o.AccessLog,
 		tunnels: tunnel.NewSet(tunnel.Options{Spread: o.TunnelRemovalTime}),
-		changed: make(chan struct{}, 1), stopped: make(chan struct{}),
+		changed: make(chan struct{}, 1), stopped: make(chan struct{}), lameDuck: lameDuck, quiet: quiet,
 	}
 	n.cutting, n.cut = context.WithCancel(context.Background())
 	n.prober = health.NewProber(health.Options{Logger: logger})
@@ -132,8 +134,8 @@ func (n *Node) close() {
 func (n *Node) Prepare(release *fleetv1.Release, r *config.Resources) (*Generation, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.draining.Load() {
-		return nil, Refusals{{Reason: "the node is draining"}}
+	if n.stopping.Load() {
+		return nil, Refusals{{Reason: "the node is stopping"}}
 	}
 	if n.prepared != nil {
 		return nil, ErrPrepared
@@ -185,7 +187,9 @@ func (n *Node) Apply(g *Generation) {
 		}
 		old.drop()
 	}
-	n.tunnels.Retain(g.keepsTunnel)
+	if !n.retired.Load() { // or they all go already
+		n.tunnels.Retain(g.keepsTunnel)
+	}
 	n.logger.Info("applied", "revision", g.release.GetRevision(), "routes", len(g.routes))
 	n.signal()
 }
@@ -198,54 +202,6 @@ func (n *Node) drainBehind(l *listener.Listener) {
 			n.logger.Info("connections were cut", "address", l.Address(), "error", err)
 		}
 	})
-}
-
-// Stop drains: it accepts no more connections, lets requests and tunnels end, cuts what is left when ctx ends, and releases
-// everything. Tunnels are ended little by little before that, WebSockets with a Close frame to both sides. It returns when all of it has ended, with an error if requests
-// had to be cut. Later calls wait for the first.
-func (n *Node) Stop(ctx context.Context) error {
-	if !n.beginDrain() {
-		<-n.stopped
-		return nil
-	}
-	defer close(n.stopped)
-	stop := context.AfterFunc(ctx, n.cut)
-	defer stop()
-	live := n.live.Load()
-	var tunnels sync.WaitGroup
-	tunnels.Go(func() {
-		if ended := n.tunnels.Close(ctx); ended > 0 {
-			n.logger.Info("tunnels were ended", "tunnels", ended)
-		}
-	})
-	var err error
-	if live != nil {
-		err = live.listener.Drain(ctx)
-	}
-	tunnels.Wait()
-	n.drains.Wait()
-	if live != nil {
-		n.live.Store(nil)
-		live.drop()
-	}
-	n.generations.Wait()
-	n.close()
-	n.signal()
-	return err
-}
-
-// beginDrain reports whether it was this call that began it. After it no generation is prepared or applied.
-func (n *Node) beginDrain() bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.draining.Swap(true) {
-		return false
-	}
-	if n.prepared != nil {
-		n.discard()
-	}
-	n.signal()
-	return true
 }
 
 // source hands the live generation to requests.

@@ -27,10 +27,10 @@ func (n *Node) ListenAddress() string {
 }
 
 // Ready says that the node serves a generation and does not drain.
-func (n *Node) Ready() bool { return n.live.Load() != nil && !n.draining.Load() }
+func (n *Node) Ready() bool { return n.live.Load() != nil && !n.Draining() }
 
-// Draining says that Stop was called.
-func (n *Node) Draining() bool { return n.draining.Load() }
+// Draining says that clients are to go elsewhere: Drain was called and not taken back, or Stop.
+func (n *Node) Draining() bool { return n.stopping.Load() || n.retired.Load() }
 
 // Changed is signalled after what is served, a backend's state or draining has changed. It holds one signal: who reads it
 // looks at everything.

@@ -64,6 +64,8 @@ var places = map[string]place{
 	operatorv1.Operator_Apply_FullMethodName:         leader,
 	operatorv1.Operator_Rollback_FullMethodName:      leader,
 	operatorv1.Operator_RemoveControl_FullMethodName: leader,
+	operatorv1.Operator_Drain_FullMethodName:         leader, // who drains at a time is decided in one place
+	operatorv1.Operator_Undrain_FullMethodName:       leader,
 
 	operatorv1.Access_CreateToken_FullMethodName:     leader,
 	operatorv1.Access_ListTokens_FullMethodName:      leaderOrHere,

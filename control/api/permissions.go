@@ -41,6 +41,9 @@ var permissions = map[string]identity.Role{
 	operatorv1.Operator_Rollback_FullMethodName:  identity.RoleEditor,
 	operatorv1.Operator_FindFiles_FullMethodName: identity.RoleEditor,
 
+	operatorv1.Operator_Drain_FullMethodName:   identity.RoleOperator,
+	operatorv1.Operator_Undrain_FullMethodName: identity.RoleOperator,
+
 	operatorv1.Operator_RemoveControl_FullMethodName: identity.RoleAdmin,
 
 	operatorv1.Access_CreateToken_FullMethodName:     identity.RoleAdmin,
@@ -64,6 +67,8 @@ var audited = map[string]bool{
 	fleetv1.Enrollment_Enroll_FullMethodName:         true,
 	operatorv1.Operator_Apply_FullMethodName:         true,
 	operatorv1.Operator_Rollback_FullMethodName:      true,
+	operatorv1.Operator_Drain_FullMethodName:         true,
+	operatorv1.Operator_Undrain_FullMethodName:       true,
 	operatorv1.Access_CreateToken_FullMethodName:     true,
 	operatorv1.Access_RevokeToken_FullMethodName:     true,
 	operatorv1.Access_RevokeNode_FullMethodName:      true,

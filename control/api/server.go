@@ -252,6 +252,8 @@ func coded(err error) error {
 		{store.ErrNoBackup, codes.InvalidArgument},
 		{store.ErrForeignBackup, codes.InvalidArgument},
 		{control.ErrNoControl, codes.NotFound},
+		{control.ErrDrains, codes.FailedPrecondition},
+		{control.ErrUnwilling, codes.FailedPrecondition},
 		{control.ErrNotLeading, codes.Unavailable},
 		{store.ErrNotLeader, codes.Unavailable},
 		{store.ErrUnknown, codes.Unavailable},

@@ -26,6 +26,8 @@ const (
 	NodeRefused        Kind = "node-refused"         // a node that cannot serve a revision
 	NodeNeedsFull      Kind = "node-needs-full"      // a node that a delta did not fit
 	NodeInTrouble      Kind = "node-in-trouble"      // a node that reports something of itself that needs somebody
+	NodeDraining       Kind = "node-draining"        // a node whose clients are sent elsewhere
+	NodeUndrained      Kind = "node-undrained"       // a node that takes them again
 	RevisionApplied    Kind = "revision-applied"     // a revision
 	RevisionRolledBack Kind = "revision-rolled-back" // the revision that a rollback made
 	RevisionRestored   Kind = "revision-restored"    // the revision that another epoch begins with

@@ -212,7 +212,7 @@ func (c *conversation) handle(ctx context.Context, m *fleetv1.ToNode) error {
 	case *fleetv1.ToNode_Commit:
 		return c.commit(m.Commit.GetNonce())
 	case *fleetv1.ToNode_Question:
-		return c.stream.Send(&fleetv1.FromNode{Message: &fleetv1.FromNode_Answer{Answer: c.agent.options.Node.Explain(m.Question)}})
+		return c.stream.Send(&fleetv1.FromNode{Message: &fleetv1.FromNode_Answer{Answer: c.agent.options.Node.Answer(m.Question)}})
 	case *fleetv1.ToNode_Authority:
 		c.authority = m.Authority.GetSha256()
 		return nil // the next tick renews

@@ -299,7 +299,7 @@ func TestNodeThatDrainsSaysWhatItServes(t *testing.T) {
 		t.Errorf("a node that drains says %v", m)
 	}
 	w.status(t, "draining", (*fleetv1.Status).GetDraining)
-	checkRefused(t, w.offer(t, 3, s.sign(1, 3, a), nil, a), 3, "", "draining")
+	checkRefused(t, w.offer(t, 3, s.sign(1, 3, a), nil, a), 3, "", "stopping")
 }
 
 // One resource may be larger than gRPC's 4 MiB: a pool of very many backends, for one.

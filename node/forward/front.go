@@ -96,6 +96,10 @@ func (f *Front) Leave() {
 	f.rest()
 }
 
+// GoAway asks the clients of HTTP/2 connections to send no more requests on them; those under way are answered. Connections
+// that come later are served as ever.
+func (f *Front) GoAway() { f.http2.leave() }
+
 // goodBye is how long a drain waits for kept connections to come by once more. Cutting those that are between two requests at
 // once would cut requests that are on their way already, which clients must not repeat unless they are idempotent (RFC 9112
 // section 9.3.1).

@@ -25,6 +25,7 @@ func (l *Listener) accept() {
 		tcp, err := l.take()
 		if err == nil {
 			pause = firstPause
+			l.lastAccepted.Store(time.Now().UnixNano())
 			l.conns.Add(1)
 			l.assign(accepted{tcp, r.config(l.tls())})
 			continue

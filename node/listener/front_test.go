@@ -26,6 +26,7 @@ type front struct {
 	leaving bool
 	over    bool
 	drains  int
+	away    int
 	changed chan struct{} // replaced and closed with each change
 }
 
@@ -99,7 +100,8 @@ func (f *front) isLeaving() bool {
 	return f.leaving
 }
 
-func (f *front) Leave() { f.change(func() { f.leaving = true }) }
+func (f *front) GoAway() { f.change(func() { f.away++ }) }
+func (f *front) Leave()  { f.change(func() { f.leaving = true }) }
 
 func (f *front) Drain(ctx context.Context) error {
 	f.change(func() { f.leaving, f.drains = true, f.drains+1 })

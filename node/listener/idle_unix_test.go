@@ -36,6 +36,7 @@ func (i *idler) Serve(conn net.Conn, tcp *net.TCPConn, _ func() bool) {
 }
 
 func (i *idler) ServeHTTP2(conn *tls.Conn, _ func() bool) { conn.Close() }
+func (i *idler) GoAway()                                  {}
 func (i *idler) Leave()                                   {}
 func (i *idler) Drain(context.Context) error              { return nil }
 

@@ -29,10 +29,13 @@ type Front interface {
 	// Serve speaks HTTP/1 on conn until it ends or is handed over, after an upgrade; it closes conn itself. tcp is the
 	// connection below TLS, or conn itself where that is plain, for Front to look at the socket. It is called in the
 	// connection's own goroutine, after Leave as well. stale is asked before each answer; true: the connection is to be
-	// closed after it, because TLS was turned on or off since it came.
+	// closed after it, because TLS was turned on or off since it came, or because clients are sent away.
 	Serve(conn net.Conn, tcp *net.TCPConn, stale func() bool)
 	// ServeHTTP2 does so with HTTP/2, chosen by ALPN. The handshake is done.
 	ServeHTTP2(conn *tls.Conn, stale func() bool)
+	// GoAway tells clients that can be told without an answer, over HTTP/2, to send no more requests on the connections that
+	// there are. It does not wait.
+	GoAway()
 	// Leave makes every answer from now on say that the connection closes (HTTP/2: GOAWAY), on connections that come later
 	// too. It does not wait.
 	Leave()
@@ -50,6 +53,9 @@ type Options struct {
 	// "http/1.1" in NextProtos. Sessions may be resumed across answers that show the same certificates: see resumption. It
 	// is called from one goroutine, and as stale from those of connections.
 	TLS func() *tls.Config
+	// SendAway is asked before each answer; true: the client is told to use another connection for the next request, which is
+	// what it has a load balancer for. Called from the goroutines of connections. Nil: false.
+	SendAway func() bool
 	// Nil: nothing is logged.
 	Logger *slog.Logger
 	// For a TLS handshake as a whole. 0: 10 s.
@@ -83,6 +89,9 @@ func (o *Options) validate() error {
 func (o Options) withDefaults() Options {
 	if o.TLS == nil {
 		o.TLS = func() *tls.Config { return nil }
+	}
+	if o.SendAway == nil {
+		o.SendAway = func() bool { return false }
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -119,6 +128,8 @@ type Listener struct {
 	resting  atomic.Int32
 	workers  sync.WaitGroup // these, and those that serve a connection first
 
+	lastAccepted atomic.Int64 // Unix nanoseconds; 0: none yet
+
 	leave   sync.Once
 	leaving chan struct{} // closed at the beginning of the drain
 }
@@ -143,8 +154,8 @@ func newListener(socket *net.TCPListener, o Options) *Listener {
 		tls:              o.TLS,
 		logger:           o.Logger,
 		handshakeTimeout: o.HandshakeTimeout,
-		plainIsStale:     func() bool { return o.TLS() != nil },
-		tlsIsStale:       func() bool { return o.TLS() == nil },
+		plainIsStale:     func() bool { return o.TLS() != nil || o.SendAway() },
+		tlsIsStale:       func() bool { return o.TLS() == nil || o.SendAway() },
 		slots:            make(chan struct{}, o.MaxConnections),
 		spare:            make(chan accepted),
 		restTime:         restTime,
@@ -224,6 +235,18 @@ func Reason(err error) string {
 
 // Address is the bound host:port.
 func (l *Listener) Address() string { return l.socket.Addr().String() }
+
+// LastAccepted is when the last connection came; the zero Time: none has yet.
+func (l *Listener) LastAccepted() time.Time {
+	if at := l.lastAccepted.Load(); at != 0 {
+		return time.Unix(0, at)
+	}
+	return time.Time{}
+}
+
+// GoAway tells the clients of the connections that there are to send no more requests, where they can be told without an
+// answer; Options.SendAway does the rest. It does not wait, and connections are accepted as before.
+func (l *Listener) GoAway() { l.front.GoAway() }
 
 // Start accepts connections, until Drain.
 func (l *Listener) Start() { l.accepts.Go(l.accept) }

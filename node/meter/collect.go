@@ -71,17 +71,14 @@ func (s *Set) used() []*Route {
 }
 
 func (s *Set) collectLoads(out chan<- prometheus.Metric) {
-	var begun, ended, opened, closed uint64
-	// What has ended is read first: each end has a beginning before it, so that the difference is never below 0.
-	for i := range s.loads {
-		ended += s.loads[i].ended.Load()
+	var opened, closed uint64
+	for i := range s.loads { // first, as in UnderWay
 		closed += s.loads[i].closed.Load()
 	}
 	for i := range s.loads {
-		begun += s.loads[i].begun.Load()
 		opened += s.loads[i].opened.Load()
 	}
-	out <- gauge(inFlightDesc, int64(begun-ended))
+	out <- gauge(inFlightDesc, int64(s.UnderWay()))
 	out <- gauge(connectionsDesc, int64(opened-closed))
 	out <- counter(connectionsTotalDesc, opened)
 }

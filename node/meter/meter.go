@@ -196,6 +196,19 @@ func (s *Set) InFlight(shard uint32, delta int) {
 	change(&l.begun, &l.ended, delta)
 }
 
+// UnderWay is how many requests are under way.
+func (s *Set) UnderWay() uint64 {
+	var begun, ended uint64
+	// What has ended is read first: each end has a beginning before it, so that the difference is never below 0.
+	for i := range s.loads {
+		ended += s.loads[i].ended.Load()
+	}
+	for i := range s.loads {
+		begun += s.loads[i].begun.Load()
+	}
+	return begun - ended
+}
+
 // Connected counts delta connections of clients that were opened, or closed where it is negative.
 func (s *Set) Connected(shard uint32, delta int) {
 	l := &s.loads[shard&s.mask]

@@ -341,6 +341,83 @@ func TestADrainEndsInTimeWhateverPeersDo(t *testing.T) {
 	})
 }
 
+func TestRetiredTunnelsEndEvenlyUntilTheyAreRetained(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewSet(Options{Spread: time.Second})
+		told := make(chan time.Duration, 8)
+		for range 8 {
+			piped(t, s, "any", true, func(at time.Duration) { told <- at })
+		}
+		s.Retire(80 * time.Second)
+		for i := range 3 {
+			if at, want := <-told, time.Duration(i)*10*time.Second; at != want {
+				t.Errorf("%d told after %v, want %v", i, at, want)
+			}
+		}
+		piped(t, s, "late", true, func(time.Duration) {}) // is told at once
+		synctest.Wait()
+		if s.Len() != 5 {
+			t.Errorf("%d live, want the 5 whose turn has not come", s.Len())
+		}
+		s.Retain(func(any) bool { return true })
+		<-time.After(5 * time.Minute)
+		if s.Len() != 5 {
+			t.Errorf("%d live after it was taken back, want 5", s.Len())
+		}
+		// Those that go for another reason do not wait for the turn that they had.
+		s.Retire(time.Hour)
+		synctest.Wait()
+		s.Retain(nobody)
+		<-time.After(10 * time.Second)
+		if s.Len() != 0 {
+			t.Errorf("%d live, want none", s.Len())
+		}
+		s.Close(t.Context())
+	})
+}
+
+func TestASecondRetireSetsAnotherTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewSet(Options{})
+		for range 4 {
+			piped(t, s, "any", true, func(time.Duration) {})
+		}
+		s.Retire(time.Hour)
+		<-time.After(time.Second)
+		s.Retire(0)
+		<-time.After(10 * time.Second)
+		if s.Len() != 0 {
+			t.Errorf("%d live, want none", s.Len())
+		}
+		s.Close(t.Context())
+	})
+}
+
+func TestATunnelThatBeginsWhileTheSetClosesIsEndedInOrder(t *testing.T) {
+	eachDriver(t, func(t *testing.T, newSet func(Options) *Set) {
+		s := newSet(Options{})
+		last, closed := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(closed)
+			s.CloseAfter(t.Context(), last)
+		}()
+		<-s.closing
+		j := webSocket(t, s)
+		want(t, j.client, "client", serverClose)
+		wantClose(t, j.backend)
+		j.client.Write(frame(0x88, true, 0))
+		j.backend.Write(frame(0x88, false, 0))
+		wantEnded(t, j)
+		select {
+		case <-closed:
+			t.Error("it has closed, although more could come")
+		default:
+		}
+		close(last)
+		<-closed
+	})
+}
+
 func TestOwnersThatGoAreFollowedEvenlyAndOthersStay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := NewSet(Options{Spread: 8 * time.Second})

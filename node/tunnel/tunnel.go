@@ -96,7 +96,7 @@ type record struct {
 
 	// Guarded by the set's mu.
 	marked bool // chosen to be ended
-	queued bool // Retain has it on its list
+	queued bool // Retain or Retire has it on its list
 }
 
 // live is a tunnel that has not ended: a link or a pair.
@@ -112,18 +112,21 @@ type Set struct {
 	idle, spread time.Duration
 	short, long  sync.Pool      // of *[]byte
 	cuts         sync.WaitGroup // a TLS peer that does not read holds its own cut up, and no other
-	sweeps       sync.WaitGroup // Retain's
-	closing      chan struct{}  // closed once closed is set
+	sweeps       sync.WaitGroup // Retain's and Retire's
+	settling     sync.WaitGroup
+	closing      chan struct{} // closed once closed is set
 	reactors     reactors
 
 	// mu guards what follows. Those of the links are taken under it, it is taken under those of the reactors; never the
 	// other way round.
-	mu     sync.Mutex
-	live   map[live]struct{}
-	past   Totals         // of tunnels that have ended
-	keep   func(any) bool // nil: every owner
-	closed bool
-	empty  chan struct{} // closed once closed is set and live is empty
+	mu       sync.Mutex
+	live     map[live]struct{}
+	past     Totals         // of tunnels that have ended
+	keep     func(any) bool // nil: every owner
+	retiring chan struct{}  // closed to end the sweep of a Retire; nil: none was asked for, or it was taken back
+	closed   bool           // Close was called
+	settled  bool           // after that, no tunnel is taken any more
+	empty    chan struct{}  // closed once settled is set and live is empty
 }
 
 // NewSet makes an empty set.
@@ -195,12 +198,12 @@ func (s *Set) Start(t Tunnel) error {
 func (s *Set) add(l live) (welcome bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
+	if s.settled {
 		return false, ErrClosed
 	}
 	s.live[l] = struct{}{}
 	about := l.about()
-	about.marked = s.keep != nil && !s.keep(about.owner)
+	about.marked = s.closed || s.keep != nil && !s.keep(about.owner)
 	return !about.marked, nil
 }
 
@@ -212,7 +215,7 @@ func (s *Set) remove(l live) {
 	s.past.ToBackend.add(total.ToBackend)
 	s.past.ToClient.add(total.ToClient)
 	delete(s.live, l)
-	if s.closed && len(s.live) == 0 {
+	if s.settled && len(s.live) == 0 {
 		close(s.empty)
 	}
 }
@@ -228,10 +231,39 @@ func (s *Set) end(l live) {
 
 // Retain ends, over Options.Spread, the tunnels whose owner is not one to keep, and does so with those that are started
 // later, until it is called again. An owner that has come back by then saves those whose turn has not come. keep is called
-// under the set's lock: it must be quick and must not call the set. Retain does not wait.
+// under the set's lock: it must be quick and must not call the set. Retain does not wait. It takes back a Retire.
 func (s *Set) Retain(keep func(owner any) bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.stopRetiring()
+	s.retain(keep, s.spread, nil)
+}
+
+// Retire ends every tunnel, evenly over the given time, and those that are started later at once, until Retain takes it
+// back. It is for a process that is to be left alone and goes on; Close is for one that ends. Retire does not wait, and a
+// second one sets another time for what is left.
+func (s *Set) Retire(over time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopRetiring()
+	s.retiring = make(chan struct{})
+	s.retain(func(any) bool { return false }, over, s.retiring)
+}
+
+// stopRetiring takes the tunnels that a Retire has not ended yet out of its queue. It is called with mu held.
+func (s *Set) stopRetiring() {
+	if s.retiring == nil {
+		return
+	}
+	close(s.retiring)
+	s.retiring = nil
+	for l := range s.live {
+		l.about().queued = false
+	}
+}
+
+// retain is called with mu held.
+func (s *Set) retain(keep func(owner any) bool, over time.Duration, stop <-chan struct{}) {
 	if s.closed {
 		return
 	}
@@ -244,14 +276,14 @@ func (s *Set) Retain(keep func(owner any) bool) {
 		}
 	}
 	if len(gone) > 0 {
-		s.sweeps.Go(func() { s.sweep(gone) })
+		s.sweeps.Go(func() { s.sweep(gone, over, stop) })
 	}
 }
 
-// sweep ends the links of gone over the spread, or leaves them to Close when that begins.
-func (s *Set) sweep(gone []live) {
-	turns := turnsOf(len(gone), s.spread)
-	tick := time.NewTicker(max(s.spread/time.Duration(turns), time.Microsecond))
+// sweep ends the links of gone over the given time, or leaves them to Close when that begins; stop ends it.
+func (s *Set) sweep(gone []live, over time.Duration, stop <-chan struct{}) {
+	turns := turnsOf(len(gone), over)
+	tick := time.NewTicker(max(over/time.Duration(turns), time.Microsecond))
 	defer tick.Stop()
 	for turn := range turns {
 		for _, l := range gone[len(gone)*turn/turns : len(gone)*(turn+1)/turns] {
@@ -264,6 +296,8 @@ func (s *Set) sweep(gone []live) {
 		}
 		select {
 		case <-tick.C:
+		case <-stop:
+			return
 		case <-s.closing:
 			return
 		}
@@ -293,13 +327,25 @@ func turnsOf(n int, window time.Duration) int {
 // are WebSockets, a part at the end is kept free for the last of them to be closed in order. Without a deadline it waits
 // until ctx is cancelled. What is left when ctx ends is cut at once. It returns when all tunnels have ended, with the number
 // of those that it ended.
-func (s *Set) Close(ctx context.Context) int {
+func (s *Set) Close(ctx context.Context) int { return s.CloseAfter(ctx, nil) }
+
+// CloseAfter is Close for where tunnels may still begin until last is closed: they are ended at once, in order, where Close
+// would have cut their connections. It does not return before last is closed.
+func (s *Set) CloseAfter(ctx context.Context, last <-chan struct{}) int {
 	if !s.refuseMore() {
 		<-s.empty
 		s.reactors.stop()
 		return 0
 	}
 	s.sweeps.Wait()
+	if last == nil {
+		s.settle()
+	} else {
+		s.settling.Go(func() {
+			<-last
+			s.settle()
+		})
+	}
 	ended := 0
 	if deadline, ok := ctx.Deadline(); ok {
 		ended = s.pace(ctx, deadline)
@@ -307,6 +353,7 @@ func (s *Set) Close(ctx context.Context) int {
 	s.wait(ctx, nil)
 	ended += s.cutAll()
 	<-s.empty
+	s.settling.Wait()
 	s.cuts.Wait()
 	s.reactors.stop()
 	return ended
@@ -321,10 +368,17 @@ func (s *Set) refuseMore() bool {
 	}
 	s.closed = true
 	close(s.closing)
+	return true
+}
+
+// settle says that no tunnel comes any more.
+func (s *Set) settle() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.settled = true
 	if len(s.live) == 0 {
 		close(s.empty)
 	}
-	return true
 }
 
 // pace waits for half of the time and then ends the live tunnels one by one until deadline; it returns early when none is

@@ -83,6 +83,58 @@ func (BackendState) EnumDescriptor() ([]byte, []int) {
 	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{0}
 }
 
+type Drain_What int32
+
+const (
+	Drain_WHAT_UNSPECIFIED Drain_What = 0
+	Drain_WHAT_BEGIN       Drain_What = 1
+	Drain_WHAT_END         Drain_What = 2
+	Drain_WHAT_ASK         Drain_What = 3
+)
+
+// Enum value maps for Drain_What.
+var (
+	Drain_What_name = map[int32]string{
+		0: "WHAT_UNSPECIFIED",
+		1: "WHAT_BEGIN",
+		2: "WHAT_END",
+		3: "WHAT_ASK",
+	}
+	Drain_What_value = map[string]int32{
+		"WHAT_UNSPECIFIED": 0,
+		"WHAT_BEGIN":       1,
+		"WHAT_END":         2,
+		"WHAT_ASK":         3,
+	}
+)
+
+func (x Drain_What) Enum() *Drain_What {
+	p := new(Drain_What)
+	*p = x
+	return p
+}
+
+func (x Drain_What) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Drain_What) Descriptor() protoreflect.EnumDescriptor {
+	return file_pyserve_fleet_v1_fleet_proto_enumTypes[1].Descriptor()
+}
+
+func (Drain_What) Type() protoreflect.EnumType {
+	return &file_pyserve_fleet_v1_fleet_proto_enumTypes[1]
+}
+
+func (x Drain_What) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Drain_What.Descriptor instead.
+func (Drain_What) EnumDescriptor() ([]byte, []int) {
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{31, 0}
+}
+
 type EnrollRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The whole line of the join-token file: four fields joined by dots, "psj1", an id, a secret, and the SHA-256 in
@@ -2065,11 +2117,12 @@ func (x *BackendStatus) GetSince() *timestamppb.Timestamp {
 	return nil
 }
 
-// Question asks what the node would do with a request; nothing is sent to a backend. The node answers in the order of
-// the questions.
+// Question asks what the node would do with a request; nothing is sent to a backend. With drain set it asks for that
+// instead. The node answers in the order of the questions.
 type Question struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Drain *Drain                 `protobuf:"bytes,4,opt,name=drain,proto3" json:"drain,omitempty"`
 	// The request's head as a client would send it in HTTP/1.1, at most 64 KiB.
 	Head []byte `protobuf:"bytes,2,opt,name=head,proto3" json:"head,omitempty"`
 	// It comes over TLS.
@@ -2115,6 +2168,13 @@ func (x *Question) GetId() uint64 {
 	return 0
 }
 
+func (x *Question) GetDrain() *Drain {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
+}
+
 func (x *Question) GetHead() []byte {
 	if x != nil {
 		return x.Head
@@ -2146,7 +2206,9 @@ type Answer struct {
 	// The status of the proxy's own answer; 0: the answer is a backend's.
 	Status uint32 `protobuf:"varint,7,opt,name=status,proto3" json:"status,omitempty"`
 	// The revision that the node serves; 0: nothing.
-	Revision      uint64 `protobuf:"varint,8,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision uint64 `protobuf:"varint,8,opt,name=revision,proto3" json:"revision,omitempty"`
+	// To a drain: what is under way. Unset: the node is too old to know of drains, or it refused, and reason says why.
+	Load          *Load `protobuf:"bytes,9,opt,name=load,proto3" json:"load,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2237,6 +2299,121 @@ func (x *Answer) GetRevision() uint64 {
 	return 0
 }
 
+func (x *Answer) GetLoad() *Load {
+	if x != nil {
+		return x.Load
+	}
+	return nil
+}
+
+// Drain has the node send its clients elsewhere, take that back, or only say how far it is.
+type Drain struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	What  Drain_What             `protobuf:"varint,1,opt,name=what,proto3,enum=pyserve.fleet.v1.Drain_What" json:"what,omitempty"`
+	// For BEGIN: the time over which tunnels are ended.
+	Over          *durationpb.Duration `protobuf:"bytes,2,opt,name=over,proto3" json:"over,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drain) Reset() {
+	*x = Drain{}
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drain) ProtoMessage() {}
+
+func (x *Drain) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drain.ProtoReflect.Descriptor instead.
+func (*Drain) Descriptor() ([]byte, []int) {
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *Drain) GetWhat() Drain_What {
+	if x != nil {
+		return x.What
+	}
+	return Drain_WHAT_UNSPECIFIED
+}
+
+func (x *Drain) GetOver() *durationpb.Duration {
+	if x != nil {
+		return x.Over
+	}
+	return nil
+}
+
+// Load is what a node has under way.
+type Load struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Requests uint64                 `protobuf:"varint,1,opt,name=requests,proto3" json:"requests,omitempty"`
+	// Upgraded connections, WebSockets mostly.
+	Tunnels       uint64 `protobuf:"varint,2,opt,name=tunnels,proto3" json:"tunnels,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Load) Reset() {
+	*x = Load{}
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Load) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Load) ProtoMessage() {}
+
+func (x *Load) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Load.ProtoReflect.Descriptor instead.
+func (*Load) Descriptor() ([]byte, []int) {
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *Load) GetRequests() uint64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *Load) GetTunnels() uint64 {
+	if x != nil {
+		return x.Tunnels
+	}
+	return 0
+}
+
 type Forward struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Method string                 `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
@@ -2249,7 +2426,7 @@ type Forward struct {
 
 func (x *Forward) Reset() {
 	*x = Forward{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[31]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2261,7 +2438,7 @@ func (x *Forward) String() string {
 func (*Forward) ProtoMessage() {}
 
 func (x *Forward) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[31]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2274,7 +2451,7 @@ func (x *Forward) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forward.ProtoReflect.Descriptor instead.
 func (*Forward) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{31}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Forward) GetMethod() string {
@@ -2429,11 +2606,12 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x124\n" +
 	"\x05state\x18\x03 \x01(\x0e2\x1e.pyserve.fleet.v1.BackendStateR\x05state\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x120\n" +
-	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"@\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"o\n" +
 	"\bQuestion\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12-\n" +
+	"\x05drain\x18\x04 \x01(\v2\x17.pyserve.fleet.v1.DrainR\x05drain\x12\x12\n" +
 	"\x04head\x18\x02 \x01(\fR\x04head\x12\x10\n" +
-	"\x03tls\x18\x03 \x01(\bR\x03tls\"\x91\x02\n" +
+	"\x03tls\x18\x03 \x01(\bR\x03tls\"\xbd\x02\n" +
 	"\x06Answer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05route\x18\x02 \x01(\tR\x05route\x123\n" +
@@ -2442,7 +2620,20 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\rbackend_count\x18\x05 \x01(\rR\fbackendCount\x12\x16\n" +
 	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06status\x18\a \x01(\rR\x06status\x12\x1a\n" +
-	"\brevision\x18\b \x01(\x04R\brevision\"I\n" +
+	"\brevision\x18\b \x01(\x04R\brevision\x12*\n" +
+	"\x04load\x18\t \x01(\v2\x16.pyserve.fleet.v1.LoadR\x04load\"\xb2\x01\n" +
+	"\x05Drain\x120\n" +
+	"\x04what\x18\x01 \x01(\x0e2\x1c.pyserve.fleet.v1.Drain.WhatR\x04what\x12-\n" +
+	"\x04over\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04over\"H\n" +
+	"\x04What\x12\x14\n" +
+	"\x10WHAT_UNSPECIFIED\x10\x00\x12\x0e\n" +
+	"\n" +
+	"WHAT_BEGIN\x10\x01\x12\f\n" +
+	"\bWHAT_END\x10\x02\x12\f\n" +
+	"\bWHAT_ASK\x10\x03\"<\n" +
+	"\x04Load\x12\x1a\n" +
+	"\brequests\x18\x01 \x01(\x04R\brequests\x12\x18\n" +
+	"\atunnels\x18\x02 \x01(\x04R\atunnels\"I\n" +
 	"\aForward\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\tR\x06method\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
@@ -2473,93 +2664,100 @@ func file_pyserve_fleet_v1_fleet_proto_rawDescGZIP() []byte {
 	return file_pyserve_fleet_v1_fleet_proto_rawDescData
 }
 
-var file_pyserve_fleet_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_pyserve_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_pyserve_fleet_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_pyserve_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_pyserve_fleet_v1_fleet_proto_goTypes = []any{
 	(BackendState)(0),             // 0: pyserve.fleet.v1.BackendState
-	(*EnrollRequest)(nil),         // 1: pyserve.fleet.v1.EnrollRequest
-	(*EnrollResponse)(nil),        // 2: pyserve.fleet.v1.EnrollResponse
-	(*JoinRequest)(nil),           // 3: pyserve.fleet.v1.JoinRequest
-	(*JoinResponse)(nil),          // 4: pyserve.fleet.v1.JoinResponse
-	(*SecretFile)(nil),            // 5: pyserve.fleet.v1.SecretFile
-	(*RenewRequest)(nil),          // 6: pyserve.fleet.v1.RenewRequest
-	(*RenewResponse)(nil),         // 7: pyserve.fleet.v1.RenewResponse
-	(*Identity)(nil),              // 8: pyserve.fleet.v1.Identity
-	(*FromNode)(nil),              // 9: pyserve.fleet.v1.FromNode
-	(*ToNode)(nil),                // 10: pyserve.fleet.v1.ToNode
-	(*Redirect)(nil),              // 11: pyserve.fleet.v1.Redirect
-	(*Hello)(nil),                 // 12: pyserve.fleet.v1.Hello
-	(*Welcome)(nil),               // 13: pyserve.fleet.v1.Welcome
-	(*Controls)(nil),              // 14: pyserve.fleet.v1.Controls
-	(*AuthorityInUse)(nil),        // 15: pyserve.fleet.v1.AuthorityInUse
-	(*Release)(nil),               // 16: pyserve.fleet.v1.Release
-	(*Offer)(nil),                 // 17: pyserve.fleet.v1.Offer
-	(*OfferPart)(nil),             // 18: pyserve.fleet.v1.OfferPart
-	(*ResourceKey)(nil),           // 19: pyserve.fleet.v1.ResourceKey
-	(*Resource)(nil),              // 20: pyserve.fleet.v1.Resource
-	(*Prepared)(nil),              // 21: pyserve.fleet.v1.Prepared
-	(*Refusal)(nil),               // 22: pyserve.fleet.v1.Refusal
-	(*Commit)(nil),                // 23: pyserve.fleet.v1.Commit
-	(*Abort)(nil),                 // 24: pyserve.fleet.v1.Abort
-	(*Committed)(nil),             // 25: pyserve.fleet.v1.Committed
-	(*NeedFull)(nil),              // 26: pyserve.fleet.v1.NeedFull
-	(*Leaving)(nil),               // 27: pyserve.fleet.v1.Leaving
-	(*Status)(nil),                // 28: pyserve.fleet.v1.Status
-	(*BackendStatus)(nil),         // 29: pyserve.fleet.v1.BackendStatus
-	(*Question)(nil),              // 30: pyserve.fleet.v1.Question
-	(*Answer)(nil),                // 31: pyserve.fleet.v1.Answer
-	(*Forward)(nil),               // 32: pyserve.fleet.v1.Forward
-	(*durationpb.Duration)(nil),   // 33: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 34: google.protobuf.Timestamp
+	(Drain_What)(0),               // 1: pyserve.fleet.v1.Drain.What
+	(*EnrollRequest)(nil),         // 2: pyserve.fleet.v1.EnrollRequest
+	(*EnrollResponse)(nil),        // 3: pyserve.fleet.v1.EnrollResponse
+	(*JoinRequest)(nil),           // 4: pyserve.fleet.v1.JoinRequest
+	(*JoinResponse)(nil),          // 5: pyserve.fleet.v1.JoinResponse
+	(*SecretFile)(nil),            // 6: pyserve.fleet.v1.SecretFile
+	(*RenewRequest)(nil),          // 7: pyserve.fleet.v1.RenewRequest
+	(*RenewResponse)(nil),         // 8: pyserve.fleet.v1.RenewResponse
+	(*Identity)(nil),              // 9: pyserve.fleet.v1.Identity
+	(*FromNode)(nil),              // 10: pyserve.fleet.v1.FromNode
+	(*ToNode)(nil),                // 11: pyserve.fleet.v1.ToNode
+	(*Redirect)(nil),              // 12: pyserve.fleet.v1.Redirect
+	(*Hello)(nil),                 // 13: pyserve.fleet.v1.Hello
+	(*Welcome)(nil),               // 14: pyserve.fleet.v1.Welcome
+	(*Controls)(nil),              // 15: pyserve.fleet.v1.Controls
+	(*AuthorityInUse)(nil),        // 16: pyserve.fleet.v1.AuthorityInUse
+	(*Release)(nil),               // 17: pyserve.fleet.v1.Release
+	(*Offer)(nil),                 // 18: pyserve.fleet.v1.Offer
+	(*OfferPart)(nil),             // 19: pyserve.fleet.v1.OfferPart
+	(*ResourceKey)(nil),           // 20: pyserve.fleet.v1.ResourceKey
+	(*Resource)(nil),              // 21: pyserve.fleet.v1.Resource
+	(*Prepared)(nil),              // 22: pyserve.fleet.v1.Prepared
+	(*Refusal)(nil),               // 23: pyserve.fleet.v1.Refusal
+	(*Commit)(nil),                // 24: pyserve.fleet.v1.Commit
+	(*Abort)(nil),                 // 25: pyserve.fleet.v1.Abort
+	(*Committed)(nil),             // 26: pyserve.fleet.v1.Committed
+	(*NeedFull)(nil),              // 27: pyserve.fleet.v1.NeedFull
+	(*Leaving)(nil),               // 28: pyserve.fleet.v1.Leaving
+	(*Status)(nil),                // 29: pyserve.fleet.v1.Status
+	(*BackendStatus)(nil),         // 30: pyserve.fleet.v1.BackendStatus
+	(*Question)(nil),              // 31: pyserve.fleet.v1.Question
+	(*Answer)(nil),                // 32: pyserve.fleet.v1.Answer
+	(*Drain)(nil),                 // 33: pyserve.fleet.v1.Drain
+	(*Load)(nil),                  // 34: pyserve.fleet.v1.Load
+	(*Forward)(nil),               // 35: pyserve.fleet.v1.Forward
+	(*durationpb.Duration)(nil),   // 36: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 37: google.protobuf.Timestamp
 }
 var file_pyserve_fleet_v1_fleet_proto_depIdxs = []int32{
-	8,  // 0: pyserve.fleet.v1.EnrollResponse.identity:type_name -> pyserve.fleet.v1.Identity
-	5,  // 1: pyserve.fleet.v1.JoinResponse.identity:type_name -> pyserve.fleet.v1.SecretFile
-	8,  // 2: pyserve.fleet.v1.RenewResponse.identity:type_name -> pyserve.fleet.v1.Identity
-	12, // 3: pyserve.fleet.v1.FromNode.hello:type_name -> pyserve.fleet.v1.Hello
-	21, // 4: pyserve.fleet.v1.FromNode.prepared:type_name -> pyserve.fleet.v1.Prepared
-	25, // 5: pyserve.fleet.v1.FromNode.committed:type_name -> pyserve.fleet.v1.Committed
-	26, // 6: pyserve.fleet.v1.FromNode.need_full:type_name -> pyserve.fleet.v1.NeedFull
-	28, // 7: pyserve.fleet.v1.FromNode.status:type_name -> pyserve.fleet.v1.Status
-	27, // 8: pyserve.fleet.v1.FromNode.leaving:type_name -> pyserve.fleet.v1.Leaving
-	31, // 9: pyserve.fleet.v1.FromNode.answer:type_name -> pyserve.fleet.v1.Answer
-	13, // 10: pyserve.fleet.v1.ToNode.welcome:type_name -> pyserve.fleet.v1.Welcome
-	17, // 11: pyserve.fleet.v1.ToNode.offer:type_name -> pyserve.fleet.v1.Offer
-	18, // 12: pyserve.fleet.v1.ToNode.offer_part:type_name -> pyserve.fleet.v1.OfferPart
-	23, // 13: pyserve.fleet.v1.ToNode.commit:type_name -> pyserve.fleet.v1.Commit
-	24, // 14: pyserve.fleet.v1.ToNode.abort:type_name -> pyserve.fleet.v1.Abort
-	30, // 15: pyserve.fleet.v1.ToNode.question:type_name -> pyserve.fleet.v1.Question
-	15, // 16: pyserve.fleet.v1.ToNode.authority:type_name -> pyserve.fleet.v1.AuthorityInUse
-	14, // 17: pyserve.fleet.v1.ToNode.controls:type_name -> pyserve.fleet.v1.Controls
-	11, // 18: pyserve.fleet.v1.ToNode.redirect:type_name -> pyserve.fleet.v1.Redirect
-	33, // 19: pyserve.fleet.v1.Redirect.spread:type_name -> google.protobuf.Duration
-	16, // 20: pyserve.fleet.v1.Hello.applied:type_name -> pyserve.fleet.v1.Release
-	16, // 21: pyserve.fleet.v1.Hello.stored:type_name -> pyserve.fleet.v1.Release
-	16, // 22: pyserve.fleet.v1.Offer.release:type_name -> pyserve.fleet.v1.Release
-	19, // 23: pyserve.fleet.v1.OfferPart.removed:type_name -> pyserve.fleet.v1.ResourceKey
-	20, // 24: pyserve.fleet.v1.OfferPart.upserted:type_name -> pyserve.fleet.v1.Resource
-	22, // 25: pyserve.fleet.v1.Prepared.refusals:type_name -> pyserve.fleet.v1.Refusal
-	16, // 26: pyserve.fleet.v1.Committed.applied:type_name -> pyserve.fleet.v1.Release
-	16, // 27: pyserve.fleet.v1.Status.applied:type_name -> pyserve.fleet.v1.Release
-	29, // 28: pyserve.fleet.v1.Status.backends:type_name -> pyserve.fleet.v1.BackendStatus
-	22, // 29: pyserve.fleet.v1.Status.refusals:type_name -> pyserve.fleet.v1.Refusal
+	9,  // 0: pyserve.fleet.v1.EnrollResponse.identity:type_name -> pyserve.fleet.v1.Identity
+	6,  // 1: pyserve.fleet.v1.JoinResponse.identity:type_name -> pyserve.fleet.v1.SecretFile
+	9,  // 2: pyserve.fleet.v1.RenewResponse.identity:type_name -> pyserve.fleet.v1.Identity
+	13, // 3: pyserve.fleet.v1.FromNode.hello:type_name -> pyserve.fleet.v1.Hello
+	22, // 4: pyserve.fleet.v1.FromNode.prepared:type_name -> pyserve.fleet.v1.Prepared
+	26, // 5: pyserve.fleet.v1.FromNode.committed:type_name -> pyserve.fleet.v1.Committed
+	27, // 6: pyserve.fleet.v1.FromNode.need_full:type_name -> pyserve.fleet.v1.NeedFull
+	29, // 7: pyserve.fleet.v1.FromNode.status:type_name -> pyserve.fleet.v1.Status
+	28, // 8: pyserve.fleet.v1.FromNode.leaving:type_name -> pyserve.fleet.v1.Leaving
+	32, // 9: pyserve.fleet.v1.FromNode.answer:type_name -> pyserve.fleet.v1.Answer
+	14, // 10: pyserve.fleet.v1.ToNode.welcome:type_name -> pyserve.fleet.v1.Welcome
+	18, // 11: pyserve.fleet.v1.ToNode.offer:type_name -> pyserve.fleet.v1.Offer
+	19, // 12: pyserve.fleet.v1.ToNode.offer_part:type_name -> pyserve.fleet.v1.OfferPart
+	24, // 13: pyserve.fleet.v1.ToNode.commit:type_name -> pyserve.fleet.v1.Commit
+	25, // 14: pyserve.fleet.v1.ToNode.abort:type_name -> pyserve.fleet.v1.Abort
+	31, // 15: pyserve.fleet.v1.ToNode.question:type_name -> pyserve.fleet.v1.Question
+	16, // 16: pyserve.fleet.v1.ToNode.authority:type_name -> pyserve.fleet.v1.AuthorityInUse
+	15, // 17: pyserve.fleet.v1.ToNode.controls:type_name -> pyserve.fleet.v1.Controls
+	12, // 18: pyserve.fleet.v1.ToNode.redirect:type_name -> pyserve.fleet.v1.Redirect
+	36, // 19: pyserve.fleet.v1.Redirect.spread:type_name -> google.protobuf.Duration
+	17, // 20: pyserve.fleet.v1.Hello.applied:type_name -> pyserve.fleet.v1.Release
+	17, // 21: pyserve.fleet.v1.Hello.stored:type_name -> pyserve.fleet.v1.Release
+	17, // 22: pyserve.fleet.v1.Offer.release:type_name -> pyserve.fleet.v1.Release
+	20, // 23: pyserve.fleet.v1.OfferPart.removed:type_name -> pyserve.fleet.v1.ResourceKey
+	21, // 24: pyserve.fleet.v1.OfferPart.upserted:type_name -> pyserve.fleet.v1.Resource
+	23, // 25: pyserve.fleet.v1.Prepared.refusals:type_name -> pyserve.fleet.v1.Refusal
+	17, // 26: pyserve.fleet.v1.Committed.applied:type_name -> pyserve.fleet.v1.Release
+	17, // 27: pyserve.fleet.v1.Status.applied:type_name -> pyserve.fleet.v1.Release
+	30, // 28: pyserve.fleet.v1.Status.backends:type_name -> pyserve.fleet.v1.BackendStatus
+	23, // 29: pyserve.fleet.v1.Status.refusals:type_name -> pyserve.fleet.v1.Refusal
 	0,  // 30: pyserve.fleet.v1.BackendStatus.state:type_name -> pyserve.fleet.v1.BackendState
-	34, // 31: pyserve.fleet.v1.BackendStatus.since:type_name -> google.protobuf.Timestamp
-	32, // 32: pyserve.fleet.v1.Answer.forward:type_name -> pyserve.fleet.v1.Forward
-	29, // 33: pyserve.fleet.v1.Answer.backends:type_name -> pyserve.fleet.v1.BackendStatus
-	1,  // 34: pyserve.fleet.v1.Enrollment.Enroll:input_type -> pyserve.fleet.v1.EnrollRequest
-	3,  // 35: pyserve.fleet.v1.Enrollment.Join:input_type -> pyserve.fleet.v1.JoinRequest
-	9,  // 36: pyserve.fleet.v1.Fleet.Connect:input_type -> pyserve.fleet.v1.FromNode
-	6,  // 37: pyserve.fleet.v1.Fleet.Renew:input_type -> pyserve.fleet.v1.RenewRequest
-	2,  // 38: pyserve.fleet.v1.Enrollment.Enroll:output_type -> pyserve.fleet.v1.EnrollResponse
-	4,  // 39: pyserve.fleet.v1.Enrollment.Join:output_type -> pyserve.fleet.v1.JoinResponse
-	10, // 40: pyserve.fleet.v1.Fleet.Connect:output_type -> pyserve.fleet.v1.ToNode
-	7,  // 41: pyserve.fleet.v1.Fleet.Renew:output_type -> pyserve.fleet.v1.RenewResponse
-	38, // [38:42] is the sub-list for method output_type
-	34, // [34:38] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	37, // 31: pyserve.fleet.v1.BackendStatus.since:type_name -> google.protobuf.Timestamp
+	33, // 32: pyserve.fleet.v1.Question.drain:type_name -> pyserve.fleet.v1.Drain
+	35, // 33: pyserve.fleet.v1.Answer.forward:type_name -> pyserve.fleet.v1.Forward
+	30, // 34: pyserve.fleet.v1.Answer.backends:type_name -> pyserve.fleet.v1.BackendStatus
+	34, // 35: pyserve.fleet.v1.Answer.load:type_name -> pyserve.fleet.v1.Load
+	1,  // 36: pyserve.fleet.v1.Drain.what:type_name -> pyserve.fleet.v1.Drain.What
+	36, // 37: pyserve.fleet.v1.Drain.over:type_name -> google.protobuf.Duration
+	2,  // 38: pyserve.fleet.v1.Enrollment.Enroll:input_type -> pyserve.fleet.v1.EnrollRequest
+	4,  // 39: pyserve.fleet.v1.Enrollment.Join:input_type -> pyserve.fleet.v1.JoinRequest
+	10, // 40: pyserve.fleet.v1.Fleet.Connect:input_type -> pyserve.fleet.v1.FromNode
+	7,  // 41: pyserve.fleet.v1.Fleet.Renew:input_type -> pyserve.fleet.v1.RenewRequest
+	3,  // 42: pyserve.fleet.v1.Enrollment.Enroll:output_type -> pyserve.fleet.v1.EnrollResponse
+	5,  // 43: pyserve.fleet.v1.Enrollment.Join:output_type -> pyserve.fleet.v1.JoinResponse
+	11, // 44: pyserve.fleet.v1.Fleet.Connect:output_type -> pyserve.fleet.v1.ToNode
+	8,  // 45: pyserve.fleet.v1.Fleet.Renew:output_type -> pyserve.fleet.v1.RenewResponse
+	42, // [42:46] is the sub-list for method output_type
+	38, // [38:42] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_fleet_v1_fleet_proto_init() }
@@ -2592,8 +2790,8 @@ func file_pyserve_fleet_v1_fleet_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_fleet_v1_fleet_proto_rawDesc), len(file_pyserve_fleet_v1_fleet_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   32,
+			NumEnums:      2,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

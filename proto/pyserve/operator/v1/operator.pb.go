@@ -2413,6 +2413,238 @@ func (x *ExplainedBackend) GetReason() string {
 	return ""
 }
 
+type DrainRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// The time over which its WebSockets are ended, and for which the call waits for the rest.
+	Deadline *durationpb.Duration `protobuf:"bytes,2,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// Do not wait.
+	Detach bool `protobuf:"varint,3,opt,name=detach,proto3" json:"detach,omitempty"`
+	// Whoever else drains, and though nobody else serves.
+	Force bool `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`
+	// How long to wait for others that drain.
+	Patience      *durationpb.Duration `protobuf:"bytes,5,opt,name=patience,proto3" json:"patience,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainRequest) Reset() {
+	*x = DrainRequest{}
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainRequest) ProtoMessage() {}
+
+func (x *DrainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
+func (*DrainRequest) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *DrainRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *DrainRequest) GetDeadline() *durationpb.Duration {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+func (x *DrainRequest) GetDetach() bool {
+	if x != nil {
+		return x.Detach
+	}
+	return false
+}
+
+func (x *DrainRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *DrainRequest) GetPatience() *durationpb.Duration {
+	if x != nil {
+		return x.Patience
+	}
+	return nil
+}
+
+// DrainEvent is one thing that happens at a drain.
+type DrainEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Others drain already, and are waited for: who. Nothing else is set then.
+	WaitingFor []string `protobuf:"bytes,1,rep,name=waiting_for,json=waitingFor,proto3" json:"waiting_for,omitempty"`
+	// What the node still has under way.
+	Requests uint64 `protobuf:"varint,2,opt,name=requests,proto3" json:"requests,omitempty"`
+	Tunnels  uint64 `protobuf:"varint,3,opt,name=tunnels,proto3" json:"tunnels,omitempty"`
+	// The last event. Nothing was left, unless something is said above.
+	Done          bool `protobuf:"varint,4,opt,name=done,proto3" json:"done,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainEvent) Reset() {
+	*x = DrainEvent{}
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainEvent) ProtoMessage() {}
+
+func (x *DrainEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainEvent.ProtoReflect.Descriptor instead.
+func (*DrainEvent) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *DrainEvent) GetWaitingFor() []string {
+	if x != nil {
+		return x.WaitingFor
+	}
+	return nil
+}
+
+func (x *DrainEvent) GetRequests() uint64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *DrainEvent) GetTunnels() uint64 {
+	if x != nil {
+		return x.Tunnels
+	}
+	return 0
+}
+
+func (x *DrainEvent) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+type UndrainRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UndrainRequest) Reset() {
+	*x = UndrainRequest{}
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UndrainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UndrainRequest) ProtoMessage() {}
+
+func (x *UndrainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UndrainRequest.ProtoReflect.Descriptor instead.
+func (*UndrainRequest) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *UndrainRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type UndrainResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UndrainResponse) Reset() {
+	*x = UndrainResponse{}
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UndrainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UndrainResponse) ProtoMessage() {}
+
+func (x *UndrainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UndrainResponse.ProtoReflect.Descriptor instead.
+func (*UndrainResponse) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{37}
+}
+
 type FindFilesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// As written in the document.
@@ -2423,7 +2655,7 @@ type FindFilesRequest struct {
 
 func (x *FindFilesRequest) Reset() {
 	*x = FindFilesRequest{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[34]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2435,7 +2667,7 @@ func (x *FindFilesRequest) String() string {
 func (*FindFilesRequest) ProtoMessage() {}
 
 func (x *FindFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[34]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2448,7 +2680,7 @@ func (x *FindFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindFilesRequest.ProtoReflect.Descriptor instead.
 func (*FindFilesRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{34}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *FindFilesRequest) GetNames() []string {
@@ -2468,7 +2700,7 @@ type FindFilesResponse struct {
 
 func (x *FindFilesResponse) Reset() {
 	*x = FindFilesResponse{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[35]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2480,7 +2712,7 @@ func (x *FindFilesResponse) String() string {
 func (*FindFilesResponse) ProtoMessage() {}
 
 func (x *FindFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[35]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2493,7 +2725,7 @@ func (x *FindFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindFilesResponse.ProtoReflect.Descriptor instead.
 func (*FindFilesResponse) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{35}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *FindFilesResponse) GetNames() []string {
@@ -2515,7 +2747,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[36]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2527,7 +2759,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[36]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2540,7 +2772,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{36}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *WatchEventsRequest) GetLimit() uint32 {
@@ -2569,7 +2801,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[37]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2581,7 +2813,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[37]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2594,7 +2826,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{37}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *WatchEventsResponse) GetEvents() []*Event {
@@ -2627,7 +2859,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[38]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2639,7 +2871,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[38]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2652,7 +2884,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{38}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Event) GetSequence() uint64 {
@@ -2845,7 +3077,23 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\x10ExplainedBackend\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"(\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xbe\x01\n" +
+	"\fDrainRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x125\n" +
+	"\bdeadline\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x12\x16\n" +
+	"\x06detach\x18\x03 \x01(\bR\x06detach\x12\x14\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\x125\n" +
+	"\bpatience\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\bpatience\"w\n" +
+	"\n" +
+	"DrainEvent\x12\x1f\n" +
+	"\vwaiting_for\x18\x01 \x03(\tR\n" +
+	"waitingFor\x12\x1a\n" +
+	"\brequests\x18\x02 \x01(\x04R\brequests\x12\x18\n" +
+	"\atunnels\x18\x03 \x01(\x04R\atunnels\x12\x12\n" +
+	"\x04done\x18\x04 \x01(\bR\x04done\"$\n" +
+	"\x0eUndrainRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\"\x11\n" +
+	"\x0fUndrainResponse\"(\n" +
 	"\x10FindFilesRequest\x12\x14\n" +
 	"\x05names\x18\x01 \x03(\tR\x05names\")\n" +
 	"\x11FindFilesResponse\x12\x14\n" +
@@ -2882,8 +3130,7 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\x15APPLY_OUTCOME_REFUSED\x10\x03\x12\x1c\n" +
 	"\x18APPLY_OUTCOME_INCOMPLETE\x10\x04\x12\x19\n" +
 	"\x15APPLY_OUTCOME_DRY_RUN\x10\x05\x12\x1a\n" +
-	"\x16APPLY_OUTCOME_DETACHED\x10\x062\xae\n" +
-	"\n" +
+	"\x16APPLY_OUTCOME_DETACHED\x10\x062\xd3\v\n" +
 	"\bOperator\x12O\n" +
 	"\x05Apply\x12!.pyserve.operator.v1.ApplyRequest\x1a\x1f.pyserve.operator.v1.ApplyEvent(\x010\x01\x12M\n" +
 	"\x04Diff\x12 .pyserve.operator.v1.DiffRequest\x1a!.pyserve.operator.v1.DiffResponse(\x01\x12Z\n" +
@@ -2897,7 +3144,9 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\rRemoveControl\x12).pyserve.operator.v1.RemoveControlRequest\x1a*.pyserve.operator.v1.RemoveControlResponse\x12h\n" +
 	"\rListRevisions\x12).pyserve.operator.v1.ListRevisionsRequest\x1a*.pyserve.operator.v1.ListRevisionsResponse0\x01\x12S\n" +
 	"\bRollback\x12$.pyserve.operator.v1.RollbackRequest\x1a\x1f.pyserve.operator.v1.ApplyEvent0\x01\x12T\n" +
-	"\aExplain\x12#.pyserve.operator.v1.ExplainRequest\x1a$.pyserve.operator.v1.ExplainResponse\x12Z\n" +
+	"\aExplain\x12#.pyserve.operator.v1.ExplainRequest\x1a$.pyserve.operator.v1.ExplainResponse\x12M\n" +
+	"\x05Drain\x12!.pyserve.operator.v1.DrainRequest\x1a\x1f.pyserve.operator.v1.DrainEvent0\x01\x12T\n" +
+	"\aUndrain\x12#.pyserve.operator.v1.UndrainRequest\x1a$.pyserve.operator.v1.UndrainResponse\x12Z\n" +
 	"\tFindFiles\x12%.pyserve.operator.v1.FindFilesRequest\x1a&.pyserve.operator.v1.FindFilesResponse\x12b\n" +
 	"\vWatchEvents\x12'.pyserve.operator.v1.WatchEventsRequest\x1a(.pyserve.operator.v1.WatchEventsResponse0\x01BAZ?github.com/pyserve/pyserve/proto/pyserve/operator/v1;operatorv1b\x06proto3"
 
@@ -2914,7 +3163,7 @@ func file_pyserve_operator_v1_operator_proto_rawDescGZIP() []byte {
 }
 
 var file_pyserve_operator_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_pyserve_operator_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_pyserve_operator_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_pyserve_operator_v1_operator_proto_goTypes = []any{
 	(ChangeAction)(0),             // 0: pyserve.operator.v1.ChangeAction
 	(NodePhase)(0),                // 1: pyserve.operator.v1.NodePhase
@@ -2953,17 +3202,21 @@ var file_pyserve_operator_v1_operator_proto_goTypes = []any{
 	(*ExplainResponse)(nil),       // 34: pyserve.operator.v1.ExplainResponse
 	(*ExplainedForward)(nil),      // 35: pyserve.operator.v1.ExplainedForward
 	(*ExplainedBackend)(nil),      // 36: pyserve.operator.v1.ExplainedBackend
-	(*FindFilesRequest)(nil),      // 37: pyserve.operator.v1.FindFilesRequest
-	(*FindFilesResponse)(nil),     // 38: pyserve.operator.v1.FindFilesResponse
-	(*WatchEventsRequest)(nil),    // 39: pyserve.operator.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),   // 40: pyserve.operator.v1.WatchEventsResponse
-	(*Event)(nil),                 // 41: pyserve.operator.v1.Event
-	nil,                           // 42: pyserve.operator.v1.BackendSummary.NodesEntry
-	(*durationpb.Duration)(nil),   // 43: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 44: google.protobuf.Timestamp
+	(*DrainRequest)(nil),          // 37: pyserve.operator.v1.DrainRequest
+	(*DrainEvent)(nil),            // 38: pyserve.operator.v1.DrainEvent
+	(*UndrainRequest)(nil),        // 39: pyserve.operator.v1.UndrainRequest
+	(*UndrainResponse)(nil),       // 40: pyserve.operator.v1.UndrainResponse
+	(*FindFilesRequest)(nil),      // 41: pyserve.operator.v1.FindFilesRequest
+	(*FindFilesResponse)(nil),     // 42: pyserve.operator.v1.FindFilesResponse
+	(*WatchEventsRequest)(nil),    // 43: pyserve.operator.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),   // 44: pyserve.operator.v1.WatchEventsResponse
+	(*Event)(nil),                 // 45: pyserve.operator.v1.Event
+	nil,                           // 46: pyserve.operator.v1.BackendSummary.NodesEntry
+	(*durationpb.Duration)(nil),   // 47: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 48: google.protobuf.Timestamp
 }
 var file_pyserve_operator_v1_operator_proto_depIdxs = []int32{
-	43, // 0: pyserve.operator.v1.ApplyOptions.timeout:type_name -> google.protobuf.Duration
+	47, // 0: pyserve.operator.v1.ApplyOptions.timeout:type_name -> google.protobuf.Duration
 	4,  // 1: pyserve.operator.v1.ApplyRequest.options:type_name -> pyserve.operator.v1.ApplyOptions
 	3,  // 2: pyserve.operator.v1.ApplyRequest.part:type_name -> pyserve.operator.v1.FilePart
 	7,  // 3: pyserve.operator.v1.ApplyEvent.problem:type_name -> pyserve.operator.v1.Problem
@@ -2977,52 +3230,58 @@ var file_pyserve_operator_v1_operator_proto_depIdxs = []int32{
 	7,  // 11: pyserve.operator.v1.DiffResponse.problems:type_name -> pyserve.operator.v1.Problem
 	8,  // 12: pyserve.operator.v1.DiffResponse.changes:type_name -> pyserve.operator.v1.Change
 	15, // 13: pyserve.operator.v1.GetStatusResponse.nodes:type_name -> pyserve.operator.v1.NodeStatus
-	44, // 14: pyserve.operator.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
+	48, // 14: pyserve.operator.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
 	20, // 15: pyserve.operator.v1.ListRoutesResponse.routes:type_name -> pyserve.operator.v1.RouteSummary
 	23, // 16: pyserve.operator.v1.ListBackendsResponse.backends:type_name -> pyserve.operator.v1.BackendSummary
-	44, // 17: pyserve.operator.v1.BackendSummary.since:type_name -> google.protobuf.Timestamp
-	42, // 18: pyserve.operator.v1.BackendSummary.nodes:type_name -> pyserve.operator.v1.BackendSummary.NodesEntry
+	48, // 17: pyserve.operator.v1.BackendSummary.since:type_name -> google.protobuf.Timestamp
+	46, // 18: pyserve.operator.v1.BackendSummary.nodes:type_name -> pyserve.operator.v1.BackendSummary.NodesEntry
 	26, // 19: pyserve.operator.v1.ListControlsResponse.controls:type_name -> pyserve.operator.v1.ControlSummary
 	31, // 20: pyserve.operator.v1.ListRevisionsResponse.revisions:type_name -> pyserve.operator.v1.RevisionSummary
-	44, // 21: pyserve.operator.v1.RevisionSummary.created:type_name -> google.protobuf.Timestamp
+	48, // 21: pyserve.operator.v1.RevisionSummary.created:type_name -> google.protobuf.Timestamp
 	4,  // 22: pyserve.operator.v1.RollbackRequest.options:type_name -> pyserve.operator.v1.ApplyOptions
 	35, // 23: pyserve.operator.v1.ExplainResponse.forward:type_name -> pyserve.operator.v1.ExplainedForward
 	36, // 24: pyserve.operator.v1.ExplainResponse.backends:type_name -> pyserve.operator.v1.ExplainedBackend
-	41, // 25: pyserve.operator.v1.WatchEventsResponse.events:type_name -> pyserve.operator.v1.Event
-	44, // 26: pyserve.operator.v1.Event.time:type_name -> google.protobuf.Timestamp
-	5,  // 27: pyserve.operator.v1.Operator.Apply:input_type -> pyserve.operator.v1.ApplyRequest
-	11, // 28: pyserve.operator.v1.Operator.Diff:input_type -> pyserve.operator.v1.DiffRequest
-	13, // 29: pyserve.operator.v1.Operator.GetStatus:input_type -> pyserve.operator.v1.GetStatusRequest
-	13, // 30: pyserve.operator.v1.Operator.WatchStatus:input_type -> pyserve.operator.v1.GetStatusRequest
-	16, // 31: pyserve.operator.v1.Operator.GetConfig:input_type -> pyserve.operator.v1.GetConfigRequest
-	18, // 32: pyserve.operator.v1.Operator.ListRoutes:input_type -> pyserve.operator.v1.ListRoutesRequest
-	21, // 33: pyserve.operator.v1.Operator.ListBackends:input_type -> pyserve.operator.v1.ListBackendsRequest
-	24, // 34: pyserve.operator.v1.Operator.ListControls:input_type -> pyserve.operator.v1.ListControlsRequest
-	27, // 35: pyserve.operator.v1.Operator.RemoveControl:input_type -> pyserve.operator.v1.RemoveControlRequest
-	29, // 36: pyserve.operator.v1.Operator.ListRevisions:input_type -> pyserve.operator.v1.ListRevisionsRequest
-	32, // 37: pyserve.operator.v1.Operator.Rollback:input_type -> pyserve.operator.v1.RollbackRequest
-	33, // 38: pyserve.operator.v1.Operator.Explain:input_type -> pyserve.operator.v1.ExplainRequest
-	37, // 39: pyserve.operator.v1.Operator.FindFiles:input_type -> pyserve.operator.v1.FindFilesRequest
-	39, // 40: pyserve.operator.v1.Operator.WatchEvents:input_type -> pyserve.operator.v1.WatchEventsRequest
-	6,  // 41: pyserve.operator.v1.Operator.Apply:output_type -> pyserve.operator.v1.ApplyEvent
-	12, // 42: pyserve.operator.v1.Operator.Diff:output_type -> pyserve.operator.v1.DiffResponse
-	14, // 43: pyserve.operator.v1.Operator.GetStatus:output_type -> pyserve.operator.v1.GetStatusResponse
-	14, // 44: pyserve.operator.v1.Operator.WatchStatus:output_type -> pyserve.operator.v1.GetStatusResponse
-	17, // 45: pyserve.operator.v1.Operator.GetConfig:output_type -> pyserve.operator.v1.GetConfigResponse
-	19, // 46: pyserve.operator.v1.Operator.ListRoutes:output_type -> pyserve.operator.v1.ListRoutesResponse
-	22, // 47: pyserve.operator.v1.Operator.ListBackends:output_type -> pyserve.operator.v1.ListBackendsResponse
-	25, // 48: pyserve.operator.v1.Operator.ListControls:output_type -> pyserve.operator.v1.ListControlsResponse
-	28, // 49: pyserve.operator.v1.Operator.RemoveControl:output_type -> pyserve.operator.v1.RemoveControlResponse
-	30, // 50: pyserve.operator.v1.Operator.ListRevisions:output_type -> pyserve.operator.v1.ListRevisionsResponse
-	6,  // 51: pyserve.operator.v1.Operator.Rollback:output_type -> pyserve.operator.v1.ApplyEvent
-	34, // 52: pyserve.operator.v1.Operator.Explain:output_type -> pyserve.operator.v1.ExplainResponse
-	38, // 53: pyserve.operator.v1.Operator.FindFiles:output_type -> pyserve.operator.v1.FindFilesResponse
-	40, // 54: pyserve.operator.v1.Operator.WatchEvents:output_type -> pyserve.operator.v1.WatchEventsResponse
-	41, // [41:55] is the sub-list for method output_type
-	27, // [27:41] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	47, // 25: pyserve.operator.v1.DrainRequest.deadline:type_name -> google.protobuf.Duration
+	47, // 26: pyserve.operator.v1.DrainRequest.patience:type_name -> google.protobuf.Duration
+	45, // 27: pyserve.operator.v1.WatchEventsResponse.events:type_name -> pyserve.operator.v1.Event
+	48, // 28: pyserve.operator.v1.Event.time:type_name -> google.protobuf.Timestamp
+	5,  // 29: pyserve.operator.v1.Operator.Apply:input_type -> pyserve.operator.v1.ApplyRequest
+	11, // 30: pyserve.operator.v1.Operator.Diff:input_type -> pyserve.operator.v1.DiffRequest
+	13, // 31: pyserve.operator.v1.Operator.GetStatus:input_type -> pyserve.operator.v1.GetStatusRequest
+	13, // 32: pyserve.operator.v1.Operator.WatchStatus:input_type -> pyserve.operator.v1.GetStatusRequest
+	16, // 33: pyserve.operator.v1.Operator.GetConfig:input_type -> pyserve.operator.v1.GetConfigRequest
+	18, // 34: pyserve.operator.v1.Operator.ListRoutes:input_type -> pyserve.operator.v1.ListRoutesRequest
+	21, // 35: pyserve.operator.v1.Operator.ListBackends:input_type -> pyserve.operator.v1.ListBackendsRequest
+	24, // 36: pyserve.operator.v1.Operator.ListControls:input_type -> pyserve.operator.v1.ListControlsRequest
+	27, // 37: pyserve.operator.v1.Operator.RemoveControl:input_type -> pyserve.operator.v1.RemoveControlRequest
+	29, // 38: pyserve.operator.v1.Operator.ListRevisions:input_type -> pyserve.operator.v1.ListRevisionsRequest
+	32, // 39: pyserve.operator.v1.Operator.Rollback:input_type -> pyserve.operator.v1.RollbackRequest
+	33, // 40: pyserve.operator.v1.Operator.Explain:input_type -> pyserve.operator.v1.ExplainRequest
+	37, // 41: pyserve.operator.v1.Operator.Drain:input_type -> pyserve.operator.v1.DrainRequest
+	39, // 42: pyserve.operator.v1.Operator.Undrain:input_type -> pyserve.operator.v1.UndrainRequest
+	41, // 43: pyserve.operator.v1.Operator.FindFiles:input_type -> pyserve.operator.v1.FindFilesRequest
+	43, // 44: pyserve.operator.v1.Operator.WatchEvents:input_type -> pyserve.operator.v1.WatchEventsRequest
+	6,  // 45: pyserve.operator.v1.Operator.Apply:output_type -> pyserve.operator.v1.ApplyEvent
+	12, // 46: pyserve.operator.v1.Operator.Diff:output_type -> pyserve.operator.v1.DiffResponse
+	14, // 47: pyserve.operator.v1.Operator.GetStatus:output_type -> pyserve.operator.v1.GetStatusResponse
+	14, // 48: pyserve.operator.v1.Operator.WatchStatus:output_type -> pyserve.operator.v1.GetStatusResponse
+	17, // 49: pyserve.operator.v1.Operator.GetConfig:output_type -> pyserve.operator.v1.GetConfigResponse
+	19, // 50: pyserve.operator.v1.Operator.ListRoutes:output_type -> pyserve.operator.v1.ListRoutesResponse
+	22, // 51: pyserve.operator.v1.Operator.ListBackends:output_type -> pyserve.operator.v1.ListBackendsResponse
+	25, // 52: pyserve.operator.v1.Operator.ListControls:output_type -> pyserve.operator.v1.ListControlsResponse
+	28, // 53: pyserve.operator.v1.Operator.RemoveControl:output_type -> pyserve.operator.v1.RemoveControlResponse
+	30, // 54: pyserve.operator.v1.Operator.ListRevisions:output_type -> pyserve.operator.v1.ListRevisionsResponse
+	6,  // 55: pyserve.operator.v1.Operator.Rollback:output_type -> pyserve.operator.v1.ApplyEvent
+	34, // 56: pyserve.operator.v1.Operator.Explain:output_type -> pyserve.operator.v1.ExplainResponse
+	38, // 57: pyserve.operator.v1.Operator.Drain:output_type -> pyserve.operator.v1.DrainEvent
+	40, // 58: pyserve.operator.v1.Operator.Undrain:output_type -> pyserve.operator.v1.UndrainResponse
+	42, // 59: pyserve.operator.v1.Operator.FindFiles:output_type -> pyserve.operator.v1.FindFilesResponse
+	44, // 60: pyserve.operator.v1.Operator.WatchEvents:output_type -> pyserve.operator.v1.WatchEventsResponse
+	45, // [45:61] is the sub-list for method output_type
+	29, // [29:45] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_operator_v1_operator_proto_init() }
@@ -3046,7 +3305,7 @@ func file_pyserve_operator_v1_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_operator_v1_operator_proto_rawDesc), len(file_pyserve_operator_v1_operator_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   40,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

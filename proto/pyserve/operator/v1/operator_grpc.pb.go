@@ -33,6 +33,8 @@ const (
 	Operator_ListRevisions_FullMethodName = "/pyserve.operator.v1.Operator/ListRevisions"
 	Operator_Rollback_FullMethodName      = "/pyserve.operator.v1.Operator/Rollback"
 	Operator_Explain_FullMethodName       = "/pyserve.operator.v1.Operator/Explain"
+	Operator_Drain_FullMethodName         = "/pyserve.operator.v1.Operator/Drain"
+	Operator_Undrain_FullMethodName       = "/pyserve.operator.v1.Operator/Undrain"
 	Operator_FindFiles_FullMethodName     = "/pyserve.operator.v1.Operator/FindFiles"
 	Operator_WatchEvents_FullMethodName   = "/pyserve.operator.v1.Operator/WatchEvents"
 )
@@ -67,6 +69,11 @@ type OperatorClient interface {
 	// Explain has a node say what it would do with a request.
 	// NOT_FOUND: there is no such node. FAILED_PRECONDITION: none is there to answer. DEADLINE_EXCEEDED: it did not.
 	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error)
+	// Drain has a node send its clients elsewhere. Events come as it goes on; the last one says how it ended.
+	// NOT_FOUND: there is no such node. FAILED_PRECONDITION: too many drain already, or nobody else serves.
+	Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DrainEvent], error)
+	// Undrain takes that back. NOT_FOUND: there is no such node.
+	Undrain(ctx context.Context, in *UndrainRequest, opts ...grpc.CallOption) (*UndrainResponse, error)
 	// FindFiles tells which files that a document names control holds from the active one, so that they need not be sent
 	// along. It never gives what is in them.
 	FindFiles(ctx context.Context, in *FindFilesRequest, opts ...grpc.CallOption) (*FindFilesResponse, error)
@@ -262,6 +269,35 @@ func (c *operatorClient) Explain(ctx context.Context, in *ExplainRequest, opts .
 	return out, nil
 }
 
+func (c *operatorClient) Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DrainEvent], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Operator_ServiceDesc.Streams[8], Operator_Drain_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[DrainRequest, DrainEvent]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Operator_DrainClient = grpc.ServerStreamingClient[DrainEvent]
+
+func (c *operatorClient) Undrain(ctx context.Context, in *UndrainRequest, opts ...grpc.CallOption) (*UndrainResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UndrainResponse)
+	err := c.cc.Invoke(ctx, Operator_Undrain_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *operatorClient) FindFiles(ctx context.Context, in *FindFilesRequest, opts ...grpc.CallOption) (*FindFilesResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(FindFilesResponse)
@@ -274,7 +310,7 @@ func (c *operatorClient) FindFiles(ctx context.Context, in *FindFilesRequest, op
 
 func (c *operatorClient) WatchEvents(ctx context.Context, in *WatchEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchEventsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Operator_ServiceDesc.Streams[8], Operator_WatchEvents_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Operator_ServiceDesc.Streams[9], Operator_WatchEvents_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -321,6 +357,11 @@ type OperatorServer interface {
 	// Explain has a node say what it would do with a request.
 	// NOT_FOUND: there is no such node. FAILED_PRECONDITION: none is there to answer. DEADLINE_EXCEEDED: it did not.
 	Explain(context.Context, *ExplainRequest) (*ExplainResponse, error)
+	// Drain has a node send its clients elsewhere. Events come as it goes on; the last one says how it ended.
+	// NOT_FOUND: there is no such node. FAILED_PRECONDITION: too many drain already, or nobody else serves.
+	Drain(*DrainRequest, grpc.ServerStreamingServer[DrainEvent]) error
+	// Undrain takes that back. NOT_FOUND: there is no such node.
+	Undrain(context.Context, *UndrainRequest) (*UndrainResponse, error)
 	// FindFiles tells which files that a document names control holds from the active one, so that they need not be sent
 	// along. It never gives what is in them.
 	FindFiles(context.Context, *FindFilesRequest) (*FindFilesResponse, error)
@@ -371,6 +412,12 @@ func (UnimplementedOperatorServer) Rollback(*RollbackRequest, grpc.ServerStreami
 }
 func (UnimplementedOperatorServer) Explain(context.Context, *ExplainRequest) (*ExplainResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Explain not implemented")
+}
+func (UnimplementedOperatorServer) Drain(*DrainRequest, grpc.ServerStreamingServer[DrainEvent]) error {
+	return status.Error(codes.Unimplemented, "method Drain not implemented")
+}
+func (UnimplementedOperatorServer) Undrain(context.Context, *UndrainRequest) (*UndrainResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Undrain not implemented")
 }
 func (UnimplementedOperatorServer) FindFiles(context.Context, *FindFilesRequest) (*FindFilesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method FindFiles not implemented")
@@ -551,6 +598,35 @@ func _Operator_Explain_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Operator_Drain_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(DrainRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(OperatorServer).Drain(m, &grpc.GenericServerStream[DrainRequest, DrainEvent]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Operator_DrainServer = grpc.ServerStreamingServer[DrainEvent]
+
+func _Operator_Undrain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UndrainRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorServer).Undrain(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Operator_Undrain_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorServer).Undrain(ctx, req.(*UndrainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Operator_FindFiles_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(FindFilesRequest)
 	if err := dec(in); err != nil {
@@ -604,6 +680,10 @@ var Operator_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Operator_Explain_Handler,
 		},
 		{
+			MethodName: "Undrain",
+			Handler:    _Operator_Undrain_Handler,
+		},
+		{
 			MethodName: "FindFiles",
 			Handler:    _Operator_FindFiles_Handler,
 		},
@@ -648,6 +728,11 @@ var Operator_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Rollback",
 			Handler:       _Operator_Rollback_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Drain",
+			Handler:       _Operator_Drain_Handler,
 			ServerStreams: true,
 		},
 		{
