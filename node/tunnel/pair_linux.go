@@ -61,6 +61,8 @@ type half struct {
 	step            step
 	ready           bool // there may be something to read
 	behind          bool // a read that does not fill the buffer says nothing
+	waits           bool // is among those of the reactor's that will have another turn
+	lost            bool // the kernel has told of an error; what came before that may still be read
 	closeSent       bool // the side's own Close frame was passed on
 	halted          bool // the other side will not be sent a Close: this one has ended, or something went wrong
 }
@@ -211,6 +213,7 @@ func (p *pair) happened(d direction, events uint32) {
 	if events&readable != 0 {
 		h.ready = true
 		h.behind = h.behind || events&behind != 0
+		h.lost = h.lost || events&unix.EPOLLERR != 0
 	}
 	if o.held != nil && events&writable != 0 {
 		p.advance(d.opposite())
@@ -219,7 +222,7 @@ func (p *pair) happened(d direction, events uint32) {
 	case p.ended:
 	case h.step == done && events&unix.EPOLLERR != 0:
 		p.broken(d) // reading will not tell, and writing perhaps not for an hour
-	case h.ready:
+	case h.ready && !h.waits: // or it would have more turns than others
 		p.advance(d)
 	}
 }
@@ -229,11 +232,18 @@ func (p *pair) broken(d direction) {
 	if p.leaving {
 		return // there is nothing to be had from it, and the limits are short
 	}
-	n, err := unix.GetsockoptInt(int(p.halves[d].fd), unix.SOL_SOCKET, unix.SO_ERROR)
-	if err != nil || n == 0 {
-		return
+	if fault := p.fault(d); fault != 0 {
+		p.finish(fmt.Errorf("write to the %s: %w", d.from(), fault))
 	}
-	p.finish(fmt.Errorf("write to the %s: %w", d.from(), syscall.Errno(n)))
+}
+
+// fault is the error of the side that d comes from, which the kernel tells once. 0: there is none.
+func (p *pair) fault(d direction) syscall.Errno {
+	n, err := unix.GetsockoptInt(int(p.halves[d].fd), unix.SOL_SOCKET, unix.SO_ERROR)
+	if err != nil {
+		return 0
+	}
+	return syscall.Errno(n)
 }
 
 // advance passes on what is held, and after that one read.
@@ -257,7 +267,8 @@ func (p *pair) advance(d direction) {
 	}
 	h.ready = h.behind || n == len(r.buffer)
 	p.take(d, r.buffer[:n])
-	if h.ready && h.held == nil && h.step != done && !p.ended {
+	if h.ready && h.held == nil && h.step != done && !h.waits && !p.ended {
+		h.waits = true
 		r.again = append(r.again, p.event(d))
 	}
 }
@@ -494,9 +505,26 @@ func (p *pair) look(now time.Duration) {
 		p.lookAtLeaving(now - p.asked)
 	case p.moved:
 		p.moved, p.active = false, now
+	case p.stranded():
 	case p.idle > 0 && now-p.active >= p.idle:
 		p.finish(ErrIdle)
 	}
+}
+
+// stranded ends a pair of which one side was reset and the other has taken nothing since the last tick of what that one had
+// sent before. It is not read from meanwhile, so that nothing else tells of it.
+func (p *pair) stranded() bool {
+	for d := range p.halves {
+		h, d := &p.halves[d], direction(d)
+		if !h.lost || h.held == nil {
+			continue
+		}
+		if fault := p.fault(d); fault != 0 {
+			p.finish(fmt.Errorf("read from the %s: %w", d.from(), fault))
+			return true
+		}
+	}
+	return false
 }
 
 func (p *pair) lookAtLeaving(since time.Duration) {

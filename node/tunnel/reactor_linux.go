@@ -69,8 +69,7 @@ func (rs *reactors) stop() {
 	defer rs.mu.Unlock()
 	rs.limit = 0
 	for _, r := range rs.all {
-		r.file.Close()
-		<-r.done
+		r.stop()
 	}
 	rs.all = nil
 }
@@ -89,11 +88,12 @@ type reactor struct {
 	// mu guards what follows, the pairs, their descriptors and the set of those that the kernel has. It is held while one
 	// round of bytes moves, which blocks nowhere. Set.mu is taken under it, never the other way round.
 	mu     sync.Mutex
-	epoll  int // file's
+	epoll  int // file's; -1 once it is closed
 	slots  []slot
 	free   []uint32
-	again  []event // have more to read than they had their turn for
-	due    []event // again's, of the round before
+	again  []event // have more to read than they had their turn for; each is there once
+	due    []event // again's of before, whose turn comes
+	turns  int     // of due, that are over
 	over   []*pair // have ended, and are to be buried outside of the lock
 	buffer []byte
 	events [maxEvents]unix.EpollEvent
@@ -112,7 +112,18 @@ type event struct {
 	generation uint32
 }
 
+// newReactor makes one that runs.
 func newReactor() (*reactor, error) {
+	r, err := openReactor()
+	if err != nil {
+		return nil, err
+	}
+	go r.run()
+	return r, nil
+}
+
+// openReactor makes one that does nothing by itself.
+func openReactor() (*reactor, error) {
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("epoll_create1", err)
@@ -134,8 +145,17 @@ func newReactor() (*reactor, error) {
 		r.file.Close()
 		return nil, err
 	}
-	go r.run()
 	return r, nil
+}
+
+// stop ends the reactor and waits for it. A pair that comes too late must find no descriptor: its number may be another
+// file's by then.
+func (r *reactor) stop() {
+	r.mu.Lock()
+	r.epoll = -1
+	r.mu.Unlock()
+	r.file.Close()
+	<-r.done
 }
 
 // run ends when file is closed.
@@ -168,7 +188,8 @@ func (r *reactor) turn(uintptr) bool {
 	return true
 }
 
-// round does what there is to do, once for each side, and reports whether there may be more.
+// round does some of what there is to do, and reports whether there may be more. However many are busy, what has just come
+// waits for no more than maxEvents of them, and so does who wants the lock.
 func (r *reactor) round() bool {
 	r.mu.Lock()
 	n := r.arrived()
@@ -178,18 +199,28 @@ func (r *reactor) round() bool {
 			p.happened(d, e.Events)
 		}
 	}
-	r.due, r.again = r.again, r.due[:0]
-	for _, e := range r.due {
-		if p, d := r.find(e); p != nil {
-			p.advance(d)
-		}
-	}
-	more := n == maxEvents || len(r.again) > 0
+	r.takeTurns()
+	more := n == maxEvents || r.turns < len(r.due) || len(r.again) > 0
 	r.unlock()
 	return more
 }
 
-// arrived takes the kernel's events without waiting for any. It cannot fail: the descriptor is one of epoll and not closed.
+// takeTurns gives a turn to some of those that have more to read.
+func (r *reactor) takeTurns() {
+	if r.turns == len(r.due) {
+		r.due, r.again, r.turns = r.again, r.due[:0], 0
+	}
+	from := r.turns
+	r.turns = min(from+maxEvents, len(r.due))
+	for _, e := range r.due[from:r.turns] {
+		if p, d := r.find(e); p != nil {
+			p.halves[d].waits = false
+			p.advance(d)
+		}
+	}
+}
+
+// arrived takes the kernel's events without waiting for any. It fails only where the reactor is being stopped.
 func (r *reactor) arrived() int {
 	n, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(r.epoll), uintptr(unsafe.Pointer(&r.events)), maxEvents, 0, 0, 0)
 	if errno != 0 {
@@ -248,11 +279,20 @@ func (r *reactor) settle(p *pair) error {
 		name := p.event(direction(d))
 		e := unix.EpollEvent{Events: interest, Fd: name.side, Pad: int32(name.generation)}
 		if err := unix.EpollCtl(r.epoll, unix.EPOLL_CTL_ADD, int(p.halves[d].fd), &e); err != nil {
-			r.evict(p)
+			r.unsettle(p, direction(d))
 			return os.NewSyscallError("epoll_ctl", err)
 		}
 	}
 	return nil
+}
+
+// unsettle takes back what settle had done before it came to the side that up to comes from. The connections go on without
+// a reactor, so that to close the duplicates would not end the kernel's telling of them.
+func (r *reactor) unsettle(p *pair, up direction) {
+	for d := range up {
+		unix.EpollCtl(r.epoll, unix.EPOLL_CTL_DEL, int(p.halves[d].fd), nil) // was added a moment ago
+	}
+	r.evict(p)
 }
 
 // evict closes p's descriptors, of which the kernel tells no more then, and frees the slot. Where another process is being

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -467,6 +468,194 @@ func TestATickEndsWhatIsIdle(t *testing.T) {
 	}
 	if took := time.Since(began); took < idle {
 		t.Errorf("ended after %v", took)
+	}
+}
+
+// driven is a set whose only reactor moves when the test has it move, a few bytes at a time.
+func driven(t *testing.T) (*Set, *reactor) {
+	t.Helper()
+	r, err := openReactor()
+	if err != nil {
+		t.Fatal(err)
+	}
+	close(r.done) // nobody runs it
+	r.buffer = r.buffer[:16]
+	s := newReactorSet(t)
+	s.reactors.limit, s.reactors.all = 1, []*reactor{r}
+	return s, r
+}
+
+// unread waits until so many bytes can be read from fd.
+func unread(t *testing.T, fd int32, n int) {
+	t.Helper()
+	waitFor(t, func() bool {
+		have, err := unix.IoctlGetInt(int(fd), unix.SIOCINQ)
+		return err == nil && have >= n
+	})
+}
+
+func TestASideThatIsBusyHasOneTurnInARound(t *testing.T) {
+	s, r := driven(t)
+	client, near := tcpPair(t)
+	backend, far := tcpPair(t)
+	join(t, s, client, backend, near, far, nil)
+	p := pairOf(t, s)
+	message := []byte("0123456789abcdefghijklmnopqrstuvwxyz0123456789abcdefghijklmnopqrstuvwxyz")
+	client.Write(message)
+	unread(t, p.halves[toBackend].fd, len(message))
+	for range 3 { // as if more came each time
+		locked(p, func() bool { p.happened(toBackend, unix.EPOLLIN); return true })
+	}
+	if n := locked(p, func() int { return len(r.again) }); n != 1 {
+		t.Errorf("it has %d turns", n)
+	}
+	if n := p.halves[toBackend].bytes.Load(); n != 16 {
+		t.Errorf("it has had %d bytes, want one read", n)
+	}
+	locked(p, func() bool { p.advance(toBackend); return true }) // as when it is to leave
+	if n := locked(p, func() int { return len(r.again) }); n != 1 {
+		t.Errorf("it has %d turns", n)
+	}
+	for r.round() {
+	}
+	want(t, backend, "backend", message)
+}
+
+// TestManyThatAreBusyDoNotHoldARoundUp: what has just come is looked for between the turns of those that always have more.
+func TestManyThatAreBusyDoNotHoldARoundUp(t *testing.T) {
+	s, r := driven(t)
+	message := make([]byte, 1000*len(r.buffer))
+	for range maxEvents {
+		client, near := tcpPair(t)
+		backend, far := tcpPair(t)
+		join(t, s, client, backend, near, far, nil)
+		client.Write(message)
+		backend.Write(message)
+	}
+	for l := range s.live {
+		for d := range l.(*pair).halves {
+			unread(t, l.(*pair).halves[d].fd, len(message))
+		}
+	}
+	moved := func() uint64 {
+		sum := s.Totals()
+		return (sum.ToBackend.Bytes + sum.ToClient.Bytes) / uint64(len(r.buffer))
+	}
+	waitFor(t, func() bool {
+		r.round()
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.again)+len(r.due)-r.turns == 2*maxEvents
+	})
+	for range 4 {
+		before := moved()
+		r.round()
+		if n := moved() - before; n >= 2*maxEvents {
+			t.Errorf("%d reads in a round", n)
+		}
+	}
+	for l := range s.live { // every one has had its turns
+		if now := l.totals(); now.ToBackend.Bytes < 2*16 || now.ToClient.Bytes < 2*16 {
+			t.Errorf("one has passed on %v", now)
+		}
+	}
+}
+
+// TestAResetOfASideThatIsHeldUpEndsTheTunnel: it is not read from while the other side does not take what it has sent, and that
+// may never be.
+func TestAResetOfASideThatIsHeldUpEndsTheTunnel(t *testing.T) {
+	for d := range direction(2) {
+		t.Run("from the "+d.from(), func(t *testing.T) {
+			s := newReactorSet(t)
+			client, near := tcpPair(t)
+			backend, far := tcpPair(t)
+			j := join(t, s, client, backend, near, far, nil)
+			p := pairOf(t, s)
+			src := client
+			if d == toClient {
+				src = backend
+			}
+			var sending sync.WaitGroup
+			sending.Go(func() { src.Write(make([]byte, 64<<20)) })
+			waitFor(t, func() bool { return locked(p, func() bool { return p.halves[d].held != nil }) })
+			src.(*net.TCPConn).SetLinger(0)
+			src.Close()
+			sending.Wait()
+			waitFor(t, func() bool {
+				p.reactor.look(time.Since(p.reactor.began)) // as often as it takes
+				return locked(p, func() bool { return p.ended })
+			})
+			if err := <-j.done; !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("ended with %v", err)
+			}
+		})
+	}
+}
+
+// TestASocketThatWasNotTakenIsNotWatched: the connections go on, moved by goroutines, and the kernel would tell of them still.
+func TestASocketThatWasNotTakenIsNotWatched(t *testing.T) {
+	_, r := driven(t)
+	client, near := tcpPair(t)
+	defer near.Close()
+	defer client.Close()
+	fd, err := duplicate(near.(*net.TCPConn))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.Open(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	plain, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &pair{reactor: r}
+	p.halves[toBackend].fd, p.halves[toClient].fd = fd, int32(plain)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.settle(p); !errors.Is(err, syscall.EPERM) {
+		t.Fatalf("a file was taken: %v", err)
+	}
+	client.Write([]byte("x"))
+	if _, err := near.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if n := r.arrived(); n != 0 {
+		t.Errorf("the kernel tells of %d", n)
+	}
+}
+
+// TestAReactorThatHasStoppedTakesNoPair: its descriptor's number is another's by then.
+func TestAReactorThatHasStoppedTakesNoPair(t *testing.T) {
+	s := NewSet(Options{})
+	r := s.reactors.pick()
+	number := r.epoll
+	closeAtOnce(s)
+	for {
+		other, err := openReactor()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer other.file.Close()
+		if other.epoll >= number { // the kernel gives the lowest that is free
+			break
+		}
+	}
+	p := &pair{reactor: r}
+	for d := range p.halves {
+		_, end := tcpPair(t)
+		defer end.Close()
+		var err error
+		if p.halves[d].fd, err = duplicate(end.(*net.TCPConn)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.settle(p); !errors.Is(err, syscall.EBADF) {
+		t.Errorf("it takes a pair: %v", err)
 	}
 }
 
