@@ -60,6 +60,9 @@ func (l *link) watch(d time.Duration) {
 	l.touch()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.ended.Load() {
+		return // it was cut meanwhile, and nobody would stop the timer
+	}
 	l.timer = time.AfterFunc(d, func() {
 		idle := time.Since(time.Unix(0, l.active.Load()))
 		if idle >= d {

@@ -69,15 +69,16 @@ func (f *flow) passRaw() error {
 	return f.failed
 }
 
-// passReady passes on what there is. It is called when something may have come, and says false to be called again.
+// passReady passes on what there is. It is called when something may have come, and says false to be called again. Where the link
+// is to be closed in order, that never comes: the deadline of the past does, which link.leave sets after it has said so. It must
+// be behind us when flow.leave begins to set deadlines of its own.
 //
 // It reads until there is nothing, although a read that gave less than it could mostly was the last: behind it there may be a
 // reset, for which there was but one wake-up with what came before. TCP_INQ tells of an end there, but not of that.
 func (f *flow) passReady(fd uintptr) bool {
 	for {
 		if f.link.leaving.Load() != nil {
-			f.failed = errLeave
-			return true
+			return false
 		}
 		if !f.passOnce(fd) {
 			return f.failed != nil
