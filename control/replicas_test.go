@@ -98,5 +98,6 @@ func TestWriteThatWaitsDoesNotKeepAControlFromSeeingThatItLeadsNoMore(t *testing
 	if err := c.store.Close(); err != nil {
 		t.Fatal(err)
 	}
+	say(leftAt("n1")) // a store that is closed wakes nobody
 	eventually(t, "it knows that it leads no more", func() bool { return log.has("this control no longer leads") })
 }
