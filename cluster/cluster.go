@@ -2,25 +2,30 @@
 // who is there.
 //
 // It owns when and whom to join, the memory of peers across restarts, and the list of members with their states. It
-// does not own identity or config: membership says who answers on the network, holding the cluster's gossip key, and
-// nothing here is believed beyond display and where to ask next. The conversation itself is package cluster/gossip's.
+// does not own identity or config: members are those that hold the cluster's gossip key and that control vouched for, and
+// what they say is believed as theirs, for display, for hints and for where to ask next. The conversation itself is package cluster/gossip's.
 //
 // Order of calls: New, Start, then Update, Publish, SetSeeds and Members as often as wanted, Members again whenever Changed
 // fires, and at the end Stop.
 package cluster
 
 import (
+	"bytes"
 	"cmp"
 	"context"
+	"crypto"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net/netip"
 	"sync"
 	"time"
 
 	"github.com/pyserve/pyserve/cluster/gossip"
 	"github.com/pyserve/pyserve/cluster/state"
+	"github.com/pyserve/pyserve/voucher"
 )
 
 // Role, Facts, Member and Liveness are package cluster/state's, under the names that users of this package need.
@@ -50,6 +55,13 @@ type Options struct {
 	Advertise string
 	// Keys are AES-256 keys, 32 bytes each, as control gave them; the first encrypts, all decrypt.
 	Keys [][]byte
+	// Key is the private key of our certificate, ECDSA P-256 or Ed25519: it signs what we say.
+	Key crypto.Signer
+	// Issuer is the key that control makes vouchers with.
+	Issuer ed25519.PublicKey
+	// Voucher is control's word that Name and Key belong together. Empty: other members do not believe us, and do not list
+	// us, before SetVoucher. It may have ended.
+	Voucher []byte
 	// RememberFile is where the addresses of peers are kept, so that a start without control finds them. It is written
 	// with mode 0600 and replaced as a whole; its directory has to exist. "": nowhere.
 	RememberFile string
@@ -106,11 +118,15 @@ type Cluster struct {
 	gossip *gossip.Gossip // nil until started
 	facts  Facts
 	// seeds are control's; the Options have their own.
-	seeds  []string
-	roster *state.Roster
-	peers  *remembered
+	seeds []string
+	// voucher is the one that is told, and sequence that of what was told last.
+	voucher  []byte
+	sequence uint64
+	roster   *state.Roster
+	peers    *remembered
 
 	messages *messages
+	vouched  *vouched
 }
 
 // New checks the options; an error names the field.
@@ -128,6 +144,8 @@ func New(options Options) (*Cluster, error) {
 		roster:      state.NewRoster(keepGone, maxGone),
 		peers:       newRemembered(),
 		messages:    newMessages(),
+		vouched:     newVouched(options.Issuer, options.ClusterID),
+		voucher:     bytes.Clone(options.Voucher),
 	}, nil
 }
 
@@ -149,6 +167,9 @@ func (o Options) validate() error {
 			return fmt.Errorf("option Keys[%d]: has %d bytes, not 32", i, len(key))
 		}
 	}
+	if err := o.validateIdentity(); err != nil {
+		return err
+	}
 	for i, seed := range o.Seeds {
 		if err := checkHostPort(seed); err != nil {
 			return fmt.Errorf("option Seeds[%d]: %w", i, err)
@@ -161,6 +182,25 @@ func (o Options) validate() error {
 		return nil
 	}
 	return checkBind(o.Bind, o.Advertise)
+}
+
+func (o Options) validateIdentity() error {
+	if o.Key == nil {
+		return errors.New("option Key: none, and members sign what they say")
+	}
+	if _, err := voucher.KeyOf(o.Key.Public()); err != nil {
+		return fmt.Errorf("option Key: %w", err)
+	}
+	if len(o.Issuer) != ed25519.PublicKeySize {
+		return fmt.Errorf("option Issuer: has %d bytes, not %d", len(o.Issuer), ed25519.PublicKeySize)
+	}
+	if len(o.Voucher) == 0 {
+		return nil
+	}
+	if err := o.checkVoucher(o.Voucher); err != nil {
+		return fmt.Errorf("option Voucher: %w", err)
+	}
+	return nil
 }
 
 // Start listens and begins to look for the others. It does not wait to find any. On an error nothing is left behind,
@@ -186,8 +226,8 @@ func (c *Cluster) Start() error {
 		Advertise: advertise,
 		Transport: c.options.Transport,
 		Timing:    c.options.Timing,
-		Metadata:  c.ownFacts().Encode(),
-		Accept:    acceptName,
+		Metadata:  func(address netip.AddrPort) ([]byte, error) { return c.metadata(c.ownFacts(), address) },
+		Accept:    c.accept,
 		Receive:   c.receive,
 		Merge:     c.merge,
 		State:     c.ownState,
@@ -216,11 +256,6 @@ func (c *Cluster) run(g *gossip.Gossip) {
 	c.loops.Go(func() { c.rejoinLoop(ctx, g, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))) })
 }
 
-func acceptName(wire string) error {
-	_, _, err := state.ParseWireName(wire)
-	return err
-}
-
 // Stop tells the others that we leave, closes everything and waits for it. If nobody could be told before ctx ended, or
 // within four seconds, it says so, and everything is closed all the same. Before a Start, and after another Stop, it
 // does nothing.
@@ -238,10 +273,18 @@ func (c *Cluster) Stop(ctx context.Context) error {
 	// memberlist tells the others alike of those that leave and those that die; our last facts tell them apart.
 	facts := c.ownFacts()
 	facts.Leaving = true
-	err := errors.Join(c.gossip.Leave(ctx, facts.Encode()), c.gossip.Shutdown())
+	err := errors.Join(c.leave(ctx, facts), c.gossip.Shutdown())
 	c.loops.Wait()
 	c.savePeers()
 	return err
+}
+
+func (c *Cluster) leave(ctx context.Context, facts Facts) error {
+	metadata, err := c.metadata(facts, c.gossip.AddrPort())
+	if err != nil {
+		return err
+	}
+	return c.gossip.Leave(ctx, metadata)
 }
 
 // Address is the host:port that others reach us by; "" before Start.
@@ -322,7 +365,11 @@ func (c *Cluster) announce(ctx context.Context, g *gossip.Gossip) {
 		case <-ctx.Done():
 			return
 		case <-c.announceNow:
-			if err := g.Announce(ctx, c.ownFacts().Encode()); err != nil && ctx.Err() == nil {
+			metadata, err := c.metadata(c.ownFacts(), g.AddrPort())
+			if err == nil {
+				err = g.Announce(ctx, metadata)
+			}
+			if err != nil && ctx.Err() == nil {
 				c.options.Logger.Error("cannot tell the other members what this one serves", "error", err)
 			}
 		}

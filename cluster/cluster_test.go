@@ -3,6 +3,11 @@ package cluster
 import (
 	"bytes"
 	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
 	"fmt"
 	"log/slog"
 	"net"
@@ -18,6 +23,7 @@ import (
 	"github.com/pyserve/pyserve/cluster/gossip"
 	"github.com/pyserve/pyserve/cluster/gossiptest"
 	"github.com/pyserve/pyserve/cluster/state"
+	"github.com/pyserve/pyserve/voucher"
 )
 
 // memberlist waits for nobody when it shuts down; a probe under way ends within a few probe intervals.
@@ -57,6 +63,41 @@ func newWorld(t *testing.T) *world {
 	return &world{t: t, network: gossiptest.NewNetwork(1), log: &journal{}}
 }
 
+// control's key, as all members of the tests know it.
+var issuer = ed25519.NewKeyFromSeed(bytes.Repeat([]byte{7}, ed25519.SeedSize))
+
+var farOff = time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// vouch gives a member a key and a voucher, unless it has them.
+func vouch(t *testing.T, o *Options) {
+	t.Helper()
+	if o.Issuer == nil {
+		o.Issuer = issuer.Public().(ed25519.PublicKey)
+	}
+	if o.Key != nil {
+		return
+	}
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Key, o.Voucher = private, voucherFor(t, *o, private, farOff)
+}
+
+// voucherFor is control's word that the key belongs to the name in o.
+func voucherFor(t *testing.T, o Options, key crypto.Signer, ends time.Time) []byte {
+	t.Helper()
+	packed, err := voucher.KeyOf(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := voucher.Issue(issuer, o.ClusterID, state.WireName(o.Role, o.Name), packed, ends)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
 func address(i int) string { return fmt.Sprintf("10.0.0.%d:7946", i) }
 
 // start starts the node n<i> at address(i), with change to its options.
@@ -77,6 +118,7 @@ func (w *world) start(i int, change ...func(*Options)) *Cluster {
 	for _, f := range change {
 		f(&options)
 	}
+	vouch(w.t, &options)
 	c, err := New(options)
 	if err != nil {
 		w.t.Fatal(err)
@@ -505,8 +547,9 @@ func TestManyMembersOnALossyNetworkConverge(t *testing.T) {
 }
 
 // onSockets gives options for real sockets, with short times.
-func onSockets(name string) Options {
-	return Options{
+func onSockets(t *testing.T, name string) Options {
+	t.Helper()
+	options := Options{
 		Name:      name,
 		Role:      RoleNode,
 		ClusterID: "test",
@@ -514,6 +557,8 @@ func onSockets(name string) Options {
 		Keys:      [][]byte{key},
 		Timing:    gossip.Timing{ProbeInterval: 200 * time.Millisecond, GossipInterval: 20 * time.Millisecond},
 	}
+	vouch(t, &options)
+	return options
 }
 
 func startOnSockets(t *testing.T, options Options) *Cluster {
@@ -530,8 +575,8 @@ func startOnSockets(t *testing.T, options Options) *Cluster {
 }
 
 func TestMembersMeetOnSockets(t *testing.T) {
-	a := startOnSockets(t, onSockets("a"))
-	options := onSockets("b")
+	a := startOnSockets(t, onSockets(t, "a"))
+	options := onSockets(t, "b")
 	_, port, err := net.SplitHostPort(a.Address())
 	if err != nil {
 		t.Fatal(err)
@@ -546,8 +591,8 @@ func TestMembersMeetOnSockets(t *testing.T) {
 }
 
 func TestAPortInUseIsOneSentence(t *testing.T) {
-	a := startOnSockets(t, onSockets("a"))
-	options := onSockets("b")
+	a := startOnSockets(t, onSockets(t, "a"))
+	options := onSockets(t, "b")
 	options.Bind = a.Address()
 	b, err := New(options)
 	if err != nil {
@@ -569,7 +614,7 @@ func TestStopEndsAJoinUnderWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer silent.Close()
-	options := onSockets("a")
+	options := onSockets(t, "a")
 	options.Seeds = []string{silent.Addr().String()}
 	options.Timing.StreamTimeout = time.Hour
 	a := startOnSockets(t, options)
@@ -586,7 +631,7 @@ func TestStopEndsAJoinUnderWay(t *testing.T) {
 }
 
 func TestLifecycle(t *testing.T) {
-	c, err := New(onSockets("a"))
+	c, err := New(onSockets(t, "a"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -614,7 +659,7 @@ func TestLifecycle(t *testing.T) {
 }
 
 func TestStopWithoutTimeSaysThatNobodyWasTold(t *testing.T) {
-	c, err := New(onSockets("a"))
+	c, err := New(onSockets(t, "a"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -635,6 +680,10 @@ func TestNewNamesTheOption(t *testing.T) {
 		"option ClusterID":              func(o *Options) { o.ClusterID = "" },
 		"option Keys: ":                 func(o *Options) { o.Keys = nil },
 		"option Keys[1]":                func(o *Options) { o.Keys = [][]byte{key, key[:16]} },
+		"option Key: ":                  func(o *Options) { o.Key = nil },
+		"option Issuer":                 func(o *Options) { o.Issuer = nil },
+		"option Voucher":                func(o *Options) { o.Voucher = bytes.Repeat([]byte{1}, voucher.Size) },
+		"another key":                   func(o *Options) { o.Key = issuer },
 		"option Seeds[0]":               func(o *Options) { o.Seeds = []string{"10.0.0.1"} },
 		"option RejoinInterval":         func(o *Options) { o.RejoinInterval = -1 },
 		"option Bind":                   func(o *Options) { o.Bind = "127.0.0.1" },
@@ -643,7 +692,7 @@ func TestNewNamesTheOption(t *testing.T) {
 		"option Advertise: \"0.0.0.0\"": func(o *Options) { o.Advertise = "0.0.0.0" },
 		"option Advertise: \"a:1\"":     func(o *Options) { o.Advertise = "a:1" },
 	} {
-		options := onSockets("a")
+		options := onSockets(t, "a")
 		change(&options)
 		if _, err := New(options); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("New: %v, want something on %s", err, want)

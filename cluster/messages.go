@@ -3,11 +3,13 @@ package cluster
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/pyserve/pyserve/cluster/gossip"
 	"github.com/pyserve/pyserve/cluster/state"
+	"github.com/pyserve/pyserve/voucher"
 )
 
 // Topic and Origin are package cluster/state's, under the names that users of this package need.
@@ -35,8 +37,7 @@ type messages struct {
 	mu       sync.Mutex
 	sequence uint64
 	dropped  map[string]uint64
-	// ledger belongs to the goroutine that receives.
-	ledger *state.Ledger
+	ledger   *state.Ledger
 }
 
 func newMessages() *messages {
@@ -57,6 +58,24 @@ func (m *messages) drop(reason string) {
 	m.dropped[reason]++
 }
 
+func (m *messages) isNews(message state.Message) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.ledger.IsNews(message)
+}
+
+func (m *messages) note(message state.Message) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.ledger.Note(message)
+}
+
+func (m *messages) forget(o Origin) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.ledger.Forget(o)
+}
+
 // Publish tells all members of a piece of news: their Options.Receive gets it, within a second or so, from most of them
 // once. It does not wait and nothing is confirmed: members that join later, and those that a packet did not reach, learn
 // it only from Options.State. Of one topic and key the latest replaces the one before, also where that is still being
@@ -72,7 +91,12 @@ func (c *Cluster) Publish(topic Topic, key string, payload []byte) error {
 		return fmt.Errorf("cluster: %w", err)
 	}
 	m.Sequence = c.messages.next(time.Now())
-	return g.Tell(name(m), m.Encode())
+	unsigned := m.EncodeUnsigned()
+	signature, err := voucher.Sign(c.options.Key, state.SignedMessage(c.options.ClusterID, unsigned))
+	if err != nil {
+		return err
+	}
+	return g.Tell(name(m), append(unsigned, signature...))
 }
 
 func (c *Cluster) self() Origin { return Origin{Role: c.options.Role, Name: c.options.Name} }
@@ -84,32 +108,27 @@ func name(m state.Message) string {
 
 // receive takes a message off the network, passes it on and hands it over. It runs in one goroutine of package gossip.
 func (c *Cluster) receive(raw []byte) {
-	m, err := state.DecodeMessage(raw)
+	m, unsigned, err := state.DecodeMessage(raw)
 	if err != nil {
-		c.messages.drop("malformed")
+		c.messages.drop(malformed)
 		return
 	}
-	if m.Origin == c.self() || !c.messages.ledger.IsNews(m) {
+	if m.Origin == c.self() || !c.messages.isNews(m) {
 		return
 	}
-	if !c.believes(m.Origin) {
-		c.messages.drop("unvouched")
+	if err := c.vouched.check(m.Origin, state.SignedMessage(c.options.ClusterID, unsigned), m.Signature, time.Now()); err != nil {
+		c.messages.drop(reasonOf(err))
 		return
 	}
-	c.messages.ledger.Note(m)
-	if err := c.started().Tell(name(m), raw); err != nil {
-		c.options.Logger.Error("a message cannot be passed on", "error", err)
+	c.messages.note(m)
+	if g := c.started(); g != nil { // else it came while we start
+		if err := g.Tell(name(m), raw); err != nil {
+			c.options.Logger.Error("a message cannot be passed on", "error", err)
+		}
 	}
 	if c.options.Receive != nil {
 		c.options.Receive(m.Origin, m.Topic, m.Key, m.Payload)
 	}
-}
-
-// believes tells whether a member of that name takes part.
-func (c *Cluster) believes(o Origin) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.roster.Present(o)
 }
 
 // ownState gives what a full exchange carries of us.
@@ -122,33 +141,46 @@ func (c *Cluster) ownState() []byte {
 		c.messages.drop("state_unsent")
 		return nil
 	}
-	return state.Snapshot{Origin: c.self(), Sequence: c.messages.next(time.Now()), Bytes: bytes}.Encode()
+	unsigned := state.Snapshot{Origin: c.self(), Sequence: c.messages.next(time.Now()), Bytes: bytes}.EncodeUnsigned()
+	signature, err := voucher.Sign(c.options.Key, state.SignedSnapshot(c.options.ClusterID, unsigned))
+	if err != nil {
+		c.messages.drop("state_unsent")
+		return nil
+	}
+	return append(unsigned, signature...)
 }
+
+// snapshotKey stands in the ledger for the states of an origin: no message has a key that long.
+var snapshotKey = strings.Repeat("s", MaxKey+1)
 
 // merge takes the state of another member, in the goroutine of receive.
 func (c *Cluster) merge(raw []byte) {
-	s, err := state.DecodeSnapshot(raw)
+	s, unsigned, err := state.DecodeSnapshot(raw)
 	if err != nil || len(s.Bytes) > MaxState {
-		c.messages.drop("malformed")
+		c.messages.drop(malformed)
 		return
 	}
-	if s.Origin == c.self() {
+	// Two exchanges may overtake one another; what is not the latest may be a replay and is not needed.
+	news := state.Message{Origin: s.Origin, Key: snapshotKey, Sequence: s.Sequence}
+	if s.Origin == c.self() || !c.messages.isNews(news) {
 		return
 	}
-	if !c.believes(s.Origin) {
-		c.messages.drop("unvouched")
+	if err := c.vouched.check(s.Origin, state.SignedSnapshot(c.options.ClusterID, unsigned), s.Signature, time.Now()); err != nil {
+		c.messages.drop(reasonOf(err))
 		return
 	}
+	c.messages.note(news)
 	if c.options.Merge != nil {
 		c.options.Merge(s.Origin, s.Bytes)
 	}
 }
 
-// Dropped counts by reason the messages and states that got lost on this side, since the start: "malformed", "unvouched"
-// (no member that takes part sent it), "oversize", "overflow" (too many at once; the oldest went), "untold" (ours or
-// another's, told too seldom since there were too many), "state_unsent" (ours was larger than MaxState).
+// Dropped counts by reason, since the start, what was not believed of others, each time that it came, and what got lost on
+// this side: "malformed", "unvouched" (of a name that control did not vouch for), "forged" (not signed by the name's
+// holder), "replayed" (facts older than those known), "oversize", "overflow" (too many messages at once; the oldest went),
+// "untold" (a message told too seldom, since there were too many), "state_unsent" (ours was larger than MaxState).
 func (c *Cluster) Dropped() map[string]uint64 {
-	counts := map[string]uint64{"malformed": 0, "unvouched": 0, "state_unsent": 0}
+	counts := map[string]uint64{malformed: 0, unvouched: 0, forged: 0, replayed: 0, "state_unsent": 0}
 	c.messages.mu.Lock()
 	for reason, n := range c.messages.dropped {
 		counts[reason] = n

@@ -93,7 +93,7 @@ func TestAFileThatCannotBeUsedIsToldOfAndIgnored(t *testing.T) {
 		"half a record": `[{"name": "node:x", "addr`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			options, log := onSockets("a"), &journal{}
+			options, log := onSockets(t, "a"), &journal{}
 			options.Logger = slog.New(slog.NewTextHandler(log, nil))
 			options.RememberFile = filepath.Join(t.TempDir(), "peers")
 			if err := os.WriteFile(options.RememberFile, []byte(content), 0o600); err != nil {
@@ -114,7 +114,7 @@ func TestAFileThatCannotBeUsedIsToldOfAndIgnored(t *testing.T) {
 }
 
 func TestWithoutAFileNothingIsSaid(t *testing.T) {
-	options, log := onSockets("a"), &journal{}
+	options, log := onSockets(t, "a"), &journal{}
 	options.Logger = slog.New(slog.NewTextHandler(log, nil))
 	options.RememberFile = filepath.Join(t.TempDir(), "peers")
 	c, err := New(options)

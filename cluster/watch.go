@@ -38,27 +38,34 @@ func (c *Cluster) watch(ctx context.Context, g *gossip.Gossip) {
 
 // observe merges what gossip knows now.
 func (c *Cluster) observe(g *gossip.Gossip) {
-	seen := c.sighting(g)
 	now := time.Now()
+	seen := c.sighting(g, now)
 	c.mu.Lock()
-	changes := c.roster.Merge(seen, now)
+	changes, stale := c.roster.Merge(seen, now)
 	for _, m := range seen {
 		if !c.isSelf(m) {
 			c.peers.observe(m, now)
 		}
 	}
 	c.mu.Unlock()
+	for range stale {
+		c.messages.drop(replayed)
+	}
 	for _, change := range changes {
 		c.logChange(change)
+		if change.Member.State == 0 {
+			gone := Origin{Role: change.Member.Role, Name: change.Member.Name}
+			c.vouched.forget(gone)
+			c.messages.forget(gone)
+		}
 	}
 	if len(changes) > 0 {
 		wake(c.changed)
 	}
 }
 
-// sighting gives the members that gossip knows now. Metadata that cannot be read leaves a member without facts: it may
-// be newer than we are.
-func (c *Cluster) sighting(g *gossip.Gossip) []Member {
+// sighting gives the members that gossip knows now and control vouched for.
+func (c *Cluster) sighting(g *gossip.Gossip, now time.Time) []Member {
 	peers := g.Peers()
 	members := make([]Member, 0, len(peers))
 	for _, p := range peers {
@@ -66,11 +73,16 @@ func (c *Cluster) sighting(g *gossip.Gossip) []Member {
 		if err != nil {
 			continue
 		}
-		facts, err := state.DecodeFacts(p.Metadata)
+		m := Member{Name: name, Role: role, Address: p.Address}
+		if !c.isSelf(m) && !p.Gone && !c.vouched.good(Origin{Role: role, Name: name}, now) {
+			continue // its voucher has ended
+		}
+		metadata, _, err := state.DecodeMetadata(p.Metadata)
 		if err != nil {
 			c.options.Logger.Debug("a member's facts cannot be read", "member", name, "role", role.String(), "reason", err)
 		}
-		members = append(members, Member{Name: name, Role: role, Address: p.Address, State: liveness(p.Gone, facts), Facts: facts})
+		m.State, m.Facts, m.Sequence = liveness(p.Gone, metadata.Facts), metadata.Facts, metadata.Sequence
+		members = append(members, m)
 	}
 	return members
 }

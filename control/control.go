@@ -9,6 +9,8 @@ package control
 
 import (
 	"context"
+	"crypto"
+	"crypto/ed25519"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -365,9 +367,23 @@ func (c *Control) adminIsGood(admin *identity.Context) bool {
 // ServerTLS is how control proves itself to nodes and operators.
 func (c *Control) ServerTLS() (*tls.Config, error) { return c.authority.ServerTLS(c.options.Name) }
 
+// GossipIdentity is who this control is in gossip, and whom it believes there.
+type GossipIdentity struct {
+	ClusterID string
+	// Keys encrypt, the first, and decrypt.
+	Keys [][]byte
+	// Signer is new with each call, and Voucher is for it.
+	Signer  crypto.Signer
+	Voucher []byte
+	// Issuer is what vouchers are checked with.
+	Issuer ed25519.PublicKey
+}
+
 // Gossip gives what this control's own gossip needs.
-func (c *Control) Gossip() (clusterID string, keys [][]byte) {
-	return c.authority.ClusterID(), c.authority.GossipKeys()
+func (c *Control) Gossip() (GossipIdentity, error) {
+	a := c.authority
+	signer, raw, err := a.GossipIdentity(c.options.Name)
+	return GossipIdentity{ClusterID: a.ClusterID(), Keys: a.GossipKeys(), Signer: signer, Voucher: raw, Issuer: a.VoucherKey()}, err
 }
 
 // Peer says who is at the other end of a connection. It fails with [identity.ErrAnonymous] where no certificate was

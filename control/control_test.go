@@ -247,9 +247,12 @@ func TestWelcomeNamesSeeds(t *testing.T) {
 		return members
 	}
 	c := start(t, o)
-	_, keys := c.Gossip()
+	own, err := c.Gossip()
+	if err != nil {
+		t.Fatal(err)
+	}
 	m := c.welcome()
-	if len(m.GetGossipSeeds()) != maxSeeds || len(m.GetGossipKeys()) != len(keys) || m.GetControlName() != "c1" {
+	if len(m.GetGossipSeeds()) != maxSeeds || len(m.GetGossipKeys()) != len(own.Keys) || m.GetControlName() != "c1" {
 		t.Errorf("the welcome is %v", m)
 	}
 	gossip = "127.0.0.1:7402"

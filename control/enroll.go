@@ -140,7 +140,7 @@ func (c *Control) Serve(peer identity.Peer, stream fleet.Stream) error {
 	// The stream's context may be over; the store's own deadline bounds the write.
 	ctx := context.WithoutCancel(stream.Context())
 	c.setLeft(ctx, peer, false)
-	left, err := c.fleet.Serve(peer.Name, cuttable)
+	left, err := c.fleet.Serve(peer.Name, &vouching{cuttable, c.vouch(peer)})
 	if left {
 		c.setLeft(ctx, peer, true)
 	}
@@ -148,6 +148,30 @@ func (c *Control) Serve(peer identity.Peer, stream fleet.Stream) error {
 		c.fleet.Forget(peer.Name)
 	}
 	return err
+}
+
+// vouch gives the voucher for the key that a node's stream was opened with; nil where it cannot be had, and the node is
+// not believed in gossip.
+func (c *Control) vouch(peer identity.Peer) []byte {
+	raw, err := c.authority.Vouch(peer.Role, peer.Name, peer.Key, peer.Until)
+	if err != nil {
+		c.options.Logger.Error("a node cannot take part in gossip", "node", peer.Name, "error", err)
+	}
+	return raw
+}
+
+// vouching is a stream whose Welcome has the node's voucher: only here is it known which key the node showed.
+type vouching struct {
+	fleet.Stream
+	voucher []byte
+}
+
+// Send sends a message.
+func (v *vouching) Send(m *fleetv1.ToNode) error {
+	if welcome := m.GetWelcome(); welcome != nil {
+		welcome.Voucher = v.voucher
+	}
+	return v.Stream.Send(m)
 }
 
 // setLeft keeps whether a node is away on purpose, where that is news. It is for status after a restart only, so a disk

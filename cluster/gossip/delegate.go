@@ -2,7 +2,7 @@ package gossip
 
 import (
 	"fmt"
-	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -14,7 +14,7 @@ import (
 // logs or calls memberlist; it is complete before memberlist starts.
 type delegate struct {
 	self      string
-	accept    func(name string) error
+	accept    func(name string, address netip.AddrPort, metadata []byte) error
 	metadata  atomic.Value // []byte, at most MaxMetadata, never written to
 	changed   chan struct{}
 	conflicts chan Conflict
@@ -42,7 +42,7 @@ var (
 )
 
 func newDelegate(o Options) *delegate {
-	d := &delegate{
+	return &delegate{
 		self:      o.Name,
 		accept:    o.Accept,
 		changed:   make(chan struct{}, 1),
@@ -52,8 +52,6 @@ func newDelegate(o Options) *delegate {
 		outbox:    newOutbox(),
 		members:   make(map[string]*record),
 	}
-	d.metadata.Store(slices.Clone(o.Metadata))
-	return d
 }
 
 func (d *delegate) records() []*record {
@@ -113,13 +111,14 @@ func (d *delegate) NotifyAlive(n *memberlist.Node) error {
 	if len(n.Meta) > MaxMetadata {
 		return fmt.Errorf("its metadata has %d bytes, more than %d", len(n.Meta), MaxMetadata)
 	}
-	if size := len(n.Addr); size != net.IPv4len && size != net.IPv6len {
-		return fmt.Errorf("its address has %d bytes", size)
+	addr, ok := netip.AddrFromSlice(n.Addr)
+	if !ok {
+		return fmt.Errorf("its address has %d bytes", len(n.Addr))
 	}
 	if d.accept == nil {
 		return nil
 	}
-	return d.accept(n.Name)
+	return d.accept(n.Name, netip.AddrPortFrom(addr.Unmap(), n.Port), slices.Clone(n.Meta))
 }
 
 // NodeMeta is memberlist's.

@@ -5,13 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"testing"
 
 	"github.com/hashicorp/memberlist"
 )
 
 func TestNotifyAliveKeepsTheUnboundedOut(t *testing.T) {
-	d := newDelegate(Options{Name: "self", Accept: func(name string) error {
+	d := newDelegate(Options{Name: "self", Accept: func(name string, _ netip.AddrPort, _ []byte) error {
 		if name == "bad" {
 			return errors.New("a bad name")
 		}

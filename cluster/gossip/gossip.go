@@ -49,11 +49,12 @@ type Options struct {
 	// Transport replaces the sockets; nil: UDP and TCP.
 	Transport Transport
 	Timing    Timing
-	// Metadata is what is announced first.
-	Metadata []byte
-	// Accept tells why a member of that name is not to be believed in, or nil. It is called under memberlist's lock: it
-	// must be quick and call nothing of this package. A nil Accept takes any name.
-	Accept func(name string) error
+	// Metadata gives what is announced first, at the address that others will know us by; nil: nothing is said.
+	Metadata func(address netip.AddrPort) ([]byte, error)
+	// Accept tells why a member that says this of itself at that address is not to be believed in, or nil. It is called
+	// under memberlist's lock: it must be quick and call nothing of this package. The metadata is its own. A nil Accept
+	// takes anyone.
+	Accept func(name string, address netip.AddrPort, metadata []byte) error
 	// Receive and Merge take the messages and the states of others, one at a time, from a goroutine of ours; what they are
 	// given is theirs. While they are slow, the oldest that waits gives way. nil: they are counted and dropped.
 	Receive, Merge func([]byte)
@@ -86,7 +87,7 @@ type Gossip struct {
 	delegate  *delegate
 	transport Transport
 	list      *memberlist.Memberlist
-	address   string
+	address   netip.AddrPort
 	log       *logWriter
 	// stop ends what the sockets' transport has under way.
 	stop context.CancelFunc
@@ -114,17 +115,36 @@ func Start(options Options) (*Gossip, error) {
 		return nil, err
 	}
 	config.Transport = g.transport
-	if err := advertise(config, g.transport, options); err != nil {
+	if err := g.introduce(config); err != nil {
 		return nil, errors.Join(err, g.release())
 	}
 	if g.list, err = memberlist.Create(config); err != nil {
 		return nil, errors.Join(fmt.Errorf("cannot start gossip as %s: %w", options.Name, err), g.release())
 	}
-	g.address = g.list.LocalNode().Address()
 	ctx, hush := context.WithCancel(context.Background())
 	g.hush = hush
 	g.delivering.Go(func() { g.delegate.inbox.deliver(ctx, options.Receive, options.Merge) })
 	return g, nil
+}
+
+// introduce settles our address and what is said of us there.
+func (g *Gossip) introduce(config *memberlist.Config) (err error) {
+	if g.address, err = advertise(config, g.transport, g.options); err != nil {
+		return err
+	}
+	if g.options.Metadata == nil {
+		g.delegate.metadata.Store([]byte(nil))
+		return nil
+	}
+	metadata, err := g.options.Metadata(g.address)
+	if err != nil {
+		return err
+	}
+	if len(metadata) > MaxMetadata {
+		return fmt.Errorf("metadata of %d bytes, more than %d", len(metadata), MaxMetadata)
+	}
+	g.delegate.metadata.Store(metadata)
+	return nil
 }
 
 // release closes the sockets of a start that failed.
@@ -170,7 +190,10 @@ func (g *Gossip) config(ring *memberlist.Keyring) *memberlist.Config {
 }
 
 // Address is the host:port that others reach us by.
-func (g *Gossip) Address() string { return g.address }
+func (g *Gossip) Address() string { return g.address.String() }
+
+// AddrPort is Address as a value.
+func (g *Gossip) AddrPort() netip.AddrPort { return g.address }
 
 // Peers gives every member that takes part and, once each, those that stopped since the last call. It is for one reader.
 func (g *Gossip) Peers() []Peer {

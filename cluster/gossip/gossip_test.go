@@ -37,7 +37,7 @@ func start(t *testing.T, n *gossiptest.Network, i int, change func(*gossip.Optio
 		Label:     "test",
 		Keys:      [][]byte{key},
 		Transport: transport,
-		Metadata:  []byte("first"),
+		Metadata:  func(netip.AddrPort) ([]byte, error) { return []byte("first"), nil },
 		Logger:    slog.New(slog.DiscardHandler),
 	}
 	if change != nil {
@@ -209,7 +209,7 @@ func TestMembersThatAreNotAcceptedStayOut(t *testing.T) {
 	gossiptest.Run(t, func(t *testing.T) {
 		n := gossiptest.NewNetwork(1)
 		a := start(t, n, 1, func(o *gossip.Options) {
-			o.Accept = func(name string) error { return errors.New("unwelcome: " + name) }
+			o.Accept = func(name string, _ netip.AddrPort, _ []byte) error { return errors.New("unwelcome: " + name) }
 		})
 		b := start(t, n, 2, nil)
 		join(t, b, a)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log"
 	"net"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -73,19 +74,20 @@ func listenReason(err error) string {
 
 // advertise settles the address that others are told, which memberlist asks for by host and port. A Transport of the
 // options knows its own.
-func advertise(c *memberlist.Config, t Transport, o Options) error {
+func advertise(c *memberlist.Config, t Transport, o Options) (netip.AddrPort, error) {
 	sockets, ok := t.(*socketTransport)
 	if !ok {
-		_, port, err := t.FinalAdvertiseAddr("", 0)
+		ip, port, err := t.FinalAdvertiseAddr("", 0)
 		if err != nil {
-			return fmt.Errorf("cannot tell the address to advertise: %w", err)
+			return netip.AddrPort{}, fmt.Errorf("cannot tell the address to advertise: %w", err)
 		}
+		addr, _ := netip.AddrFromSlice(ip)
 		c.BindPort = port
-		return nil
+		return netip.AddrPortFrom(addr.Unmap(), uint16(port)), nil
 	}
 	c.BindPort = sockets.GetAutoBindPort()
 	c.AdvertiseAddr, c.AdvertisePort = o.Advertise.String(), c.BindPort
-	return nil
+	return netip.AddrPortFrom(o.Advertise.Unmap(), uint16(c.BindPort)), nil
 }
 
 // DialAddressTimeout opens a stream that lives no longer than the transport.

@@ -49,3 +49,11 @@ func forgetQuietest(heard map[subject]uint64) {
 
 // Forget drops all that is remembered of an origin.
 func (l *Ledger) Forget(o Origin) { delete(l.origins, o) }
+
+// Len counts what is remembered.
+func (l *Ledger) Len() (n int) {
+	for _, heard := range l.origins {
+		n += len(heard)
+	}
+	return n
+}

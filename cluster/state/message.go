@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"unicode/utf8"
+
+	"github.com/pyserve/pyserve/voucher"
 )
 
 // Topic says which part of the program a message is for.
@@ -32,6 +34,8 @@ type Message struct {
 	Key string
 	// Payload is up to MaxPayload bytes.
 	Payload []byte
+	// Signature is the origin's, over Signed.
+	Signature []byte
 }
 
 // The layout of a message, big-endian:
@@ -42,6 +46,7 @@ type Message struct {
 //	10    length of the origin's wire name, which follows
 //	      length of the key in one byte, and the key
 //	      length of the payload in two bytes, and the payload
+//	      signature, 64 bytes
 const (
 	messageVersion = 1
 	messageHead    = 10
@@ -61,10 +66,10 @@ func (m Message) Check() error {
 	return nil
 }
 
-// Encode gives the bytes of a message that passes Check.
-func (m Message) Encode() []byte {
+// EncodeUnsigned gives the bytes of a message that passes Check, but for its signature, which is to be appended.
+func (m Message) EncodeUnsigned() []byte {
 	origin := WireName(m.Origin.Role, m.Origin.Name)
-	b := make([]byte, 0, messageHead+4+len(origin)+len(m.Key)+len(m.Payload))
+	b := make([]byte, 0, messageHead+4+len(origin)+len(m.Key)+len(m.Payload)+voucher.SignatureSize)
 	b = append(b, messageVersion, byte(m.Topic))
 	b = binary.BigEndian.AppendUint64(b, m.Sequence)
 	b = append(append(b, byte(len(origin))), origin...)
@@ -73,14 +78,47 @@ func (m Message) Encode() []byte {
 	return append(b, m.Payload...)
 }
 
+// What is signed of messages and of states: these words, the cluster, and the bytes themselves.
+const (
+	messageMagic  = "pyserve gossip message 1\n"
+	snapshotMagic = "pyserve gossip state 1\n"
+)
+
+// SignedMessage is what the origin signs.
+func SignedMessage(cluster string, unsigned []byte) []byte {
+	return append(appendContext(messageMagic, cluster), unsigned...)
+}
+
+// SignedSnapshot is what the origin signs.
+func SignedSnapshot(cluster string, unsigned []byte) []byte {
+	return append(appendContext(snapshotMagic, cluster), unsigned...)
+}
+
+// cutSignature takes the signature off the end.
+func cutSignature(b []byte) (unsigned, signature []byte, err error) {
+	n := len(b) - voucher.SignatureSize
+	if n < messageHead {
+		return nil, nil, errCut
+	}
+	return b[:n:n], b[n:], nil
+}
+
 // errCut is why a message or state ends too early.
 var errCut = errors.New("it is cut off")
 
-// DecodeMessage reads a message as it came from the network. The payload is part of b.
-func DecodeMessage(b []byte) (Message, error) {
-	if len(b) < messageHead {
-		return Message{}, errCut
+// DecodeMessage reads a message as it came from the network. Unsigned is what the signature is over; it, the payload and
+// the signature are parts of b.
+func DecodeMessage(b []byte) (m Message, unsigned []byte, err error) {
+	unsigned, signature, err := cutSignature(b)
+	if err != nil {
+		return Message{}, nil, err
 	}
+	m, err = decodeUnsigned(unsigned)
+	m.Signature = signature
+	return m, unsigned, err
+}
+
+func decodeUnsigned(b []byte) (Message, error) {
 	if b[0] != messageVersion {
 		return Message{}, fmt.Errorf("a message of another layout version: %d", b[0])
 	}
@@ -117,37 +155,40 @@ func cutShort(b []byte) (text, rest []byte, err error) {
 type Snapshot struct {
 	Origin Origin
 	// Sequence is as a message's.
-	Sequence uint64
-	Bytes    []byte
+	Sequence  uint64
+	Bytes     []byte
+	Signature []byte
 }
 
-// The layout of a snapshot: that of a message up to the origin, with topic 0; the bytes follow.
+// The layout of a snapshot: that of a message up to the origin, with topic 0; the bytes follow, and the signature.
 
-// Encode gives the snapshot's bytes.
-func (s Snapshot) Encode() []byte {
+// EncodeUnsigned gives the snapshot's bytes, but for its signature, which is to be appended.
+func (s Snapshot) EncodeUnsigned() []byte {
 	origin := WireName(s.Origin.Role, s.Origin.Name)
-	b := make([]byte, 0, messageHead+1+len(origin)+len(s.Bytes))
+	b := make([]byte, 0, messageHead+1+len(origin)+len(s.Bytes)+voucher.SignatureSize)
 	b = append(b, messageVersion, 0)
 	b = binary.BigEndian.AppendUint64(b, s.Sequence)
 	b = append(append(b, byte(len(origin))), origin...)
 	return append(b, s.Bytes...)
 }
 
-// DecodeSnapshot reads a snapshot as it came from the network. Its bytes are part of b, of whatever length.
-func DecodeSnapshot(b []byte) (Snapshot, error) {
-	if len(b) < messageHead {
-		return Snapshot{}, errCut
-	}
-	if b[0] != messageVersion || b[1] != 0 {
-		return Snapshot{}, fmt.Errorf("a state of another layout version: %d", b[0])
-	}
-	origin, rest, err := cutShort(b[messageHead:])
+// DecodeSnapshot reads a snapshot as it came from the network, of whatever length. Unsigned is what the signature is over;
+// it, the bytes and the signature are parts of b.
+func DecodeSnapshot(b []byte) (s Snapshot, unsigned []byte, err error) {
+	unsigned, signature, err := cutSignature(b)
 	if err != nil {
-		return Snapshot{}, err
+		return Snapshot{}, nil, err
 	}
-	s := Snapshot{Sequence: binary.BigEndian.Uint64(b[2:]), Bytes: rest}
+	if unsigned[0] != messageVersion || unsigned[1] != 0 {
+		return Snapshot{}, nil, fmt.Errorf("a state of another layout version: %d", unsigned[0])
+	}
+	origin, rest, err := cutShort(unsigned[messageHead:])
+	if err != nil {
+		return Snapshot{}, nil, err
+	}
+	s = Snapshot{Sequence: binary.BigEndian.Uint64(unsigned[2:]), Bytes: rest, Signature: signature}
 	if s.Origin.Role, s.Origin.Name, err = ParseWireName(string(origin)); err != nil {
-		return Snapshot{}, fmt.Errorf("the origin of a state: %w", err)
+		return Snapshot{}, nil, fmt.Errorf("the origin of a state: %w", err)
 	}
-	return s, nil
+	return s, unsigned, nil
 }

@@ -6,6 +6,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/pyserve/pyserve/voucher"
 )
 
 func largestMessage() Message {
@@ -13,32 +15,39 @@ func largestMessage() Message {
 		Origin:   Origin{RoleControl, "c" + strings.Repeat("x", maxName-1)},
 		Sequence: ^uint64(0), Topic: 255,
 		Key: strings.Repeat("k", MaxKey), Payload: bytes.Repeat([]byte{1}, MaxPayload),
+		Signature: bytes.Repeat([]byte{2}, voucher.SignatureSize),
 	}
 }
+
+// sent is a message as it travels.
+func sent(m Message) []byte { return append(m.EncodeUnsigned(), m.Signature...) }
+
+// told is a snapshot as it travels.
+func told(s Snapshot) []byte { return append(s.EncodeUnsigned(), s.Signature...) }
 
 func TestMessagesComeBack(t *testing.T) {
 	for _, want := range []Message{
 		largestMessage(),
-		{Origin: Origin{RoleNode, "n1"}, Payload: []byte{}},
+		{Origin: Origin{RoleNode, "n1"}, Payload: []byte{}, Signature: make([]byte, voucher.SignatureSize)},
 	} {
 		if err := want.Check(); err != nil {
 			t.Fatal(err)
 		}
-		got, err := DecodeMessage(want.Encode())
-		if err != nil || !reflect.DeepEqual(got, want) {
+		got, unsigned, err := DecodeMessage(sent(want))
+		if err != nil || !reflect.DeepEqual(got, want) || !bytes.Equal(unsigned, want.EncodeUnsigned()) {
 			t.Errorf("%+v came back as %+v, %v", want, got, err)
 		}
 	}
 }
 
 func TestACutMessageIsNone(t *testing.T) {
-	whole := largestMessage().Encode()
+	whole := sent(largestMessage())
 	for n := range whole {
-		if m, err := DecodeMessage(whole[:n]); err == nil {
+		if m, _, err := DecodeMessage(whole[:n]); err == nil {
 			t.Fatalf("%d of %d bytes are %+v", n, len(whole), m)
 		}
 	}
-	if _, err := DecodeMessage(append(whole, 0)); err == nil {
+	if _, _, err := DecodeMessage(append(whole, 0)); err == nil {
 		t.Error("a byte after the end is passed over")
 	}
 }
@@ -58,8 +67,8 @@ func TestMessagesOverTheirLimitsAreNamed(t *testing.T) {
 }
 
 func TestSnapshotsComeBack(t *testing.T) {
-	want := Snapshot{Origin: Origin{RoleNode, "n1"}, Sequence: 7, Bytes: []byte("state")}
-	got, err := DecodeSnapshot(want.Encode())
+	want := Snapshot{Origin: Origin{RoleNode, "n1"}, Sequence: 7, Bytes: []byte("state"), Signature: make([]byte, voucher.SignatureSize)}
+	got, _, err := DecodeSnapshot(told(want))
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v came back as %+v, %v", want, got, err)
 	}
@@ -101,14 +110,14 @@ func TestTheLedgerIsBounded(t *testing.T) {
 }
 
 func FuzzDecodeMessage(f *testing.F) {
-	f.Add(largestMessage().Encode())
-	f.Add(Message{Origin: Origin{RoleNode, "n1"}}.Encode())
+	f.Add(sent(largestMessage()))
+	f.Add(sent(Message{Origin: Origin{RoleNode, "n1"}, Signature: make([]byte, voucher.SignatureSize)}))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if m, err := DecodeMessage(b); err == nil && !bytes.Equal(m.Encode(), b) {
-			t.Errorf("%x is read as %x", b, m.Encode())
+		if m, _, err := DecodeMessage(b); err == nil && !bytes.Equal(sent(m), b) {
+			t.Errorf("%x is read as %x", b, sent(m))
 		}
-		if s, err := DecodeSnapshot(b); err == nil && !bytes.Equal(s.Encode(), b) {
-			t.Errorf("the state %x is read as %x", b, s.Encode())
+		if s, _, err := DecodeSnapshot(b); err == nil && !bytes.Equal(told(s), b) {
+			t.Errorf("the state %x is read as %x", b, told(s))
 		}
 	})
 }

@@ -28,12 +28,16 @@ func NewRoster(keep time.Duration, limit int) *Roster {
 }
 
 // Merge takes everything that the gossip layer knows at now (Since is ignored) and returns what changed, ordered by
-// name. A member that took part and is not among seen is dead: gossip forgets only those.
-func (r *Roster) Merge(seen []Member, now time.Time) []Change {
-	var changes []Change
+// name. A member that took part and is not among seen is dead: gossip forgets only those. Facts of a lower sequence than
+// those that are known are old ones that somebody told again: they are passed over, and stale counts them.
+func (r *Roster) Merge(seen []Member, now time.Time) (changes []Change, stale int) {
 	present := make(map[Origin]bool, len(seen))
 	for _, m := range seen {
 		present[Origin{m.Role, m.Name}] = true
+		if old := r.members[Origin{m.Role, m.Name}]; m.Sequence < old.Sequence {
+			stale++
+			m.Facts, m.Sequence = old.Facts, old.Sequence
+		}
 		changes = r.put(changes, m, now)
 	}
 	for key, m := range r.members {
@@ -44,7 +48,7 @@ func (r *Roster) Merge(seen []Member, now time.Time) []Change {
 	}
 	changes = r.forget(changes, now)
 	slices.SortFunc(changes, func(a, b Change) int { return compare(a.Member, b.Member) })
-	return changes
+	return changes, stale
 }
 
 func (r *Roster) put(changes []Change, m Member, now time.Time) []Change {
@@ -82,12 +86,6 @@ func (r *Roster) forget(changes []Change, now time.Time) []Change {
 		changes = append(changes, Change{Member: m, Before: before})
 	}
 	return changes
-}
-
-// Present tells whether a member takes part.
-func (r *Roster) Present(o Origin) bool {
-	m, known := r.members[Origin{o.Role, o.Name}]
-	return known && !m.State.Gone()
 }
 
 // Members gives a copy of the list, ordered by name and then by role.

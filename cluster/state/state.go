@@ -72,6 +72,8 @@ type Member struct {
 	State   Liveness
 	// Facts are the last that were heard; of a member that is gone, those from before.
 	Facts Facts
+	// Sequence is that of the metadata that Facts are from.
+	Sequence uint64
 	// Since is when this roster saw the member come into State.
 	Since time.Time
 }

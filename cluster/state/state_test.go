@@ -1,78 +1,126 @@
 package state
 
 import (
+	"bytes"
 	"fmt"
+	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
 
 	"pgregory.net/rapid"
+
+	"github.com/pyserve/pyserve/voucher"
 )
 
-func TestFactsSurviveTheWire(t *testing.T) {
-	for _, facts := range []Facts{
+// encoded is metadata as it travels.
+func encoded(m Metadata) []byte { return append(m.EncodeUnsigned(), m.Signature...) }
+
+func vouchedFor(facts Facts) Metadata {
+	return Metadata{
+		Facts: facts, Sequence: 1<<48 - 1,
+		Voucher: bytes.Repeat([]byte{0xff}, voucher.Size), Signature: bytes.Repeat([]byte{0xee}, voucher.SignatureSize),
+	}
+}
+
+func TestMetadataSurvivesTheWire(t *testing.T) {
+	for _, want := range []Metadata{
 		{},
-		{Revision: 1},
-		{Epoch: 2, Revision: 3, DigestPrefix: [8]byte{1, 2, 3, 4, 5, 6, 7, 8}, Draining: true, Leaving: true},
+		{Facts: Facts{Revision: 1}, Sequence: 2},
+		vouchedFor(Facts{Epoch: 2, Revision: 3, DigestPrefix: [8]byte{1, 2, 3, 4, 5, 6, 7, 8}, Draining: true, Leaving: true, KeyGeneration: 9}),
 	} {
-		got, err := DecodeFacts(facts.Encode())
-		if err != nil || got != facts {
-			t.Errorf("DecodeFacts(Encode(%+v)) = %+v, %v", facts, got, err)
+		got, unsigned, err := DecodeMetadata(encoded(want))
+		if err != nil || !reflect.DeepEqual(got, want) || !bytes.Equal(unsigned, want.EncodeUnsigned()) {
+			t.Errorf("%+v came back as %+v, %v", want, got, err)
 		}
 	}
 }
 
 func TestLargestMetadataFits(t *testing.T) {
-	largest := Facts{Epoch: ^uint64(0), Revision: ^uint64(0), Draining: true, Leaving: true}
-	for i := range largest.DigestPrefix {
-		largest.DigestPrefix[i] = 0xff
+	largest := vouchedFor(Facts{Epoch: ^uint64(0), Revision: ^uint64(0), Draining: true, Leaving: true, KeyGeneration: ^uint16(0)})
+	for i := range largest.Facts.DigestPrefix {
+		largest.Facts.DigestPrefix[i] = 0xff
 	}
-	encoded := largest.Encode()
-	if len(encoded) > MaxMetadata {
-		t.Errorf("the largest metadata has %d bytes, more than %d", len(encoded), MaxMetadata)
+	b := encoded(largest)
+	if len(b) > MaxMetadata {
+		t.Errorf("the largest metadata has %d bytes, more than %d", len(b), MaxMetadata)
 	}
-	if got, err := DecodeFacts(encoded); err != nil || got != largest {
-		t.Errorf("DecodeFacts = %+v, %v", got, err)
+	if got, _, err := DecodeMetadata(b); err != nil || !reflect.DeepEqual(got, largest) {
+		t.Errorf("it came back as %+v, %v", got, err)
 	}
 }
 
-func TestDecodeFactsRefuses(t *testing.T) {
-	good := Facts{Revision: 7}.Encode()
+func TestDecodeMetadataRefuses(t *testing.T) {
+	good := Metadata{Facts: Facts{Revision: 7}}.EncodeUnsigned()
 	for name, b := range map[string][]byte{
 		"empty":           nil,
 		"another version": append([]byte{2}, good[1:]...),
-		"cut short":       good[:len(good)-1],
+		"cut short":       good[:oldSize-1],
 		"too long":        append(good, make([]byte, MaxMetadata)...),
 	} {
-		if facts, err := DecodeFacts(b); err == nil || facts != (Facts{}) {
-			t.Errorf("%s: %+v, %v, want no facts and an error", name, facts, err)
+		if m, _, err := DecodeMetadata(b); err == nil || m.Facts != (Facts{}) {
+			t.Errorf("%s: %+v, %v, want no facts and an error", name, m, err)
 		}
 	}
 }
 
-func TestDecodeFactsIgnoresWhatANewerMemberAppends(t *testing.T) {
-	want := Facts{Epoch: 1, Revision: 7, Draining: true, Leaving: true}
-	b := append(want.Encode(), "a voucher"...)
+func TestMetadataOfOlderAndNewerMembersIsRead(t *testing.T) {
+	want := vouchedFor(Facts{Epoch: 1, Revision: 7, Draining: true, Leaving: true})
+	old, _, err := DecodeMetadata(encoded(want)[:oldSize])
+	if err != nil || old.Facts != want.Facts || old.Voucher != nil {
+		t.Errorf("of an older member: %+v, %v", old, err)
+	}
+	b := append(encoded(want), 1)
 	b[1] |= 0x80
-	if got, err := DecodeFacts(b); err != nil || got != want {
-		t.Errorf("DecodeFacts = %+v, %v, want %+v", got, err, want)
+	if got, _, err := DecodeMetadata(b); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("of a newer member: %+v, %v, want %+v", got, err, want)
 	}
 }
 
-func FuzzDecodeFacts(f *testing.F) {
+func TestWhatIsSignedOfMetadataHasNameAndAddress(t *testing.T) {
+	a, b := netip.MustParseAddrPort("10.0.0.1:7946"), netip.MustParseAddrPort("10.0.0.2:7946")
+	base := SignedMetadata("c", Origin{RoleNode, "n1"}, a, []byte("x"))
+	for what, other := range map[string][]byte{
+		"another cluster": SignedMetadata("d", Origin{RoleNode, "n1"}, a, []byte("x")),
+		"another role":    SignedMetadata("c", Origin{RoleControl, "n1"}, a, []byte("x")),
+		"another name":    SignedMetadata("c", Origin{RoleNode, "n2"}, a, []byte("x")),
+		"another address": SignedMetadata("c", Origin{RoleNode, "n1"}, b, []byte("x")),
+		"another port":    SignedMetadata("c", Origin{RoleNode, "n1"}, netip.MustParseAddrPort("10.0.0.1:7947"), []byte("x")),
+	} {
+		if bytes.Equal(base, other) {
+			t.Errorf("%s signs the same", what)
+		}
+	}
+}
+
+func FuzzDecodeMetadata(f *testing.F) {
 	f.Add([]byte(nil))
-	f.Add(Facts{Epoch: 1, Revision: 2, Draining: true, Leaving: true}.Encode())
+	f.Add(encoded(vouchedFor(Facts{Epoch: 1, Revision: 2, Draining: true, Leaving: true})))
+	f.Add(Metadata{Sequence: 5}.EncodeUnsigned())
 	f.Add(make([]byte, MaxMetadata+1))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		facts, err := DecodeFacts(b)
+		m, _, err := DecodeMetadata(b)
 		if err != nil {
 			return
 		}
-		again, err := DecodeFacts(facts.Encode())
-		if err != nil || again != facts {
-			t.Errorf("%+v does not survive: %+v, %v", facts, again, err)
+		again, _, err := DecodeMetadata(encoded(m))
+		if err != nil || !reflect.DeepEqual(again, m) {
+			t.Errorf("%+v does not survive: %+v, %v", m, again, err)
 		}
 	})
+}
+
+func TestFactsToldAgainArePassedOver(t *testing.T) {
+	r := NewRoster(time.Hour, 10)
+	now, old := node("a", Alive), node("a", Alive)
+	now.Facts.Revision, now.Sequence = 8, 2
+	old.Facts.Revision, old.Sequence = 7, 1
+	r.Merge([]Member{now}, epoch)
+	changes, stale := r.Merge([]Member{old}, epoch)
+	if len(changes) > 0 || stale != 1 || r.Members()[0].Facts.Revision != 8 {
+		t.Errorf("%d changes, %d stale, now %+v", len(changes), stale, r.Members())
+	}
 }
 
 func FuzzParseWireName(f *testing.F) {
@@ -115,7 +163,8 @@ func TestRosterTellsWhatChanged(t *testing.T) {
 	step := func(after time.Duration, seen ...Member) string {
 		t.Helper()
 		var b strings.Builder
-		for _, c := range r.Merge(seen, epoch.Add(after)) {
+		changes, _ := r.Merge(seen, epoch.Add(after))
+		for _, c := range changes {
 			fmt.Fprintf(&b, "%s %s→%s since %s; ", c.Member.Name, c.Before, c.Member.State, c.Member.Since.Sub(epoch))
 		}
 		return strings.TrimSuffix(b.String(), "; ")

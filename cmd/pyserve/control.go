@@ -182,7 +182,7 @@ func startControl(ctx context.Context, o controlOptions, logger *slog.Logger) (_
 		return nil, err
 	}
 	registry := newRegistry()
-	registry.MustRegister(p.control.Collector())
+	registry.MustRegister(p.control.Collector(), newGossipMetrics(members.Load))
 	p.undo.add(startAdmin(adminListener, registry, func() string { return "" }, web.Handler(p.control, logger), logger).stop)
 	// First of all when this process is told to stop, while it still serves.
 	p.undo.add(func(ctx context.Context) error {
@@ -247,13 +247,17 @@ func raftAdvertise(bind, host string) (string, error) {
 }
 
 func (p *controlProcess) startGossip(o controlOptions, host string, logger *slog.Logger) (err error) {
-	id, keys := p.control.Gossip()
+	own, err := p.control.Gossip()
+	if err != nil {
+		return err
+	}
 	gossipHost, err := gossipAdvertise(o.gossip, host)
 	if err != nil {
 		return err
 	}
 	p.cluster, err = cluster.New(cluster.Options{
-		Name: o.name, Role: cluster.RoleControl, ClusterID: id, Bind: o.gossip, Advertise: gossipHost, Keys: keys, Logger: logger,
+		Name: o.name, Role: cluster.RoleControl, ClusterID: own.ClusterID, Bind: o.gossip, Advertise: gossipHost, Logger: logger,
+		Keys: own.Keys, Key: own.Signer, Issuer: own.Issuer, Voucher: own.Voucher,
 		RememberFile: filepath.Join(o.dataDir, "peers.json"),
 	})
 	if err != nil {

@@ -164,6 +164,7 @@ func startNode(ctx context.Context, o nodeOptions, logger *slog.Logger) (_ *node
 	}
 	m := &membership{options: o, logger: logger, node: p.node}
 	p.undo.add(m.stop)
+	registry.MustRegister(newGossipMetrics(m.joined))
 	a, err := agent.New(agent.Options{
 		Node: p.node, Identity: id, Controls: o.controls, DataDir: o.dataDir, Version: version,
 		Gossip: m.address, Welcomed: m.welcomed, Logger: logger,
@@ -312,7 +313,7 @@ func (m *membership) start(id *agent.Identity) error {
 	}
 	c, err := cluster.New(cluster.Options{
 		Name: id.Name, Role: cluster.RoleNode, ClusterID: id.ClusterID, Bind: m.options.gossip, Advertise: host,
-		Keys: id.GossipKeys, Seeds: append(m.options.join, id.GossipSeeds...), Logger: m.logger,
+		Keys: id.GossipKeys, Key: id.Signer(), Issuer: id.ReleaseKey, Voucher: id.Voucher, Seeds: append(m.options.join, id.GossipSeeds...), Logger: m.logger,
 		RememberFile: filepath.Join(m.options.dataDir, "peers.json"),
 	})
 	if err != nil {
@@ -351,8 +352,15 @@ func (m *membership) welcomed(id *agent.Identity) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.cluster != nil {
-		m.cluster.SetSeeds(id.GossipSeeds)
+	if m.cluster == nil {
+		return
+	}
+	m.cluster.SetSeeds(id.GossipSeeds)
+	if len(id.Voucher) == 0 {
+		return // of a control of an older version
+	}
+	if err := m.cluster.SetVoucher(id.Voucher); err != nil {
+		m.logger.Error("other members will not believe this one", "error", err)
 	}
 }
 
@@ -375,19 +383,22 @@ func (m *membership) tell(ctx context.Context, c *cluster.Cluster) {
 	}
 }
 
-func (m *membership) address() string {
+// joined is nil before start had what it needs.
+func (m *membership) joined() *cluster.Cluster {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.cluster == nil {
-		return ""
+	return m.cluster
+}
+
+func (m *membership) address() string {
+	if c := m.joined(); c != nil {
+		return c.Address()
 	}
-	return m.cluster.Address()
+	return ""
 }
 
 func (m *membership) stop(context.Context) error {
-	m.mu.Lock()
-	c := m.cluster
-	m.mu.Unlock()
+	c := m.joined()
 	if c == nil {
 		return nil
 	}

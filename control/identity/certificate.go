@@ -19,6 +19,7 @@ import (
 	"time"
 
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
+	"github.com/pyserve/pyserve/voucher"
 )
 
 // nodeServerName is the DNS name in every node's certificate, for nodes that serve one another.
@@ -48,6 +49,8 @@ type Peer struct {
 	Name string
 	// KeyHash is the SHA-256 of the public key (SPKI, DER): two certificates of one holder share it.
 	KeyHash [32]byte
+	// Key is the public key itself, zero where it is not of a kind that vouchers know.
+	Key voucher.Key `json:"-"`
 	// Until is the end of the certificate, which may be over: see [Peer.Expired].
 	Until time.Time
 	// Authority is the hash of the authority that issued the certificate, as [Authority.AuthorityHash].
@@ -85,8 +88,12 @@ func (a *Authority) PeerOf(state tls.ConnectionState) (Peer, error) {
 	if !known || CheckName(name) != nil || u.String() != a.identityURI(role, name).String() {
 		return Peer{}, fmt.Errorf("the client certificate's identity %.200q is not one of cluster %s", u.String(), a.clusterID)
 	}
+	key, err := voucher.KeyOf(leaf.PublicKey)
+	if err != nil {
+		key = voucher.Key{} // whoever needs one says so
+	}
 	return Peer{
-		Role: role, Name: name, KeyHash: sha256.Sum256(leaf.RawSubjectPublicKeyInfo), Until: leaf.NotAfter, Authority: sha256.Sum256(by.Raw),
+		Role: role, Name: name, KeyHash: sha256.Sum256(leaf.RawSubjectPublicKeyInfo), Key: key, Until: leaf.NotAfter, Authority: sha256.Sum256(by.Raw),
 	}, nil
 }
 
@@ -156,11 +163,16 @@ func (a *Authority) IssueNode(name string, csrDER []byte) (*fleetv1.Identity, er
 	if err != nil {
 		return nil, err
 	}
+	vouched, err := a.vouchForCertificate(RoleNode, name, der)
+	if err != nil {
+		return nil, err
+	}
 	id := &fleetv1.Identity{
 		Certificate:   der,
 		CaCertificate: by[0].certificate.Raw,
 		ReleaseKey:    a.release.Public().(ed25519.PublicKey),
 		ClusterId:     a.clusterID,
+		Voucher:       vouched,
 	}
 	for _, other := range by[1:] {
 		id.OtherCaCertificates = append(id.OtherCaCertificates, other.certificate.Raw)

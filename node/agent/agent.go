@@ -48,7 +48,8 @@ type Options struct {
 	Version string
 	// Gossip gives the node's gossip address for Status; nil: none.
 	Gossip func() string
-	// Welcomed is called with what control says about gossip, whenever a stream begins; nil: nobody asks.
+	// Welcomed is called with what control says about gossip, whenever a stream begins and when it gave another voucher; nil:
+	// nobody asks.
 	Welcomed func(*Identity)
 	// Logger is required.
 	Logger *slog.Logger

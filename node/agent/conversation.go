@@ -243,6 +243,9 @@ func (c *conversation) welcome(ctx context.Context, m *fleetv1.Welcome) error {
 	if controls := addressesIn(m.GetControls()); len(controls) > 0 && !sameSet(controls, id.Controls) {
 		id.Controls, known = controls, false
 	}
+	if fresh := m.GetVoucher(); len(fresh) > 0 && !bytes.Equal(fresh, id.Voucher) {
+		id.Voucher, known = fresh, false
+	}
 	if renewed := c.renewed(ctx, &id); renewed || !known {
 		c.keep(&id)
 	}
@@ -277,9 +280,13 @@ func (c *conversation) keep(id *Identity) {
 // next stream.
 func (c *conversation) renewWhenDue(ctx context.Context) {
 	id := *c.agent.identity.Load()
-	if c.renewed(ctx, &id) {
-		c.keep(&id)
-		c.agent.identity.Store(&id)
+	if !c.renewed(ctx, &id) {
+		return
+	}
+	c.keep(&id)
+	c.agent.identity.Store(&id)
+	if c.agent.options.Welcomed != nil {
+		c.agent.options.Welcomed(&id)
 	}
 }
 

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -43,8 +44,10 @@ type Identity struct {
 	KeyPEM         string `json:"key"`
 	CertificatePEM string `json:"certificate"`
 	// CAPEM are the authorities believed; the first issued the certificate.
-	CAPEM       string   `json:"ca"`
-	ReleaseKey  []byte   `json:"release_key"`
+	CAPEM      string `json:"ca"`
+	ReleaseKey []byte `json:"release_key"`
+	// Voucher is control's word, for gossip, that Name and the certificate's key belong together; empty: none was given yet.
+	Voucher     []byte   `json:"voucher,omitempty"`
 	GossipKeys  [][]byte `json:"gossip_keys,omitempty"`
 	GossipSeeds []string `json:"gossip_seeds,omitempty"`
 	// Controls are those that control told of; the node uses any.
@@ -147,6 +150,9 @@ func (id *Identity) tls(now func() time.Time) *tls.Config {
 	}
 }
 
+// Signer is the certificate's private key.
+func (id *Identity) Signer() crypto.Signer { return id.pair.PrivateKey.(crypto.Signer) }
+
 // Lifetime gives when the certificate became and ceases to be valid.
 func (id *Identity) Lifetime() (from, until time.Time) {
 	return id.pair.Leaf.NotBefore, id.pair.Leaf.NotAfter
@@ -200,6 +206,7 @@ func received(name, keyPEM string, m *fleetv1.Identity) (*Identity, error) {
 		KeyPEM:         keyPEM,
 		CertificatePEM: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: m.GetCertificate()})),
 		ReleaseKey:     m.GetReleaseKey(),
+		Voucher:        m.GetVoucher(),
 	}
 	for _, der := range append([][]byte{m.GetCaCertificate()}, m.GetOtherCaCertificates()...) {
 		id.CAPEM += string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))

@@ -28,6 +28,9 @@ func (a *Agent) renew(ctx context.Context, conn *grpc.ClientConn, id *Identity) 
 	if err != nil {
 		return nil, err
 	}
+	if len(fresh.Voucher) == 0 {
+		fresh.Voucher = id.Voucher // from a control of an older version
+	}
 	fresh.GossipKeys, fresh.GossipSeeds, fresh.Controls = id.GossipKeys, id.GossipSeeds, id.Controls
 	_, until := fresh.Lifetime()
 	a.options.Logger.Info("renewed the node's certificate", "until", until)

@@ -540,6 +540,9 @@ type Identity struct {
 	ReleaseKey []byte `protobuf:"bytes,3,opt,name=release_key,json=releaseKey,proto3" json:"release_key,omitempty"`
 	// Names the cluster; gossip carries it as its label.
 	ClusterId string `protobuf:"bytes,4,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	// Control's word, for gossip, that the node's name and key belong together; 101 bytes, see package voucher. Empty: from a
+	// control of an older version.
+	Voucher []byte `protobuf:"bytes,5,opt,name=voucher,proto3" json:"voucher,omitempty"`
 	// Other authorities to believe, while one takes another's place, DER.
 	OtherCaCertificates [][]byte `protobuf:"bytes,20,rep,name=other_ca_certificates,json=otherCaCertificates,proto3" json:"other_ca_certificates,omitempty"`
 	unknownFields       protoimpl.UnknownFields
@@ -602,6 +605,13 @@ func (x *Identity) GetClusterId() string {
 		return x.ClusterId
 	}
 	return ""
+}
+
+func (x *Identity) GetVoucher() []byte {
+	if x != nil {
+		return x.Voucher
+	}
+	return nil
 }
 
 func (x *Identity) GetOtherCaCertificates() [][]byte {
@@ -1104,7 +1114,10 @@ type Welcome struct {
 	GossipSeeds []string `protobuf:"bytes,2,rep,name=gossip_seeds,json=gossipSeeds,proto3" json:"gossip_seeds,omitempty"`
 	ControlName string   `protobuf:"bytes,3,opt,name=control_name,json=controlName,proto3" json:"control_name,omitempty"`
 	// host:port of every control; the node may use any.
-	Controls      []string `protobuf:"bytes,4,rep,name=controls,proto3" json:"controls,omitempty"`
+	Controls []string `protobuf:"bytes,4,rep,name=controls,proto3" json:"controls,omitempty"`
+	// As in Identity, for the certificate that the stream was opened with: a node that was enrolled by an older control has
+	// none yet.
+	Voucher       []byte `protobuf:"bytes,5,opt,name=voucher,proto3" json:"voucher,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1163,6 +1176,13 @@ func (x *Welcome) GetControlName() string {
 func (x *Welcome) GetControls() []string {
 	if x != nil {
 		return x.Controls
+	}
+	return nil
+}
+
+func (x *Welcome) GetVoucher() []byte {
+	if x != nil {
+		return x.Voucher
 	}
 	return nil
 }
@@ -2504,14 +2524,15 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\fRenewRequest\x12/\n" +
 	"\x13certificate_request\x18\x01 \x01(\fR\x12certificateRequest\"G\n" +
 	"\rRenewResponse\x126\n" +
-	"\bidentity\x18\x01 \x01(\v2\x1a.pyserve.fleet.v1.IdentityR\bidentity\"\xc7\x01\n" +
+	"\bidentity\x18\x01 \x01(\v2\x1a.pyserve.fleet.v1.IdentityR\bidentity\"\xe1\x01\n" +
 	"\bIdentity\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12%\n" +
 	"\x0eca_certificate\x18\x02 \x01(\fR\rcaCertificate\x12\x1f\n" +
 	"\vrelease_key\x18\x03 \x01(\fR\n" +
 	"releaseKey\x12\x1d\n" +
 	"\n" +
-	"cluster_id\x18\x04 \x01(\tR\tclusterId\x122\n" +
+	"cluster_id\x18\x04 \x01(\tR\tclusterId\x12\x18\n" +
+	"\avoucher\x18\x05 \x01(\fR\avoucher\x122\n" +
 	"\x15other_ca_certificates\x18\x14 \x03(\fR\x13otherCaCertificates\"\x97\x03\n" +
 	"\bFromNode\x12/\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.pyserve.fleet.v1.HelloH\x00R\x05hello\x128\n" +
@@ -2541,13 +2562,14 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\tR\aversion\x123\n" +
 	"\aapplied\x18\x04 \x01(\v2\x19.pyserve.fleet.v1.ReleaseR\aapplied\x121\n" +
-	"\x06stored\x18\x05 \x01(\v2\x19.pyserve.fleet.v1.ReleaseR\x06stored\"\x8c\x01\n" +
+	"\x06stored\x18\x05 \x01(\v2\x19.pyserve.fleet.v1.ReleaseR\x06stored\"\xa6\x01\n" +
 	"\aWelcome\x12\x1f\n" +
 	"\vgossip_keys\x18\x01 \x03(\fR\n" +
 	"gossipKeys\x12!\n" +
 	"\fgossip_seeds\x18\x02 \x03(\tR\vgossipSeeds\x12!\n" +
 	"\fcontrol_name\x18\x03 \x01(\tR\vcontrolName\x12\x1a\n" +
-	"\bcontrols\x18\x04 \x03(\tR\bcontrols\"(\n" +
+	"\bcontrols\x18\x04 \x03(\tR\bcontrols\x12\x18\n" +
+	"\avoucher\x18\x05 \x01(\fR\avoucher\"(\n" +
 	"\bControls\x12\x1c\n" +
 	"\tendpoints\x18\x01 \x03(\tR\tendpoints\"(\n" +
 	"\x0eAuthorityInUse\x12\x16\n" +
