@@ -264,6 +264,7 @@ func coded(err error) error {
 		{fleet.ErrGone, codes.Aborted},
 		{fleet.ErrBusy, codes.ResourceExhausted},
 		{errTooLarge, codes.ResourceExhausted},
+		{errDeaf, codes.DeadlineExceeded},
 		{errMalformed, codes.InvalidArgument},
 	} {
 		if errors.Is(err, c.err) {

@@ -77,24 +77,22 @@ func (o *operator) Apply(stream grpc.BidiStreamingServer[operatorv1.ApplyRequest
 	})
 }
 
-// telling runs what makes a new revision and sends what it tells on the way, and at last its result.
+// telling runs what makes a new revision and sends what it tells on the way, and at last its result. What is run does not
+// wait for the caller to read.
 func telling(stream grpc.ServerStreamingServer[operatorv1.ApplyEvent], o *operatorv1.ApplyOptions, run func(emit func(*operatorv1.ApplyEvent)) (*operatorv1.ApplyResult, error)) error {
-	var sending error
-	emit := func(event *operatorv1.ApplyEvent) {
-		if sending == nil {
-			sending = stream.Send(event)
-		}
-	}
 	if o.GetDryRun() {
 		audit.Skip(stream.Context())
 	}
-	result, err := run(emit)
-	if err != nil {
-		return err
+	to := newTeller(stream.Context(), stream.Send)
+	result, err := run(to.tell)
+	if err == nil {
+		audit.Conclude(stream.Context(), outcome(result))
+		to.tell(&operatorv1.ApplyEvent{Event: &operatorv1.ApplyEvent_Result{Result: result}})
 	}
-	audit.Conclude(stream.Context(), outcome(result))
-	emit(&operatorv1.ApplyEvent{Event: &operatorv1.ApplyEvent_Result{Result: result}})
-	return sending
+	if untold := to.finish(); err == nil {
+		return untold
+	}
+	return err
 }
 
 // outcome says for the audit trail what became of an apply that made no revision.
