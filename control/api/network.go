@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -17,7 +18,7 @@ import (
 const (
 	// handshakeTime bounds a TLS handshake.
 	handshakeTime = 5 * time.Second
-	// maxHandshakes is how many are under way at once; whoever comes on top is turned away.
+	// maxHandshakes is how many are under way at once. Where more come, one of those that hold the most is ended.
 	maxHandshakes = 64
 )
 
@@ -46,13 +47,19 @@ type secured struct {
 	net.Listener
 	config *tls.Config
 	ready  chan net.Conn
-	places chan struct{}
 	closed chan struct{}
 	once   sync.Once
 	group  sync.WaitGroup
 
-	mu   sync.Mutex // guards live
-	live map[*securedConn]struct{}
+	mu      sync.Mutex // guards what follows
+	live    map[*securedConn]struct{}
+	shaking []*handshake // the oldest first
+}
+
+// handshake is one that is under way.
+type handshake struct {
+	conn net.Conn
+	from netip.Prefix
 }
 
 // securedConn is a connection that ends with its listener: raft forgets those that it accepted.
@@ -94,7 +101,7 @@ func (s *secured) endAll() {
 
 func newSecured(l net.Listener, config *tls.Config) *secured {
 	s := &secured{
-		Listener: l, config: config, ready: make(chan net.Conn), places: make(chan struct{}, maxHandshakes), closed: make(chan struct{}),
+		Listener: l, config: config, ready: make(chan net.Conn), closed: make(chan struct{}),
 		live: map[*securedConn]struct{}{},
 	}
 	s.group.Go(s.accept)
@@ -117,20 +124,60 @@ func (s *secured) accept() {
 				return
 			}
 		}
-		select {
-		case s.places <- struct{}{}:
-			s.group.Go(func() {
-				defer func() { <-s.places }()
-				s.shake(conn)
-			})
-		default:
-			conn.Close()
-		}
+		h := s.begin(conn)
+		s.group.Go(func() { s.shake(h) })
 	}
 }
 
+// begin gives a connection its place. Where there is none, a stranger has taken it: an address with many handshakes that do
+// not end loses its oldest. A control's own takes milliseconds, so that it is over before its turn comes.
+func (s *secured) begin(conn net.Conn) *handshake {
+	h := &handshake{conn, comesFrom(conn.RemoteAddr())}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.shaking) >= maxHandshakes {
+		i := mostCrowded(s.shaking)
+		s.shaking[i].conn.Close()
+		s.shaking = slices.Delete(s.shaking, i, i+1)
+	}
+	s.shaking = append(s.shaking, h)
+	return h
+}
+
+// over frees the place of a handshake.
+func (s *secured) over(h *handshake) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shaking = slices.DeleteFunc(s.shaking, func(other *handshake) bool { return other == h })
+}
+
+// mostCrowded gives the place of the oldest handshake of who has the most; of two that have as many, who began first.
+func mostCrowded(all []*handshake) int {
+	counts, most := map[netip.Prefix]int{}, 0
+	for _, h := range all {
+		counts[h.from]++
+		most = max(most, counts[h.from])
+	}
+	return slices.IndexFunc(all, func(h *handshake) bool { return counts[h.from] == most })
+}
+
+// comesFrom is whom a connection counts for: an IPv4 address, or an IPv6 network, of which one machine has all addresses.
+func comesFrom(remote net.Addr) netip.Prefix {
+	at, err := netip.ParseAddrPort(remote.String())
+	if err != nil {
+		return netip.Prefix{}
+	}
+	bits := 32
+	if at.Addr().Unmap().Is6() {
+		bits = 64
+	}
+	from, _ := at.Addr().Unmap().WithZone("").Prefix(bits) // fails for no such length
+	return from
+}
+
 // shake hands a connection over when its other side has proved to be a control.
-func (s *secured) shake(plain net.Conn) {
+func (s *secured) shake(h *handshake) {
+	plain := h.conn
 	conn := tls.Server(plain, s.config)
 	ctx, cancel := context.WithTimeout(context.Background(), handshakeTime)
 	defer cancel()
@@ -146,6 +193,7 @@ func (s *secured) shake(plain net.Conn) {
 	err := conn.HandshakeContext(ctx)
 	close(done)
 	unhook()
+	s.over(h)
 	if err != nil {
 		plain.Close()
 		return
