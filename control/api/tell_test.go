@@ -63,10 +63,11 @@ func TestCallerThatTakesSomethingNowAndThenIsCutInTheEnd(t *testing.T) {
 		for i := range 1000 {
 			to.tell(changeOf(fmt.Sprint(i)))
 		}
-		if err := to.finish(); !errors.Is(err, errDeaf) || sent < int(tellTime/deafTime) {
+		err := to.finish()
+		<-to.over
+		if !errors.Is(err, errDeaf) || sent < int(tellTime/deafTime) {
 			t.Errorf("%d were sent, %v", sent, err)
 		}
-		<-to.over
 	})
 }
 
