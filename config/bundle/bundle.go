@@ -92,16 +92,18 @@ type Resource struct {
 // changed.
 type Bundle struct {
 	resources []Resource // sorted by key
-	sums      [][sha256.Size]byte
+	sums      []sum      // of their bodies
 	digest    Digest
 }
+
+type sum = [sha256.Size]byte
 
 // New makes a bundle of resources in any order. It is an error if two have one key or a limit is passed.
 func New(resources []Resource) (*Bundle, error) {
 	if len(resources) > MaxResources {
 		return nil, fmt.Errorf("a bundle holds at most %d resources, got %d", MaxResources, len(resources))
 	}
-	b := &Bundle{resources: slices.Clone(resources), sums: make([][sha256.Size]byte, len(resources))}
+	b := &Bundle{resources: slices.Clone(resources), sums: make([]sum, len(resources))}
 	byKey := func(x, y Resource) int { return x.Key.compare(y.Key) }
 	if !slices.IsSortedFunc(b.resources, byKey) {
 		slices.SortFunc(b.resources, byKey)
@@ -206,9 +208,11 @@ func byName[V any](m map[string]V) iter.Seq2[string, V] {
 	}
 }
 
-// Decode gives the resources of the bundle. A kind that this version does not know is an error: a node that cannot
-// serve the whole must not serve a part.
+// Decode gives the resources of the bundle. What [Bundle.Known] says is an error, and so is a bundle without a listener.
 func (b *Bundle) Decode() (*config.Resources, error) {
+	if err := b.Known(); err != nil {
+		return nil, err
+	}
 	r := &config.Resources{
 		Certificates: map[string]*resourcev1.Certificate{},
 		Routes:       map[string]*resourcev1.Route{},
@@ -218,9 +222,6 @@ func (b *Bundle) Decode() (*config.Resources, error) {
 		var m proto.Message
 		switch stored.Kind {
 		case config.KindListener:
-			if stored.Name != config.ListenerName {
-				return nil, fmt.Errorf("the bundle holds a listener %q; this version knows only %q", stored.Name, config.ListenerName)
-			}
 			r.Listener = &resourcev1.Listener{}
 			m = r.Listener
 		case config.KindCertificate:
@@ -232,15 +233,21 @@ func (b *Bundle) Decode() (*config.Resources, error) {
 		case config.KindPool:
 			pool := &resourcev1.Pool{}
 			r.Pools[stored.Name], m = pool, pool
-		default:
-			return nil, fmt.Errorf("the bundle holds a resource of kind %.64q, which this version does not know", stored.Kind)
 		}
-		if err := proto.Unmarshal(stored.Body, m); err != nil {
-			return nil, fmt.Errorf("decode %s %q: %w", stored.Kind, stored.Name, err)
+		if err := stored.Decode(m); err != nil {
+			return nil, err
 		}
 	}
 	if r.Listener == nil {
 		return nil, errors.New("the bundle holds no listener")
 	}
 	return r, nil
+}
+
+// Decode reads the resource into a message of its kind.
+func (r Resource) Decode(into proto.Message) error {
+	if err := proto.Unmarshal(r.Body, into); err != nil {
+		return fmt.Errorf("decode %s %q: %w", r.Kind, r.Name, err)
+	}
+	return nil
 }

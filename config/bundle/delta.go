@@ -1,7 +1,6 @@
 package bundle
 
 import (
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -74,11 +73,39 @@ func (d Delta) Apply(base *Bundle) (*Bundle, error) {
 	return base.merge(brought, removed)
 }
 
+// Follow gives the bundle at the end of a way of deltas that begins at base, at the cost of one delta however many there
+// are. Whether the result is the wanted one, only its digest says.
+func Follow(base *Bundle, way []Delta) (*Bundle, error) {
+	last := make(map[Key]*Resource) // nil: removed
+	for _, d := range way {
+		for _, key := range d.Removed {
+			last[key] = nil
+		}
+		for i := range d.Upserted {
+			last[d.Upserted[i].Key] = &d.Upserted[i]
+		}
+	}
+	all := Delta{Base: base.digest}
+	for key, r := range last {
+		if r != nil {
+			all.Upserted = append(all.Upserted, *r)
+		} else if base.holds(key) {
+			all.Removed = append(all.Removed, key)
+		}
+	}
+	return all.Apply(base)
+}
+
+func (b *Bundle) holds(key Key) bool {
+	_, ok := slices.BinarySearchFunc(b.resources, key, func(r Resource, key Key) int { return r.Key.compare(key) })
+	return ok
+}
+
 // merge gives the bundle with what is brought and without what is removed, which is sorted. What stays keeps the sums that
 // it has: its bodies are not hashed again.
 func (b *Bundle) merge(brought *Bundle, removed []Key) (*Bundle, error) {
 	most := len(b.resources) + len(brought.resources)
-	m := &Bundle{resources: make([]Resource, 0, most), sums: make([][sha256.Size]byte, 0, most)}
+	m := &Bundle{resources: make([]Resource, 0, most), sums: make([]sum, 0, most)}
 	take := func(from *Bundle, at int) {
 		m.resources, m.sums = append(m.resources, from.resources[at]), append(m.sums, from.sums[at])
 	}

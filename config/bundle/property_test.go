@@ -70,6 +70,62 @@ func TestDeltaAppliedToItsBaseGivesTheTarget(t *testing.T) {
 	})
 }
 
+func TestAWayOfDeltasLeadsWhereEachOfThemDoes(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		base := drawBundle(t, "base")
+		at := base
+		var way []Delta
+		for range rapid.IntRange(0, 5).Draw(t, "deltas") {
+			next := drawBundle(t, "next")
+			way = append(way, Between(at, next))
+			at = next
+		}
+		got, err := Follow(base, way)
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkSame(t, "the end of the way", got, at)
+	})
+}
+
+func TestSectionsAreWhatABundleHoldsOfEachKind(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		b, old := drawBundle(t, "bundle"), drawBundle(t, "old")
+		for _, kind := range []config.Kind{config.KindRoute, config.KindPool, config.KindCertificate, config.KindListener, "r", ""} {
+			of := func(b *Bundle) []Resource {
+				return slices.DeleteFunc(slices.Clone(b.resources), func(r Resource) bool { return r.Kind != kind })
+			}
+			want, before := of(b), of(old)
+			s, earlier := b.Section(kind), old.Section(kind)
+			if s.Len() != len(want) || earlier.Len() != len(before) {
+				t.Fatalf("%q: %d resources, want %d", kind, s.Len(), len(want))
+			}
+			var without []string
+			for i, same := range s.Unchanged(earlier) {
+				r := s.At(i)
+				if at, ok := s.Find(r.Name); r.Key != want[i].Key || !ok || at != i {
+					t.Fatalf("%v is at %d, want %v at %d", r, at, want[i], i)
+				}
+				at := slices.IndexFunc(before, func(o Resource) bool { return o.Key == r.Key })
+				if _, ok := earlier.Find(r.Name); ok != (at >= 0) {
+					t.Fatalf("%v is in the old one: %v", r, ok)
+				}
+				if at < 0 {
+					without = append(without, r.Name)
+				} else if !bytes.Equal(before[at].Body, r.Body) {
+					at = -1
+				}
+				if int(same) != at {
+					t.Fatalf("%v is unchanged at %d, want %d", r, same, at)
+				}
+			}
+			if got := slices.Collect(s.Without(earlier)); !slices.Equal(got, without) {
+				t.Fatalf("%q: without %q, want %q", kind, got, without)
+			}
+		}
+	})
+}
+
 func TestDeltaHoldsNothingThatTheBaseHas(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		base, target := drawBundle(t, "base"), drawBundle(t, "target")
