@@ -358,25 +358,9 @@ func (s *state) find(number uint64) (*version, []bundle.Delta, error) {
 	return nil, nil, fmt.Errorf("revision %d: %w", number, ErrNotKept)
 }
 
-// rebuild makes an old bundle of a newer one and the deltas between, sorting and hashing once whatever their number.
+// rebuild makes an old bundle of a newer one and the deltas between.
 func rebuild(from *bundle.Bundle, way []bundle.Delta, want bundle.Digest) (*bundle.Bundle, error) {
-	held := make(map[bundle.Key][]byte, from.Len())
-	for r := range from.All() {
-		held[r.Key] = r.Body
-	}
-	for _, delta := range way {
-		for _, key := range delta.Removed {
-			delete(held, key)
-		}
-		for _, r := range delta.Upserted {
-			held[r.Key] = r.Body
-		}
-	}
-	resources := make([]bundle.Resource, 0, len(held))
-	for key, data := range held {
-		resources = append(resources, bundle.Resource{Key: key, Body: data})
-	}
-	b, err := bundle.New(resources)
+	b, err := bundle.Follow(from, way)
 	if err != nil {
 		return nil, err
 	}
