@@ -42,20 +42,26 @@ func (e *RuleError) Error() string {
 // shares with the path, and stops at the first that none does, so that neither the number of rules nor a path of ten
 // thousand slashes makes it slow.
 type Table[T any] struct {
-	values []T
+	values []T     // by the number of their rules
+	free   []int32 // numbers that no rule has
 	paths  tree
 	hosts  map[string]class // exact names
 	wild   map[string]class // what follows "*.", so "example.com"
 	any    class
 	// The lengths of wild's keys: other ends of a host need not be looked up.
 	shortestWild, longestWild int
+	// How many rules were taken out since Compile. Their places in paths stay.
+	worn int
 }
 
 // class is what one host, or one "*." host, or no host, holds.
 type class struct {
 	root    int32 // in paths; 0: no tree
+	rules   int32 // in the tree
 	regexes []regex
 }
+
+func (c class) empty() bool { return c.rules == 0 && len(c.regexes) == 0 }
 
 type regex struct {
 	expression *regexp.Regexp
@@ -69,14 +75,14 @@ type regex struct {
 func Compile[T any](rules []Rule[T]) (*Table[T], error) {
 	t := &Table[T]{
 		values: make([]T, 0, len(rules)),
-		paths:  newTree(),
+		paths:  newTree(len(rules)),
 		hosts:  make(map[string]class),
 		wild:   make(map[string]class),
 	}
-	taken := make(map[place]struct{}, len(rules))
-	for i, r := range rules {
-		t.values = append(t.values, r.Value)
-		if err := t.add(int32(i), r, taken); err != nil {
+	expressions := make(map[place]struct{})
+	for i := range rules {
+		t.values = append(t.values, rules[i].Value)
+		if err := t.add(int32(i), &rules[i], expressions); err != nil {
 			err.Index = i
 			return nil, err
 		}
@@ -87,11 +93,15 @@ func Compile[T any](rules []Rule[T]) (*Table[T], error) {
 			c.sortRegexes()
 		}
 	}
-	t.shortestWild = math.MaxInt
+	t.measureWild()
+	return t, nil
+}
+
+func (t *Table[T]) measureWild() {
+	t.shortestWild, t.longestWild = math.MaxInt, 0
 	for end := range t.wild {
 		t.shortestWild, t.longestWild = min(t.shortestWild, len(end)), max(t.longestWild, len(end))
 	}
-	return t, nil
 }
 
 // sortRegexes sorts in place, so that copies of the class see it.
@@ -99,36 +109,81 @@ func (c class) sortRegexes() {
 	slices.SortStableFunc(c.regexes, func(a, b regex) int { return cmp.Compare(a.order, b.order) })
 }
 
-// place is where no two rules may be.
-type place struct {
-	host  string // "" for every host
-	match resourcev1.PathMatch
-	path  string
+// place is where no two expressions may be. Of other paths the tree tells.
+type place struct{ host, path string }
+
+// add enters one rule under each of its hosts. Its path is checked once for all of them.
+func (t *Table[T]) add(rule int32, r *Rule[T], expressions map[place]struct{}) *RuleError {
+	enter := func(host string, c *class) bool { return t.enter(c, rule, r) }
+	switch r.Match {
+	case resourcev1.PathMatch_PATH_MATCH_REGEX:
+		expression, err := regexp.Compile(r.Path)
+		if err != nil {
+			return &RuleError{Field: "path", Reason: err.Error()}
+		}
+		enter = func(host string, c *class) bool {
+			at := place{host, r.Path}
+			if _, taken := expressions[at]; taken {
+				return false
+			}
+			expressions[at] = struct{}{}
+			c.regexes = append(c.regexes, regex{expression: expression, order: r.Order, rule: rule})
+			return true
+		}
+	case resourcev1.PathMatch_PATH_MATCH_PREFIX, resourcev1.PathMatch_PATH_MATCH_EXACT:
+		if reason := notNormal(r.Path, r.Match == resourcev1.PathMatch_PATH_MATCH_PREFIX); reason != "" {
+			return &RuleError{Field: "path", Reason: reason}
+		}
+	default:
+		return &RuleError{Field: "match", Reason: fmt.Sprintf("%v is not prefix, exact or regex", r.Match)}
+	}
+	return t.under(r, enter)
 }
 
-// add enters one rule under each of its hosts.
-func (t *Table[T]) add(rule int32, r Rule[T], taken map[place]struct{}) *RuleError {
-	enter, err := t.entry(rule, r)
-	if err != nil {
-		return err
-	}
+// everyHost stands for no hosts.
+var everyHost = []string{""}
+
+// under has enter called for the class of each host of a rule. It returns false where the class has such a rule already.
+func (t *Table[T]) under(r *Rule[T], enter func(host string, c *class) bool) *RuleError {
 	hosts := r.Hosts
 	if len(hosts) == 0 {
-		hosts = []string{""}
+		hosts = everyHost
 	}
 	for _, host := range hosts {
 		key := string(CanonicalHost(nil, []byte(host)))
 		if host != "" && !hostKey(key) {
 			return &RuleError{Field: "hosts", Reason: fmt.Sprintf("%q is not a host name, or *. before one", host)}
 		}
-		at := place{key, r.Match, r.Path}
-		if _, ok := taken[at]; ok {
+		c := t.class(key)
+		if !enter(key, &c) {
 			return &RuleError{Field: "path", Reason: fmt.Sprintf("%q is there twice for the same host and match", r.Path)}
 		}
-		taken[at] = struct{}{}
-		t.within(key, enter)
+		t.put(key, c)
 	}
 	return nil
+}
+
+// class is that of a host; empty: of every host.
+func (t *Table[T]) class(host string) class {
+	if host == "" {
+		return t.any
+	}
+	classes, name := t.classesOf(host)
+	return classes[name]
+}
+
+// put replaces the class of a host, and forgets one that is empty.
+func (t *Table[T]) put(host string, c class) {
+	if host == "" {
+		t.any = c
+		return
+	}
+	classes, name := t.classesOf(host)
+	if c.empty() {
+		delete(classes, name)
+		return
+	}
+	classes[name] = c
 }
 
 // hostKey says whether key can be a host of a rule.
@@ -137,46 +192,23 @@ func hostKey(key string) bool {
 	return name != "" && !strings.ContainsAny(name, "*/ ")
 }
 
-// within applies enter to the class of a host.
-func (t *Table[T]) within(host string, enter func(*class)) {
-	if host == "" {
-		enter(&t.any)
-		return
+// classesOf is where the class of a host is, and under which name.
+func (t *Table[T]) classesOf(host string) (classes map[string]class, name string) {
+	if end, wild := strings.CutPrefix(host, "*."); wild {
+		return t.wild, end
 	}
-	classes := t.hosts
-	if end, ok := strings.CutPrefix(host, "*."); ok {
-		classes, host = t.wild, end
-	}
-	c := classes[host]
-	enter(&c)
-	classes[host] = c
+	return t.hosts, host
 }
 
-// entry checks a rule's path, once for all its hosts, and returns what enters it into the class of one.
-func (t *Table[T]) entry(rule int32, r Rule[T]) (func(*class), *RuleError) {
-	switch r.Match {
-	case resourcev1.PathMatch_PATH_MATCH_REGEX:
-		expression, err := regexp.Compile(r.Path)
-		if err != nil {
-			return nil, &RuleError{Field: "path", Reason: err.Error()}
-		}
-		return func(c *class) {
-			c.regexes = append(c.regexes, regex{expression: expression, order: r.Order, rule: rule})
-		}, nil
-	case resourcev1.PathMatch_PATH_MATCH_PREFIX:
-		if reason := notNormal(r.Path, true); reason != "" {
-			return nil, &RuleError{Field: "path", Reason: reason}
-		}
-		// The prefix "/" has no segment at all.
-		return func(c *class) { t.grow(c, strings.TrimSuffix(r.Path, "/")).prefix = rule + 1 }, nil
-	case resourcev1.PathMatch_PATH_MATCH_EXACT:
-		if reason := notNormal(r.Path, false); reason != "" {
-			return nil, &RuleError{Field: "path", Reason: reason}
-		}
-		return func(c *class) { t.grow(c, r.Path).exact = rule + 1 }, nil
-	default:
-		return nil, &RuleError{Field: "match", Reason: fmt.Sprintf("%v is not prefix, exact or regex", r.Match)}
+// enter puts a rule with a path into the tree of a class, unless there is one in its place.
+func (t *Table[T]) enter(c *class, rule int32, r *Rule[T]) bool {
+	at := t.grow(c, r)
+	if *at != 0 {
+		return false
 	}
+	*at = rule + 1
+	c.rules++
+	return true
 }
 
 // notNormal says why a rule's path could never match, or nothing.
@@ -193,12 +225,28 @@ func notNormal(path string, prefix bool) string {
 	return ""
 }
 
-// grow returns the node of path in the tree of c, and makes what is missing.
-func (t *Table[T]) grow(c *class, path string) *node {
+// grow returns where the tree of c has the number of a rule like r, counted from 1, and makes what is missing.
+func (t *Table[T]) grow(c *class, r *Rule[T]) *int32 {
 	if c.root == 0 {
 		c.root = t.paths.newRoot()
 	}
-	return &t.paths.nodes[t.paths.grow(c.root, []byte(path))]
+	return r.in(&t.paths.nodes[t.paths.grow(c.root, r.segments())])
+}
+
+// segments is the way to the rule's node. The prefix "/" has no segment at all.
+func (r *Rule[T]) segments() []byte {
+	if r.Match == resourcev1.PathMatch_PATH_MATCH_PREFIX {
+		return []byte(strings.TrimSuffix(r.Path, "/"))
+	}
+	return []byte(r.Path)
+}
+
+// in is where its node has the rule's number.
+func (r *Rule[T]) in(n *node) *int32 {
+	if r.Match == resourcev1.PathMatch_PATH_MATCH_PREFIX {
+		return &n.prefix
+	}
+	return &n.exact
 }
 
 // Lookup finds the rule that wins for a host in the form of CanonicalHost and a path in that of NormalizePath. Of all

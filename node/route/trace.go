@@ -33,6 +33,6 @@ func (t *Table[T]) Trace(host, path []byte) []Step[T] {
 			return steps
 		}
 	}
-	look("", t.any, t.any.root != 0 || len(t.any.regexes) > 0)
+	look("", t.any, !t.any.empty())
 	return steps
 }

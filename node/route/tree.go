@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"cmp"
 	"hash/maphash"
+	"math/bits"
+	"slices"
 )
 
 // tree holds paths by segments, those of each host under a root of their own. A node is found by its parent and segment in
@@ -35,8 +37,18 @@ type slot struct {
 	node int32
 }
 
-func newTree() tree {
-	return tree{seed: maphash.MakeSeed(), nodes: make([]node, 1)}
+// newTree has room for so many rules that share all segments but the last.
+func newTree(rules int) tree {
+	t := tree{seed: maphash.MakeSeed(), nodes: make([]node, 1, rules+2)}
+	if rules > 0 {
+		t.slots = make([]slot, 1<<bits.Len(uint(2*rules+2)))
+	}
+	return t
+}
+
+// clone shares what is never changed. The text is: what is appended to it goes elsewhere.
+func (t *tree) clone() tree {
+	return tree{seed: t.seed, nodes: slices.Clone(t.nodes), text: slices.Clip(t.text), slots: slices.Clone(t.slots)}
 }
 
 // newRoot is the node of the empty path for one more host.

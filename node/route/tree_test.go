@@ -19,7 +19,7 @@ func equalHashes(tree *tree, parent int32) (one, other []byte) {
 }
 
 func TestSegmentsOfEqualHashAreToldApart(t *testing.T) {
-	tree := newTree()
+	tree := newTree(0)
 	root := tree.newRoot()
 	one, other := equalHashes(&tree, root)
 	first := tree.newChild(root, one)
