@@ -29,7 +29,24 @@ type RoundRobin struct {
 // 65,536 slots (1,024 for each weight, if that is less) the weights are scaled, each share is then exact to one slot and
 // none is lost. It takes O(slots · log len(weights)).
 func NewRoundRobin(weights []uint32) *RoundRobin {
+	if only, ok := onlyTaker(weights); ok { // as in most pools, of which there may be very many
+		return &RoundRobin{order: []uint32{only}}
+	}
 	return &RoundRobin{order: spread(fit(weights))}
+}
+
+// onlyTaker is the one index with a weight, where there is one alone.
+func onlyTaker(weights []uint32) (index uint32, ok bool) {
+	for i, w := range weights {
+		if w == 0 {
+			continue
+		}
+		if ok {
+			return 0, false
+		}
+		index, ok = uint32(i), true
+	}
+	return index, ok
 }
 
 // Next is the index that takes the next request, or -1 where no weight is above 0. It may be called concurrently.

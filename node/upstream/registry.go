@@ -247,8 +247,13 @@ func canonicalHost(host string) string {
 	if inner, ok := strings.CutPrefix(host, "["); ok {
 		host = strings.TrimSuffix(inner, "]")
 	}
-	if ip, err := netip.ParseAddr(host); err == nil {
-		return ip.String()
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		return strings.ToLower(host)
 	}
-	return strings.ToLower(host)
+	var room [64]byte
+	if short := ip.AppendTo(room[:0]); string(short) != host {
+		return string(short)
+	}
+	return host
 }
