@@ -109,9 +109,9 @@ func (g *gauges) collectConnections(out chan<- prometheus.Metric) {
 	if live == nil {
 		return
 	}
-	seen := make(map[*upstream.Backend]bool, len(live.acquired))
+	seen := make(map[*upstream.Backend]bool)
 	sums := make(map[string]upstream.Counters)
-	for _, b := range live.acquired {
+	for b := range live.backends() {
 		if seen[b] {
 			continue
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"maps"
 	"net"
 	"net/netip"
 	"runtime/debug"
@@ -18,10 +17,9 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/pyserve/pyserve/config"
+	"github.com/pyserve/pyserve/config/bundle"
 	"github.com/pyserve/pyserve/node/forward"
-	"github.com/pyserve/pyserve/node/health"
 	"github.com/pyserve/pyserve/node/listener"
-	"github.com/pyserve/pyserve/node/route"
 	"github.com/pyserve/pyserve/node/upstream"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
@@ -45,16 +43,19 @@ const bindTimeout = 5 * time.Second
 type Generation struct {
 	node    *Node
 	release *fleetv1.Release
+	bundle  *bundle.Bundle
 	table   *forward.Table
-	routes  map[string]*forward.Route
-	tls     *tls.Config // nil: plain HTTP
-	address string      // as configured
+	// Pools and routes in the bundle's order, those of the generation before among them where nothing about them changed.
+	pools  []*pool
+	routes []*forward.Route
+	// The certificate's name, and what is made of it; empty and nil: plain HTTP. Tickets of sessions are good for as long
+	// as the generations that come have the same.
+	certificate string
+	tls         *tls.Config
+	address     string // as configured
 	// The listener outlives the generation where the next one has the same address.
 	listener *listener.Listener
 	bound    bool // the listener was bound for this generation
-
-	pools    map[string]*upstream.Pool
-	acquired []*upstream.Backend
 
 	// refs are the node's own hold, until the generation is swapped out or given up, and one for each request under way.
 	refs  atomic.Int64
@@ -99,22 +100,32 @@ func (g *Generation) giveUp() {
 
 func (g *Generation) releaseBackends() {
 	for _, p := range g.pools {
-		p.Close()
+		p.release()
 	}
-	for _, b := range g.acquired {
-		b.Release()
+}
+
+// section is what the generation has of a kind; nil: nothing.
+func (g *Generation) section(kind config.Kind) bundle.Section {
+	if g == nil {
+		return bundle.Section{}
 	}
+	return g.bundle.Section(kind)
+}
+
+// route is that of a name; nil: there is none.
+func (g *Generation) route(name string) *forward.Route {
+	if at, ok := g.section(config.KindRoute).Find(name); ok {
+		return g.routes[at]
+	}
+	return nil
 }
 
 // forgetRoutes drops the metrics of routes that went with g.
 func (n *Node) forgetRoutes(g *Generation) {
 	n.mu.Lock() // a generation that is applied at this moment may bring a route back
 	defer n.mu.Unlock()
-	live := n.live.Load()
-	for name := range g.routes {
-		if live == nil || live.routes[name] == nil {
-			n.meter.Forget(name)
-		}
+	for name := range g.section(config.KindRoute).Without(n.live.Load().section(config.KindRoute)) {
+		n.meter.Forget(name)
 	}
 }
 
@@ -127,7 +138,7 @@ func (g *Generation) keepsTunnel(owner any) bool {
 	if !ok {
 		return true // not of this node's making
 	}
-	r := g.routes[lane.Route]
+	r := g.route(lane.Route)
 	return r != nil && slices.ContainsFunc(r.Pool().Members(), func(m upstream.Member) bool {
 		return m.Backend == lane.Backend || m.Backend.Address() == lane.Backend.Address() &&
 			sameTLS(m.Backend.Spec().TLS, lane.Backend.Spec().TLS)
@@ -142,21 +153,20 @@ func sameTLS(a, b *resourcev1.BackendTls) bool {
 // compiler builds a generation and collects what stands in its way.
 type compiler struct {
 	*Node
-	r        *config.Resources
+	before   *Generation // the live one; nil: there is none
+	listener *resourcev1.Listener
 	g        *Generation
 	refusals Refusals
+	scratch  scratch
 }
 
 // compile is called with mu held. The error is Refusals; then everything that was built is gone again.
-func (n *Node) compile(release *fleetv1.Release, r *config.Resources) (*Generation, error) {
-	g := &Generation{
-		node: n, release: release, table: &forward.Table{},
-		routes: make(map[string]*forward.Route, len(r.Routes)), pools: make(map[string]*upstream.Pool, len(r.Pools)),
-	}
+func (n *Node) compile(release *fleetv1.Release, b *bundle.Bundle) (*Generation, error) {
+	g := &Generation{node: n, release: release, bundle: b, table: &forward.Table{}}
 	g.unpin = g.drop
 	g.refs.Store(1)
 	n.generations.Add(1)
-	c := &compiler{Node: n, r: r, g: g}
+	c := &compiler{Node: n, before: n.live.Load(), g: g}
 	c.guarded()
 	if len(c.refusals) > 0 {
 		g.giveUp()
@@ -173,19 +183,33 @@ func (c *compiler) guarded() {
 			c.refusals.addf("", "a defect in this node's compiler: %v", p)
 		}
 	}()
+	if err := c.readListener(); err != nil {
+		c.refusals.addf("", "%v", err)
+		return
+	}
 	c.trusted()
 	c.certificate()
-	for _, name := range slices.Sorted(maps.Keys(c.r.Pools)) {
-		c.pool(name, c.r.Pools[name])
-	}
-	c.routing()
+	c.routing(c.pooling())
 	if len(c.refusals) == 0 {
 		c.listening() // last: it is the one thing that others can see
 	}
 }
 
+// readListener looks at the bundle as a whole, too.
+func (c *compiler) readListener() error {
+	if err := c.g.bundle.Known(); err != nil {
+		return err
+	}
+	section := c.g.section(config.KindListener)
+	if section.Len() == 0 {
+		return nil
+	}
+	c.listener = &resourcev1.Listener{}
+	return section.At(0).Decode(c.listener)
+}
+
 func (c *compiler) trusted() {
-	for _, text := range c.r.Listener.GetTrustedProxies() {
+	for _, text := range c.listener.GetTrustedProxies() {
 		network, err := netip.ParsePrefix(text)
 		if err != nil {
 			c.refusals.addf(fieldTrusted, "%q is not a network in CIDR form", text)
@@ -199,14 +223,39 @@ func (c *compiler) trusted() {
 }
 
 func (c *compiler) certificate() {
-	name := c.r.Listener.GetCertificate()
+	name := c.listener.GetCertificate()
 	if name == "" {
 		return
 	}
-	certificate, ok := c.r.Certificates[name]
+	section := c.g.section(config.KindCertificate)
+	at, ok := section.Find(name)
 	if !ok {
 		c.refusals.addf(fieldCert, "the bundle has no certificate %q", name)
 		return
+	}
+	c.g.certificate = name
+	if c.sameCertificate(section, at) {
+		c.g.tls = c.before.tls
+	} else if c.g.tls = c.tlsOf(section.At(at)); c.g.tls == nil {
+		return
+	}
+	if end := c.g.tls.Certificates[0].Leaf.NotAfter; time.Now().After(end) {
+		c.logger.Warn("the certificate has expired", "expired", end)
+	}
+}
+
+// sameCertificate says whether the live generation serves the certificate that is at a place of section.
+func (c *compiler) sameCertificate(section bundle.Section, at int) bool {
+	return c.before != nil && c.before.certificate == section.At(at).Name &&
+		section.Unchanged(c.before.section(config.KindCertificate))[at] >= 0
+}
+
+// tlsOf returns nil where it refuses the certificate.
+func (c *compiler) tlsOf(resource bundle.Resource) *tls.Config {
+	certificate := &resourcev1.Certificate{}
+	if err := resource.Decode(certificate); err != nil {
+		c.refusals.addf("", "%v", err)
+		return nil
 	}
 	pair, err := tls.X509KeyPair(certificate.GetChainPem(), certificate.GetKeyPem())
 	if err != nil {
@@ -216,69 +265,11 @@ func (c *compiler) certificate() {
 			field = fieldKey
 		}
 		c.refusals.addf(field, "%s", reason)
-		return
+		return nil
 	}
-	if end := pair.Leaf.NotAfter; time.Now().After(end) {
-		c.logger.Warn("the certificate has expired", "expired", end)
-	}
-	c.g.tls = &tls.Config{
+	return &tls.Config{
 		MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}, Certificates: []tls.Certificate{pair},
 	}
-}
-
-func (c *compiler) pool(name string, p *resourcev1.Pool) {
-	if err := health.Supports(p.GetHealthCheck()); err != nil {
-		c.refusals.addf(fieldRoutes, "pool %s, health_check: %v", name, err)
-		c.g.pools[name] = upstream.NewPool(nil) // or its routes would be refused as well
-		return
-	}
-	members := make([]upstream.Member, 0, len(p.GetBackends()))
-	for _, b := range p.GetBackends() {
-		spec := upstream.Spec{Host: b.GetHost(), Port: b.GetPort(), Check: p.GetHealthCheck()}
-		if b.GetTls() {
-			if spec.TLS = p.GetTls(); spec.TLS == nil {
-				spec.TLS = &resourcev1.BackendTls{}
-			}
-		}
-		backend, err := c.registry.Acquire(spec)
-		if err != nil {
-			c.refusals.addf(fieldRoutes, "pool %s, backend %s:%d: %v", name, b.GetHost(), b.GetPort(), err)
-			continue
-		}
-		c.g.acquired = append(c.g.acquired, backend)
-		members = append(members, upstream.Member{Backend: backend, Weight: b.GetWeight()})
-	}
-	c.g.pools[name] = upstream.NewPool(members)
-}
-
-func (c *compiler) routing() {
-	rules := make([]route.Rule[*forward.Route], 0, len(c.r.Routes))
-	for _, name := range slices.Sorted(maps.Keys(c.r.Routes)) {
-		r := c.r.Routes[name]
-		pool, ok := c.g.pools[r.GetPool()]
-		if !ok {
-			c.refusals.addf(fieldRoutes, "route %s: the bundle has no pool %q", name, r.GetPool())
-			continue
-		}
-		value, err := forward.NewRoute(name, r, pool)
-		if err != nil {
-			c.refusals.addf(fieldRoutes, "route %s: strip_path: %v", name, err)
-			continue
-		}
-		c.g.routes[name] = value
-		rules = append(rules, route.Rule[*forward.Route]{
-			Path: r.GetPath(), Match: r.GetMatch(), Hosts: r.GetHosts(), Order: r.GetOrder(), Value: value,
-		})
-	}
-	table, err := route.Compile(rules)
-	var refused *route.RuleError
-	switch {
-	case errors.As(err, &refused):
-		c.refusals.addf(fieldRoutes, "route %s: %s: %s", rules[refused.Index].Value.Name(), refused.Field, refused.Reason)
-	case err != nil:
-		c.refusals.addf(fieldRoutes, "%v", err)
-	}
-	c.g.table.Routes = table
 }
 
 // listening binds the address, unless the live generation listens on it already: then the socket stays, and with it every
@@ -286,11 +277,11 @@ func (c *compiler) routing() {
 func (c *compiler) listening() {
 	c.g.address = c.listen
 	if c.g.address == "" {
-		if c.r.Listener == nil {
+		if c.listener == nil {
 			c.refusals.addf("server", "the bundle has no listener")
 			return
 		}
-		c.g.address = net.JoinHostPort(c.r.Listener.GetHost(), strconv.FormatUint(uint64(c.r.Listener.GetPort()), 10))
+		c.g.address = net.JoinHostPort(c.listener.GetHost(), strconv.FormatUint(uint64(c.listener.GetPort()), 10))
 	}
 	var beside *listener.Listener
 	if live := c.live.Load(); live != nil {

@@ -108,7 +108,7 @@ func BenchmarkIdleWebSocket(b *testing.B) {
 	}
 	defer stop(node, time.Millisecond)
 	build := nodetest.NewBuild().Route("/ws", uint32(k.listener.Addr().(*net.TCPAddr).Port))
-	g, err := node.Prepare(release(1), &build.Resources)
+	g, err := node.Prepare(release(1), build.Bundle(b))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -140,7 +140,7 @@ func BenchmarkIdleKeepAlive(b *testing.B) {
 	}
 	defer stop(node, time.Millisecond)
 	build := nodetest.NewBuild().Route("/", saying(b, "x"))
-	g, err := node.Prepare(release(1), &build.Resources)
+	g, err := node.Prepare(release(1), build.Bundle(b))
 	if err != nil {
 		b.Fatal(err)
 	}

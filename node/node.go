@@ -16,7 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/pyserve/pyserve/config"
+	"github.com/pyserve/pyserve/config/bundle"
 	"github.com/pyserve/pyserve/node/accesslog"
 	"github.com/pyserve/pyserve/node/forward"
 	"github.com/pyserve/pyserve/node/health"
@@ -129,9 +129,10 @@ func (n *Node) close() {
 }
 
 // Prepare builds all that serving r takes and that can fail, beside the live generation and without touching it: routes,
-// certificate, pools, and the bound listener where the address is new. What it returns is served once it is given to
-// Apply; release says what it is. The error is Refusals, or ErrPrepared. r must not be changed any more.
-func (n *Node) Prepare(release *fleetv1.Release, r *config.Resources) (*Generation, error) {
+// certificate, pools, and the bound listener where the address is new. What has not changed since the live generation is not
+// built again. What it returns is served once it is given to Apply; release says what it is. The error is Refusals, or
+// ErrPrepared.
+func (n *Node) Prepare(release *fleetv1.Release, b *bundle.Bundle) (*Generation, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.stopping.Load() {
@@ -140,7 +141,7 @@ func (n *Node) Prepare(release *fleetv1.Release, r *config.Resources) (*Generati
 	if n.prepared != nil {
 		return nil, ErrPrepared
 	}
-	g, err := n.compile(release, r)
+	g, err := n.compile(release, b)
 	if err != nil {
 		return nil, err
 	}

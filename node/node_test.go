@@ -52,7 +52,7 @@ func release(revision uint64) *fleetv1.Release { return &fleetv1.Release{Revisio
 
 func apply(t *testing.T, n *Node, revision uint64, b *nodetest.Build) *Generation {
 	t.Helper()
-	g, err := n.Prepare(release(revision), &b.Resources)
+	g, err := n.Prepare(release(revision), b.Bundle(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ func TestANodeServesWhatWasApplied(t *testing.T) {
 		t.Error("a fresh node claims to serve")
 	}
 	b := nodetest.NewBuild().Route("/a", saying(t, "a")).Route("/", saying(t, "root"))
-	g, err := n.Prepare(release(1), &b.Resources)
+	g, err := n.Prepare(release(1), b.Bundle(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -255,12 +255,12 @@ func TestAPortInUseIsRefused(t *testing.T) {
 	reason := "cannot listen on " + address + ": address already in use"
 	configured := nodetest.NewBuild().Route("/", saying(t, "x"))
 	configured.Listener.Port = taken.Port()
-	_, err := newNode(t, Options{}).Prepare(release(1), &configured.Resources)
+	_, err := newNode(t, Options{}).Prepare(release(1), configured.Bundle(t))
 	if r := refusals(t, err); len(r) != 1 || r[0] != (Refusal{"server.port", reason}) {
 		t.Errorf("%q", r)
 	}
 	overridden := newNode(t, Options{Listen: address})
-	_, err = overridden.Prepare(release(1), &nodetest.NewBuild().Route("/", saying(t, "x")).Resources)
+	_, err = overridden.Prepare(release(1), nodetest.NewBuild().Route("/", saying(t, "x")).Bundle(t))
 	if r := refusals(t, err); len(r) != 1 || r[0] != (Refusal{"--listen", reason}) {
 		t.Errorf("%q", r)
 	}
@@ -303,7 +303,7 @@ func TestBundlesThatAreRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := nodetest.NewBuild().Route("/", saying(t, "new"))
 			c.change(b)
-			_, err := n.Prepare(release(2), &b.Resources)
+			_, err := n.Prepare(release(2), b.Bundle(t))
 			if r := refusals(t, err); c.want != (Refusal{}) && (len(r) != 1 || r[0] != c.want) {
 				t.Errorf("%q, want %q", r, c.want)
 			}
@@ -320,7 +320,7 @@ func TestEveryReasonIsGiven(t *testing.T) {
 	b.Listener.TrustedProxies = []string{"a", "b"}
 	b.Routes["/"].Pool = "lost"
 	b.Pools["/"].Backends = append(b.Pools["/"].Backends, &resourcev1.Backend{Host: "x", Port: 70000})
-	_, err := newNode(t, Options{}).Prepare(release(1), &b.Resources)
+	_, err := newNode(t, Options{}).Prepare(release(1), b.Bundle(t))
 	if r := refusals(t, err); len(r) != 4 {
 		t.Errorf("%q", r)
 	}
@@ -336,7 +336,7 @@ func TestEveryReasonIsGiven(t *testing.T) {
 func TestAPanicInTheCompilerIsARefusal(t *testing.T) {
 	n := newNode(t, Options{})
 	n.registry = nil // a defect
-	_, err := n.Prepare(release(1), &nodetest.NewBuild().Route("/", 1).Resources)
+	_, err := n.Prepare(release(1), nodetest.NewBuild().Route("/", 1).Bundle(t))
 	if r := refusals(t, err); !strings.HasPrefix(r[0].Reason, "a defect in this node's compiler: ") {
 		t.Errorf("%q", r)
 	}
@@ -348,11 +348,11 @@ func TestAPanicInTheCompilerIsARefusal(t *testing.T) {
 func TestWhatIsNotAppliedIsReleased(t *testing.T) {
 	n := newNode(t, Options{})
 	b := nodetest.NewBuild().Route("/", saying(t, "x"))
-	g, err := n.Prepare(release(1), &b.Resources)
+	g, err := n.Prepare(release(1), b.Bundle(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.Prepare(release(2), &b.Resources); !errors.Is(err, ErrPrepared) {
+	if _, err := n.Prepare(release(2), b.Bundle(t)); !errors.Is(err, ErrPrepared) {
 		t.Errorf("a second one: %v", err)
 	}
 	address := g.listener.Address()
@@ -374,7 +374,7 @@ func TestWhatIsNotAppliedIsReleased(t *testing.T) {
 func TestStopDiscardsWhatIsPrepared(t *testing.T) {
 	n := newNode(t, Options{})
 	b := nodetest.NewBuild().Route("/", saying(t, "x"))
-	g, err := n.Prepare(release(1), &b.Resources)
+	g, err := n.Prepare(release(1), b.Bundle(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -385,7 +385,7 @@ func TestStopDiscardsWhatIsPrepared(t *testing.T) {
 	if n.Ready() {
 		t.Error("a stopped node serves")
 	}
-	_, err = n.Prepare(release(2), &b.Resources)
+	_, err = n.Prepare(release(2), b.Bundle(t))
 	refusals(t, err)
 }
 

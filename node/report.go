@@ -53,8 +53,8 @@ func (n *Node) Backends() []*fleetv1.BackendStatus {
 		return nil
 	}
 	var all []*fleetv1.BackendStatus
-	for _, name := range slices.Sorted(maps.Keys(g.routes)) {
-		all = append(all, statuses(name, g.routes[name].Pool().Members())...)
+	for _, r := range g.routes {
+		all = append(all, statuses(r.Name(), r.Pool().Members())...)
 	}
 	return all
 }

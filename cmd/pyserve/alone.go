@@ -72,7 +72,7 @@ func serveFile(n *node.Node, file string, revision uint64, logger *slog.Logger) 
 		return err
 	}
 	digest := b.Digest()
-	generation, err := n.Prepare(&fleetv1.Release{Revision: revision, Digest: digest[:]}, resources)
+	generation, err := n.Prepare(&fleetv1.Release{Revision: revision, Digest: digest[:]}, b)
 	if err != nil {
 		return err
 	}

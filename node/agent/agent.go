@@ -230,11 +230,7 @@ func plain(err error) error {
 
 // compile makes what the node could serve of a bundle. Refusals are nil if it could.
 func (a *Agent) compile(release *fleetv1.Release, b *bundle.Bundle) (*node.Generation, []*fleetv1.Refusal) {
-	resources, err := b.Decode()
-	if err != nil {
-		return nil, refusal("", err)
-	}
-	generation, err := a.options.Node.Prepare(release, resources)
+	generation, err := a.options.Node.Prepare(release, b)
 	if err == nil {
 		return generation, nil
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/pyserve/pyserve/config"
+	"github.com/pyserve/pyserve/config/bundle"
 	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
 )
 
@@ -213,4 +214,14 @@ func (b *Build) Serve(chain, key []byte) *Build {
 	b.Certificates[config.CertificateName] = &resourcev1.Certificate{ChainPem: chain, KeyPem: key}
 	b.Listener.Certificate = config.CertificateName
 	return b
+}
+
+// Bundle is what a node takes.
+func (b *Build) Bundle(t testing.TB) *bundle.Bundle {
+	t.Helper()
+	made, err := bundle.Encode(&b.Resources)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return made
 }
