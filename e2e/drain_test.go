@@ -233,6 +233,9 @@ func TestRollingRestartLosesNothing(t *testing.T) {
 			}
 			return ""
 		})
+		if i == 0 {
+			c.ctl("top", "--interval", "200ms").must(t, 0, "n5", "ROUTE", "/")
+		}
 		if i > 0 { // the first is told by SIGTERM alone, and gives its WebSockets half a minute
 			c.ctl("drain", n.name, "--deadline", "1s").must(t, 0, n.name+": drained")
 			c.statusShows(n.name+" drains, and that is in order", func(s status) bool { return s.Converged && s.row(n.name).State == "draining" })

@@ -62,24 +62,6 @@ func (n *Node) Undrain() error {
 	return nil
 }
 
-// Answer answers a question of control's: see Explain, Drain and Undrain.
-func (n *Node) Answer(q *fleetv1.Question) *fleetv1.Answer {
-	if q.GetDrain() == nil {
-		return n.Explain(q)
-	}
-	var err error
-	switch q.GetDrain().GetWhat() {
-	case fleetv1.Drain_WHAT_BEGIN:
-		err = n.Drain(q.GetDrain().GetOver().AsDuration())
-	case fleetv1.Drain_WHAT_END:
-		err = n.Undrain()
-	}
-	if err != nil {
-		return &fleetv1.Answer{Id: q.GetId(), Reason: err.Error()}
-	}
-	return &fleetv1.Answer{Id: q.GetId(), Load: n.Load()}
-}
-
 // Load is what is under way: what a drain waits for.
 func (n *Node) Load() *fleetv1.Load {
 	return &fleetv1.Load{Requests: n.meter.UnderWay(), Tunnels: uint64(n.tunnels.Len())}

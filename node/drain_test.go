@@ -210,6 +210,10 @@ func TestControlAsksForADrain(t *testing.T) {
 	if load := ask(fleetv1.Drain_WHAT_ASK); load.GetTunnels() != 1 || n.Draining() {
 		t.Errorf("asked only: %v, draining: %t", load, n.Draining())
 	}
+	if sample := n.Answer(&fleetv1.Question{Id: 2, Take: &fleetv1.TakeSample{Routes: 5}}).GetSample(); sample.GetLoad().GetTunnels() != 1 ||
+		sample.GetAll().GetRequests() != 1 || len(sample.GetRoutes()) != 1 || sample.GetRoutes()[0].GetRoute() == "" || sample.GetConnectionsTotal() != 1 {
+		t.Errorf("the sample is %v", sample)
+	}
 	ask(fleetv1.Drain_WHAT_BEGIN)
 	wantGoingAway(t, socket)
 	nodetest.Eventually(t, "nothing is left", func() bool { return ask(fleetv1.Drain_WHAT_ASK).GetTunnels() == 0 })

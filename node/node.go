@@ -71,6 +71,7 @@ type Node struct {
 	cutting     context.Context
 	cut         context.CancelFunc // ends cutting: what still drains is cut
 
+	made            time.Time
 	stopped         chan struct{} // closed when Stop is through
 	lameDuck, quiet time.Duration // constants but for tests
 
@@ -96,7 +97,7 @@ func New(o Options) (*Node, error) {
 	n := &Node{
 		listen: o.Listen, logger: logger, registerer: o.Registerer, meter: counts, accessLog: o.AccessLog,
 		tunnels: tunnel.NewSet(tunnel.Options{Spread: o.TunnelRemovalTime}),
-		changed: make(chan struct{}, 1), stopped: make(chan struct{}), lameDuck: lameDuck, quiet: quiet,
+		changed: make(chan struct{}, 1), stopped: make(chan struct{}), made: time.Now(), lameDuck: lameDuck, quiet: quiet,
 	}
 	n.cutting, n.cut = context.WithCancel(context.Background())
 	n.prober = health.NewProber(health.Options{Logger: logger})

@@ -127,15 +127,22 @@ func (s *settings) followStatus(cmd *cobra.Command, c *client, converged, first 
 		}
 		*converged = m.GetConverged()
 		out := cmd.OutOrStdout()
-		switch {
-		case isTerminal(out) && !s.structured():
-			fmt.Fprint(out, "\x1b[H\x1b[2J")
-		case !*first && !s.structured():
-			fmt.Fprintln(out)
+		if !s.structured() {
+			s.nextScreen(out, *first)
 		}
 		if err := s.printStatus(out, statusOf(m)); err != nil {
 			return err
 		}
+	}
+}
+
+// nextScreen parts what follows from what was printed before: on a terminal it takes its place.
+func (s *settings) nextScreen(out io.Writer, first bool) {
+	switch {
+	case isTerminal(out):
+		fmt.Fprint(out, "\x1b[H\x1b[2J")
+	case !first:
+		fmt.Fprintln(out)
 	}
 }
 

@@ -61,6 +61,7 @@ var places = map[string]place{
 	operatorv1.Operator_FindFiles_FullMethodName:     leaderOrHere,
 	operatorv1.Operator_ListControls_FullMethodName:  leaderOrHere,
 	operatorv1.Operator_WatchEvents_FullMethodName:   leaderOrHere,
+	operatorv1.Operator_ListSamples_FullMethodName:   leaderOrHere,
 	operatorv1.Operator_Apply_FullMethodName:         leader,
 	operatorv1.Operator_Rollback_FullMethodName:      leader,
 	operatorv1.Operator_RemoveControl_FullMethodName: leader,

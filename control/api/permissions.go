@@ -35,6 +35,7 @@ var permissions = map[string]identity.Role{
 	operatorv1.Operator_ListRevisions_FullMethodName: identity.RoleViewer,
 	operatorv1.Operator_Explain_FullMethodName:       identity.RoleViewer,
 	operatorv1.Operator_WatchEvents_FullMethodName:   identity.RoleViewer,
+	operatorv1.Operator_ListSamples_FullMethodName:   identity.RoleViewer,
 	// Diff changes nothing, but takes a whole document with its keys to be compiled.
 	operatorv1.Operator_Diff_FullMethodName:      identity.RoleEditor,
 	operatorv1.Operator_Apply_FullMethodName:     identity.RoleEditor,

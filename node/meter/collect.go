@@ -71,15 +71,9 @@ func (s *Set) used() []*Route {
 }
 
 func (s *Set) collectLoads(out chan<- prometheus.Metric) {
-	var opened, closed uint64
-	for i := range s.loads { // first, as in UnderWay
-		closed += s.loads[i].closed.Load()
-	}
-	for i := range s.loads {
-		opened += s.loads[i].opened.Load()
-	}
+	open, opened := s.Connections()
 	out <- gauge(inFlightDesc, int64(s.UnderWay()))
-	out <- gauge(connectionsDesc, int64(opened-closed))
+	out <- gauge(connectionsDesc, int64(open))
 	out <- counter(connectionsTotalDesc, opened)
 }
 

@@ -209,6 +209,18 @@ func (s *Set) UnderWay() uint64 {
 	return begun - ended
 }
 
+// Connections is how many connections of clients are open, and how many there were in all.
+func (s *Set) Connections() (open, total uint64) {
+	var closed uint64
+	for i := range s.loads { // first, as in UnderWay
+		closed += s.loads[i].closed.Load()
+	}
+	for i := range s.loads {
+		total += s.loads[i].opened.Load()
+	}
+	return total - closed, total
+}
+
 // Connected counts delta connections of clients that were opened, or closed where it is negative.
 func (s *Set) Connected(shard uint32, delta int) {
 	l := &s.loads[shard&s.mask]

@@ -132,7 +132,7 @@ func (x Drain_What) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Drain_What.Descriptor instead.
 func (Drain_What) EnumDescriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{31, 0}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{35, 0}
 }
 
 type EnrollRequest struct {
@@ -2137,12 +2137,13 @@ func (x *BackendStatus) GetSince() *timestamppb.Timestamp {
 	return nil
 }
 
-// Question asks what the node would do with a request; nothing is sent to a backend. With drain set it asks for that
-// instead. The node answers in the order of the questions.
+// Question asks what the node would do with a request; nothing is sent to a backend. With drain or take set it asks for
+// that instead. The node answers in the order of the questions.
 type Question struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	Drain *Drain                 `protobuf:"bytes,4,opt,name=drain,proto3" json:"drain,omitempty"`
+	Take  *TakeSample            `protobuf:"bytes,5,opt,name=take,proto3" json:"take,omitempty"`
 	// The request's head as a client would send it in HTTP/1.1, at most 64 KiB.
 	Head []byte `protobuf:"bytes,2,opt,name=head,proto3" json:"head,omitempty"`
 	// It comes over TLS.
@@ -2195,6 +2196,13 @@ func (x *Question) GetDrain() *Drain {
 	return nil
 }
 
+func (x *Question) GetTake() *TakeSample {
+	if x != nil {
+		return x.Take
+	}
+	return nil
+}
+
 func (x *Question) GetHead() []byte {
 	if x != nil {
 		return x.Head
@@ -2228,7 +2236,9 @@ type Answer struct {
 	// The revision that the node serves; 0: nothing.
 	Revision uint64 `protobuf:"varint,8,opt,name=revision,proto3" json:"revision,omitempty"`
 	// To a drain: what is under way. Unset: the node is too old to know of drains, or it refused, and reason says why.
-	Load          *Load `protobuf:"bytes,9,opt,name=load,proto3" json:"load,omitempty"`
+	Load *Load `protobuf:"bytes,9,opt,name=load,proto3" json:"load,omitempty"`
+	// To take. Unset: the node is too old to know of samples.
+	Sample        *Sample `protobuf:"bytes,10,opt,name=sample,proto3" json:"sample,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2326,6 +2336,306 @@ func (x *Answer) GetLoad() *Load {
 	return nil
 }
 
+func (x *Answer) GetSample() *Sample {
+	if x != nil {
+		return x.Sample
+	}
+	return nil
+}
+
+// TakeSample asks for the node's counters.
+type TakeSample struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many routes, the busiest ones; at most 1,000.
+	Routes        uint32 `protobuf:"varint,1,opt,name=routes,proto3" json:"routes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TakeSample) Reset() {
+	*x = TakeSample{}
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TakeSample) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TakeSample) ProtoMessage() {}
+
+func (x *TakeSample) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TakeSample.ProtoReflect.Descriptor instead.
+func (*TakeSample) Descriptor() ([]byte, []int) {
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *TakeSample) GetRoutes() uint32 {
+	if x != nil {
+		return x.Routes
+	}
+	return 0
+}
+
+// Sample is what a node has counted since its start. Rates come of two of them.
+type Sample struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How long the node has counted.
+	At   *durationpb.Duration `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	Load *Load                `protobuf:"bytes,2,opt,name=load,proto3" json:"load,omitempty"`
+	// Connections of clients that are open, and all that there were.
+	Connections      uint64 `protobuf:"varint,3,opt,name=connections,proto3" json:"connections,omitempty"`
+	ConnectionsTotal uint64 `protobuf:"varint,4,opt,name=connections_total,json=connectionsTotal,proto3" json:"connections_total,omitempty"`
+	// All routes together.
+	All *Counts `protobuf:"bytes,5,opt,name=all,proto3" json:"all,omitempty"`
+	// Those with the most requests since the start, and how many there are.
+	Routes     []*RouteCounts `protobuf:"bytes,6,rep,name=routes,proto3" json:"routes,omitempty"`
+	RouteCount uint32         `protobuf:"varint,7,opt,name=route_count,json=routeCount,proto3" json:"route_count,omitempty"`
+	// The upper ends of the buckets of Counts, in seconds; one more bucket takes what is longer.
+	Bounds        []float64 `protobuf:"fixed64,8,rep,packed,name=bounds,proto3" json:"bounds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Sample) Reset() {
+	*x = Sample{}
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sample) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sample) ProtoMessage() {}
+
+func (x *Sample) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sample.ProtoReflect.Descriptor instead.
+func (*Sample) Descriptor() ([]byte, []int) {
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *Sample) GetAt() *durationpb.Duration {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *Sample) GetLoad() *Load {
+	if x != nil {
+		return x.Load
+	}
+	return nil
+}
+
+func (x *Sample) GetConnections() uint64 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+func (x *Sample) GetConnectionsTotal() uint64 {
+	if x != nil {
+		return x.ConnectionsTotal
+	}
+	return 0
+}
+
+func (x *Sample) GetAll() *Counts {
+	if x != nil {
+		return x.All
+	}
+	return nil
+}
+
+func (x *Sample) GetRoutes() []*RouteCounts {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
+func (x *Sample) GetRouteCount() uint32 {
+	if x != nil {
+		return x.RouteCount
+	}
+	return 0
+}
+
+func (x *Sample) GetBounds() []float64 {
+	if x != nil {
+		return x.Bounds
+	}
+	return nil
+}
+
+type RouteCounts struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Route         string                 `protobuf:"bytes,1,opt,name=route,proto3" json:"route,omitempty"`
+	Counts        *Counts                `protobuf:"bytes,2,opt,name=counts,proto3" json:"counts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RouteCounts) Reset() {
+	*x = RouteCounts{}
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RouteCounts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RouteCounts) ProtoMessage() {}
+
+func (x *RouteCounts) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RouteCounts.ProtoReflect.Descriptor instead.
+func (*RouteCounts) Descriptor() ([]byte, []int) {
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *RouteCounts) GetRoute() string {
+	if x != nil {
+		return x.Route
+	}
+	return ""
+}
+
+func (x *RouteCounts) GetCounts() *Counts {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
+// Counts are of requests that have ended.
+type Counts struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Requests uint64                 `protobuf:"varint,1,opt,name=requests,proto3" json:"requests,omitempty"`
+	// With a status of 500 or more, or without an answer.
+	Errors uint64 `protobuf:"varint,2,opt,name=errors,proto3" json:"errors,omitempty"`
+	// With a status of 400 to 499.
+	Refused uint64 `protobuf:"varint,3,opt,name=refused,proto3" json:"refused,omitempty"`
+	// Bytes of bodies, from clients and to them.
+	Received uint64 `protobuf:"varint,4,opt,name=received,proto3" json:"received,omitempty"`
+	Sent     uint64 `protobuf:"varint,5,opt,name=sent,proto3" json:"sent,omitempty"`
+	// How many took how long; see bounds.
+	Buckets       []uint64 `protobuf:"varint,6,rep,packed,name=buckets,proto3" json:"buckets,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Counts) Reset() {
+	*x = Counts{}
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Counts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Counts) ProtoMessage() {}
+
+func (x *Counts) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Counts.ProtoReflect.Descriptor instead.
+func (*Counts) Descriptor() ([]byte, []int) {
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *Counts) GetRequests() uint64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *Counts) GetErrors() uint64 {
+	if x != nil {
+		return x.Errors
+	}
+	return 0
+}
+
+func (x *Counts) GetRefused() uint64 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
+func (x *Counts) GetReceived() uint64 {
+	if x != nil {
+		return x.Received
+	}
+	return 0
+}
+
+func (x *Counts) GetSent() uint64 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
+}
+
+func (x *Counts) GetBuckets() []uint64 {
+	if x != nil {
+		return x.Buckets
+	}
+	return nil
+}
+
 // Drain has the node send its clients elsewhere, take that back, or only say how far it is.
 type Drain struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2338,7 +2648,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[31]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2350,7 +2660,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[31]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2363,7 +2673,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{31}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Drain) GetWhat() Drain_What {
@@ -2392,7 +2702,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[32]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2404,7 +2714,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[32]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2417,7 +2727,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{32}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Load) GetRequests() uint64 {
@@ -2446,7 +2756,7 @@ type Forward struct {
 
 func (x *Forward) Reset() {
 	*x = Forward{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[33]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2458,7 +2768,7 @@ func (x *Forward) String() string {
 func (*Forward) ProtoMessage() {}
 
 func (x *Forward) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[33]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2471,7 +2781,7 @@ func (x *Forward) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forward.ProtoReflect.Descriptor instead.
 func (*Forward) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{33}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Forward) GetMethod() string {
@@ -2628,12 +2938,13 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x124\n" +
 	"\x05state\x18\x03 \x01(\x0e2\x1e.pyserve.fleet.v1.BackendStateR\x05state\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x120\n" +
-	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"o\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xa1\x01\n" +
 	"\bQuestion\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12-\n" +
-	"\x05drain\x18\x04 \x01(\v2\x17.pyserve.fleet.v1.DrainR\x05drain\x12\x12\n" +
+	"\x05drain\x18\x04 \x01(\v2\x17.pyserve.fleet.v1.DrainR\x05drain\x120\n" +
+	"\x04take\x18\x05 \x01(\v2\x1c.pyserve.fleet.v1.TakeSampleR\x04take\x12\x12\n" +
 	"\x04head\x18\x02 \x01(\fR\x04head\x12\x10\n" +
-	"\x03tls\x18\x03 \x01(\bR\x03tls\"\xbd\x02\n" +
+	"\x03tls\x18\x03 \x01(\bR\x03tls\"\xef\x02\n" +
 	"\x06Answer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05route\x18\x02 \x01(\tR\x05route\x123\n" +
@@ -2643,7 +2954,32 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06status\x18\a \x01(\rR\x06status\x12\x1a\n" +
 	"\brevision\x18\b \x01(\x04R\brevision\x12*\n" +
-	"\x04load\x18\t \x01(\v2\x16.pyserve.fleet.v1.LoadR\x04load\"\xb2\x01\n" +
+	"\x04load\x18\t \x01(\v2\x16.pyserve.fleet.v1.LoadR\x04load\x120\n" +
+	"\x06sample\x18\n" +
+	" \x01(\v2\x18.pyserve.fleet.v1.SampleR\x06sample\"$\n" +
+	"\n" +
+	"TakeSample\x12\x16\n" +
+	"\x06routes\x18\x01 \x01(\rR\x06routes\"\xca\x02\n" +
+	"\x06Sample\x12)\n" +
+	"\x02at\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x02at\x12*\n" +
+	"\x04load\x18\x02 \x01(\v2\x16.pyserve.fleet.v1.LoadR\x04load\x12 \n" +
+	"\vconnections\x18\x03 \x01(\x04R\vconnections\x12+\n" +
+	"\x11connections_total\x18\x04 \x01(\x04R\x10connectionsTotal\x12*\n" +
+	"\x03all\x18\x05 \x01(\v2\x18.pyserve.fleet.v1.CountsR\x03all\x125\n" +
+	"\x06routes\x18\x06 \x03(\v2\x1d.pyserve.fleet.v1.RouteCountsR\x06routes\x12\x1f\n" +
+	"\vroute_count\x18\a \x01(\rR\n" +
+	"routeCount\x12\x16\n" +
+	"\x06bounds\x18\b \x03(\x01R\x06bounds\"U\n" +
+	"\vRouteCounts\x12\x14\n" +
+	"\x05route\x18\x01 \x01(\tR\x05route\x120\n" +
+	"\x06counts\x18\x02 \x01(\v2\x18.pyserve.fleet.v1.CountsR\x06counts\"\xa0\x01\n" +
+	"\x06Counts\x12\x1a\n" +
+	"\brequests\x18\x01 \x01(\x04R\brequests\x12\x16\n" +
+	"\x06errors\x18\x02 \x01(\x04R\x06errors\x12\x18\n" +
+	"\arefused\x18\x03 \x01(\x04R\arefused\x12\x1a\n" +
+	"\breceived\x18\x04 \x01(\x04R\breceived\x12\x12\n" +
+	"\x04sent\x18\x05 \x01(\x04R\x04sent\x12\x18\n" +
+	"\abuckets\x18\x06 \x03(\x04R\abuckets\"\xb2\x01\n" +
 	"\x05Drain\x120\n" +
 	"\x04what\x18\x01 \x01(\x0e2\x1c.pyserve.fleet.v1.Drain.WhatR\x04what\x12-\n" +
 	"\x04over\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04over\"H\n" +
@@ -2687,7 +3023,7 @@ func file_pyserve_fleet_v1_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_pyserve_fleet_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_pyserve_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_pyserve_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_pyserve_fleet_v1_fleet_proto_goTypes = []any{
 	(BackendState)(0),             // 0: pyserve.fleet.v1.BackendState
 	(Drain_What)(0),               // 1: pyserve.fleet.v1.Drain.What
@@ -2722,11 +3058,15 @@ var file_pyserve_fleet_v1_fleet_proto_goTypes = []any{
 	(*BackendStatus)(nil),         // 30: pyserve.fleet.v1.BackendStatus
 	(*Question)(nil),              // 31: pyserve.fleet.v1.Question
 	(*Answer)(nil),                // 32: pyserve.fleet.v1.Answer
-	(*Drain)(nil),                 // 33: pyserve.fleet.v1.Drain
-	(*Load)(nil),                  // 34: pyserve.fleet.v1.Load
-	(*Forward)(nil),               // 35: pyserve.fleet.v1.Forward
-	(*durationpb.Duration)(nil),   // 36: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 37: google.protobuf.Timestamp
+	(*TakeSample)(nil),            // 33: pyserve.fleet.v1.TakeSample
+	(*Sample)(nil),                // 34: pyserve.fleet.v1.Sample
+	(*RouteCounts)(nil),           // 35: pyserve.fleet.v1.RouteCounts
+	(*Counts)(nil),                // 36: pyserve.fleet.v1.Counts
+	(*Drain)(nil),                 // 37: pyserve.fleet.v1.Drain
+	(*Load)(nil),                  // 38: pyserve.fleet.v1.Load
+	(*Forward)(nil),               // 39: pyserve.fleet.v1.Forward
+	(*durationpb.Duration)(nil),   // 40: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 41: google.protobuf.Timestamp
 }
 var file_pyserve_fleet_v1_fleet_proto_depIdxs = []int32{
 	9,  // 0: pyserve.fleet.v1.EnrollResponse.identity:type_name -> pyserve.fleet.v1.Identity
@@ -2748,7 +3088,7 @@ var file_pyserve_fleet_v1_fleet_proto_depIdxs = []int32{
 	16, // 16: pyserve.fleet.v1.ToNode.authority:type_name -> pyserve.fleet.v1.AuthorityInUse
 	15, // 17: pyserve.fleet.v1.ToNode.controls:type_name -> pyserve.fleet.v1.Controls
 	12, // 18: pyserve.fleet.v1.ToNode.redirect:type_name -> pyserve.fleet.v1.Redirect
-	36, // 19: pyserve.fleet.v1.Redirect.spread:type_name -> google.protobuf.Duration
+	40, // 19: pyserve.fleet.v1.Redirect.spread:type_name -> google.protobuf.Duration
 	17, // 20: pyserve.fleet.v1.Hello.applied:type_name -> pyserve.fleet.v1.Release
 	17, // 21: pyserve.fleet.v1.Hello.stored:type_name -> pyserve.fleet.v1.Release
 	17, // 22: pyserve.fleet.v1.Offer.release:type_name -> pyserve.fleet.v1.Release
@@ -2760,26 +3100,33 @@ var file_pyserve_fleet_v1_fleet_proto_depIdxs = []int32{
 	30, // 28: pyserve.fleet.v1.Status.backends:type_name -> pyserve.fleet.v1.BackendStatus
 	23, // 29: pyserve.fleet.v1.Status.refusals:type_name -> pyserve.fleet.v1.Refusal
 	0,  // 30: pyserve.fleet.v1.BackendStatus.state:type_name -> pyserve.fleet.v1.BackendState
-	37, // 31: pyserve.fleet.v1.BackendStatus.since:type_name -> google.protobuf.Timestamp
-	33, // 32: pyserve.fleet.v1.Question.drain:type_name -> pyserve.fleet.v1.Drain
-	35, // 33: pyserve.fleet.v1.Answer.forward:type_name -> pyserve.fleet.v1.Forward
-	30, // 34: pyserve.fleet.v1.Answer.backends:type_name -> pyserve.fleet.v1.BackendStatus
-	34, // 35: pyserve.fleet.v1.Answer.load:type_name -> pyserve.fleet.v1.Load
-	1,  // 36: pyserve.fleet.v1.Drain.what:type_name -> pyserve.fleet.v1.Drain.What
-	36, // 37: pyserve.fleet.v1.Drain.over:type_name -> google.protobuf.Duration
-	2,  // 38: pyserve.fleet.v1.Enrollment.Enroll:input_type -> pyserve.fleet.v1.EnrollRequest
-	4,  // 39: pyserve.fleet.v1.Enrollment.Join:input_type -> pyserve.fleet.v1.JoinRequest
-	10, // 40: pyserve.fleet.v1.Fleet.Connect:input_type -> pyserve.fleet.v1.FromNode
-	7,  // 41: pyserve.fleet.v1.Fleet.Renew:input_type -> pyserve.fleet.v1.RenewRequest
-	3,  // 42: pyserve.fleet.v1.Enrollment.Enroll:output_type -> pyserve.fleet.v1.EnrollResponse
-	5,  // 43: pyserve.fleet.v1.Enrollment.Join:output_type -> pyserve.fleet.v1.JoinResponse
-	11, // 44: pyserve.fleet.v1.Fleet.Connect:output_type -> pyserve.fleet.v1.ToNode
-	8,  // 45: pyserve.fleet.v1.Fleet.Renew:output_type -> pyserve.fleet.v1.RenewResponse
-	42, // [42:46] is the sub-list for method output_type
-	38, // [38:42] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	41, // 31: pyserve.fleet.v1.BackendStatus.since:type_name -> google.protobuf.Timestamp
+	37, // 32: pyserve.fleet.v1.Question.drain:type_name -> pyserve.fleet.v1.Drain
+	33, // 33: pyserve.fleet.v1.Question.take:type_name -> pyserve.fleet.v1.TakeSample
+	39, // 34: pyserve.fleet.v1.Answer.forward:type_name -> pyserve.fleet.v1.Forward
+	30, // 35: pyserve.fleet.v1.Answer.backends:type_name -> pyserve.fleet.v1.BackendStatus
+	38, // 36: pyserve.fleet.v1.Answer.load:type_name -> pyserve.fleet.v1.Load
+	34, // 37: pyserve.fleet.v1.Answer.sample:type_name -> pyserve.fleet.v1.Sample
+	40, // 38: pyserve.fleet.v1.Sample.at:type_name -> google.protobuf.Duration
+	38, // 39: pyserve.fleet.v1.Sample.load:type_name -> pyserve.fleet.v1.Load
+	36, // 40: pyserve.fleet.v1.Sample.all:type_name -> pyserve.fleet.v1.Counts
+	35, // 41: pyserve.fleet.v1.Sample.routes:type_name -> pyserve.fleet.v1.RouteCounts
+	36, // 42: pyserve.fleet.v1.RouteCounts.counts:type_name -> pyserve.fleet.v1.Counts
+	1,  // 43: pyserve.fleet.v1.Drain.what:type_name -> pyserve.fleet.v1.Drain.What
+	40, // 44: pyserve.fleet.v1.Drain.over:type_name -> google.protobuf.Duration
+	2,  // 45: pyserve.fleet.v1.Enrollment.Enroll:input_type -> pyserve.fleet.v1.EnrollRequest
+	4,  // 46: pyserve.fleet.v1.Enrollment.Join:input_type -> pyserve.fleet.v1.JoinRequest
+	10, // 47: pyserve.fleet.v1.Fleet.Connect:input_type -> pyserve.fleet.v1.FromNode
+	7,  // 48: pyserve.fleet.v1.Fleet.Renew:input_type -> pyserve.fleet.v1.RenewRequest
+	3,  // 49: pyserve.fleet.v1.Enrollment.Enroll:output_type -> pyserve.fleet.v1.EnrollResponse
+	5,  // 50: pyserve.fleet.v1.Enrollment.Join:output_type -> pyserve.fleet.v1.JoinResponse
+	11, // 51: pyserve.fleet.v1.Fleet.Connect:output_type -> pyserve.fleet.v1.ToNode
+	8,  // 52: pyserve.fleet.v1.Fleet.Renew:output_type -> pyserve.fleet.v1.RenewResponse
+	49, // [49:53] is the sub-list for method output_type
+	45, // [45:49] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_fleet_v1_fleet_proto_init() }
@@ -2813,7 +3160,7 @@ func file_pyserve_fleet_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_fleet_v1_fleet_proto_rawDesc), len(file_pyserve_fleet_v1_fleet_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   34,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -9,6 +9,7 @@
 package operatorv1
 
 import (
+	v1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
@@ -2413,6 +2414,156 @@ func (x *ExplainedBackend) GetReason() string {
 	return ""
 }
 
+type ListSamplesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many routes of each node, at most 1,000.
+	Routes        uint32 `protobuf:"varint,1,opt,name=routes,proto3" json:"routes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSamplesRequest) Reset() {
+	*x = ListSamplesRequest{}
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSamplesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSamplesRequest) ProtoMessage() {}
+
+func (x *ListSamplesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSamplesRequest.ProtoReflect.Descriptor instead.
+func (*ListSamplesRequest) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ListSamplesRequest) GetRoutes() uint32 {
+	if x != nil {
+		return x.Routes
+	}
+	return 0
+}
+
+type ListSamplesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nodes         []*NodeSample          `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSamplesResponse) Reset() {
+	*x = ListSamplesResponse{}
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSamplesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSamplesResponse) ProtoMessage() {}
+
+func (x *ListSamplesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSamplesResponse.ProtoReflect.Descriptor instead.
+func (*ListSamplesResponse) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ListSamplesResponse) GetNodes() []*NodeSample {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+type NodeSample struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// Unset: failure says why.
+	Sample        *v1.Sample `protobuf:"bytes,2,opt,name=sample,proto3" json:"sample,omitempty"`
+	Failure       string     `protobuf:"bytes,3,opt,name=failure,proto3" json:"failure,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeSample) Reset() {
+	*x = NodeSample{}
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeSample) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeSample) ProtoMessage() {}
+
+func (x *NodeSample) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeSample.ProtoReflect.Descriptor instead.
+func (*NodeSample) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *NodeSample) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodeSample) GetSample() *v1.Sample {
+	if x != nil {
+		return x.Sample
+	}
+	return nil
+}
+
+func (x *NodeSample) GetFailure() string {
+	if x != nil {
+		return x.Failure
+	}
+	return ""
+}
+
 type DrainRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -2430,7 +2581,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[34]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2442,7 +2593,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[34]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2455,7 +2606,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{34}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DrainRequest) GetNode() string {
@@ -2509,7 +2660,7 @@ type DrainEvent struct {
 
 func (x *DrainEvent) Reset() {
 	*x = DrainEvent{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[35]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2521,7 +2672,7 @@ func (x *DrainEvent) String() string {
 func (*DrainEvent) ProtoMessage() {}
 
 func (x *DrainEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[35]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2534,7 +2685,7 @@ func (x *DrainEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainEvent.ProtoReflect.Descriptor instead.
 func (*DrainEvent) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{35}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DrainEvent) GetWaitingFor() []string {
@@ -2574,7 +2725,7 @@ type UndrainRequest struct {
 
 func (x *UndrainRequest) Reset() {
 	*x = UndrainRequest{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[36]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2586,7 +2737,7 @@ func (x *UndrainRequest) String() string {
 func (*UndrainRequest) ProtoMessage() {}
 
 func (x *UndrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[36]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2599,7 +2750,7 @@ func (x *UndrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainRequest.ProtoReflect.Descriptor instead.
 func (*UndrainRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{36}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *UndrainRequest) GetNode() string {
@@ -2617,7 +2768,7 @@ type UndrainResponse struct {
 
 func (x *UndrainResponse) Reset() {
 	*x = UndrainResponse{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[37]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2629,7 +2780,7 @@ func (x *UndrainResponse) String() string {
 func (*UndrainResponse) ProtoMessage() {}
 
 func (x *UndrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[37]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2642,7 +2793,7 @@ func (x *UndrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainResponse.ProtoReflect.Descriptor instead.
 func (*UndrainResponse) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{37}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{40}
 }
 
 type FindFilesRequest struct {
@@ -2655,7 +2806,7 @@ type FindFilesRequest struct {
 
 func (x *FindFilesRequest) Reset() {
 	*x = FindFilesRequest{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[38]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2667,7 +2818,7 @@ func (x *FindFilesRequest) String() string {
 func (*FindFilesRequest) ProtoMessage() {}
 
 func (x *FindFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[38]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2680,7 +2831,7 @@ func (x *FindFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindFilesRequest.ProtoReflect.Descriptor instead.
 func (*FindFilesRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{38}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *FindFilesRequest) GetNames() []string {
@@ -2700,7 +2851,7 @@ type FindFilesResponse struct {
 
 func (x *FindFilesResponse) Reset() {
 	*x = FindFilesResponse{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[39]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2712,7 +2863,7 @@ func (x *FindFilesResponse) String() string {
 func (*FindFilesResponse) ProtoMessage() {}
 
 func (x *FindFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[39]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2725,7 +2876,7 @@ func (x *FindFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindFilesResponse.ProtoReflect.Descriptor instead.
 func (*FindFilesResponse) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{39}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *FindFilesResponse) GetNames() []string {
@@ -2747,7 +2898,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[40]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2759,7 +2910,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[40]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2772,7 +2923,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{40}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *WatchEventsRequest) GetLimit() uint32 {
@@ -2801,7 +2952,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[41]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2813,7 +2964,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[41]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2826,7 +2977,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{41}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *WatchEventsResponse) GetEvents() []*Event {
@@ -2859,7 +3010,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[42]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2871,7 +3022,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[42]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2884,7 +3035,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{42}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Event) GetSequence() uint64 {
@@ -2926,7 +3077,7 @@ var File_pyserve_operator_v1_operator_proto protoreflect.FileDescriptor
 
 const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\n" +
-	"\"pyserve/operator/v1/operator.proto\x12\x13pyserve.operator.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"2\n" +
+	"\"pyserve/operator/v1/operator.proto\x12\x13pyserve.operator.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cpyserve/fleet/v1/fleet.proto\"2\n" +
 	"\bFilePart\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\"\xd6\x01\n" +
@@ -3077,7 +3228,16 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\x10ExplainedBackend\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xbe\x01\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\",\n" +
+	"\x12ListSamplesRequest\x12\x16\n" +
+	"\x06routes\x18\x01 \x01(\rR\x06routes\"L\n" +
+	"\x13ListSamplesResponse\x125\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x1f.pyserve.operator.v1.NodeSampleR\x05nodes\"l\n" +
+	"\n" +
+	"NodeSample\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x120\n" +
+	"\x06sample\x18\x02 \x01(\v2\x18.pyserve.fleet.v1.SampleR\x06sample\x12\x18\n" +
+	"\afailure\x18\x03 \x01(\tR\afailure\"\xbe\x01\n" +
 	"\fDrainRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x125\n" +
 	"\bdeadline\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x12\x16\n" +
@@ -3130,7 +3290,7 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\x15APPLY_OUTCOME_REFUSED\x10\x03\x12\x1c\n" +
 	"\x18APPLY_OUTCOME_INCOMPLETE\x10\x04\x12\x19\n" +
 	"\x15APPLY_OUTCOME_DRY_RUN\x10\x05\x12\x1a\n" +
-	"\x16APPLY_OUTCOME_DETACHED\x10\x062\xd3\v\n" +
+	"\x16APPLY_OUTCOME_DETACHED\x10\x062\xb5\f\n" +
 	"\bOperator\x12O\n" +
 	"\x05Apply\x12!.pyserve.operator.v1.ApplyRequest\x1a\x1f.pyserve.operator.v1.ApplyEvent(\x010\x01\x12M\n" +
 	"\x04Diff\x12 .pyserve.operator.v1.DiffRequest\x1a!.pyserve.operator.v1.DiffResponse(\x01\x12Z\n" +
@@ -3144,7 +3304,8 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\rRemoveControl\x12).pyserve.operator.v1.RemoveControlRequest\x1a*.pyserve.operator.v1.RemoveControlResponse\x12h\n" +
 	"\rListRevisions\x12).pyserve.operator.v1.ListRevisionsRequest\x1a*.pyserve.operator.v1.ListRevisionsResponse0\x01\x12S\n" +
 	"\bRollback\x12$.pyserve.operator.v1.RollbackRequest\x1a\x1f.pyserve.operator.v1.ApplyEvent0\x01\x12T\n" +
-	"\aExplain\x12#.pyserve.operator.v1.ExplainRequest\x1a$.pyserve.operator.v1.ExplainResponse\x12M\n" +
+	"\aExplain\x12#.pyserve.operator.v1.ExplainRequest\x1a$.pyserve.operator.v1.ExplainResponse\x12`\n" +
+	"\vListSamples\x12'.pyserve.operator.v1.ListSamplesRequest\x1a(.pyserve.operator.v1.ListSamplesResponse\x12M\n" +
 	"\x05Drain\x12!.pyserve.operator.v1.DrainRequest\x1a\x1f.pyserve.operator.v1.DrainEvent0\x01\x12T\n" +
 	"\aUndrain\x12#.pyserve.operator.v1.UndrainRequest\x1a$.pyserve.operator.v1.UndrainResponse\x12Z\n" +
 	"\tFindFiles\x12%.pyserve.operator.v1.FindFilesRequest\x1a&.pyserve.operator.v1.FindFilesResponse\x12b\n" +
@@ -3163,7 +3324,7 @@ func file_pyserve_operator_v1_operator_proto_rawDescGZIP() []byte {
 }
 
 var file_pyserve_operator_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_pyserve_operator_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_pyserve_operator_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_pyserve_operator_v1_operator_proto_goTypes = []any{
 	(ChangeAction)(0),             // 0: pyserve.operator.v1.ChangeAction
 	(NodePhase)(0),                // 1: pyserve.operator.v1.NodePhase
@@ -3202,21 +3363,25 @@ var file_pyserve_operator_v1_operator_proto_goTypes = []any{
 	(*ExplainResponse)(nil),       // 34: pyserve.operator.v1.ExplainResponse
 	(*ExplainedForward)(nil),      // 35: pyserve.operator.v1.ExplainedForward
 	(*ExplainedBackend)(nil),      // 36: pyserve.operator.v1.ExplainedBackend
-	(*DrainRequest)(nil),          // 37: pyserve.operator.v1.DrainRequest
-	(*DrainEvent)(nil),            // 38: pyserve.operator.v1.DrainEvent
-	(*UndrainRequest)(nil),        // 39: pyserve.operator.v1.UndrainRequest
-	(*UndrainResponse)(nil),       // 40: pyserve.operator.v1.UndrainResponse
-	(*FindFilesRequest)(nil),      // 41: pyserve.operator.v1.FindFilesRequest
-	(*FindFilesResponse)(nil),     // 42: pyserve.operator.v1.FindFilesResponse
-	(*WatchEventsRequest)(nil),    // 43: pyserve.operator.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),   // 44: pyserve.operator.v1.WatchEventsResponse
-	(*Event)(nil),                 // 45: pyserve.operator.v1.Event
-	nil,                           // 46: pyserve.operator.v1.BackendSummary.NodesEntry
-	(*durationpb.Duration)(nil),   // 47: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 48: google.protobuf.Timestamp
+	(*ListSamplesRequest)(nil),    // 37: pyserve.operator.v1.ListSamplesRequest
+	(*ListSamplesResponse)(nil),   // 38: pyserve.operator.v1.ListSamplesResponse
+	(*NodeSample)(nil),            // 39: pyserve.operator.v1.NodeSample
+	(*DrainRequest)(nil),          // 40: pyserve.operator.v1.DrainRequest
+	(*DrainEvent)(nil),            // 41: pyserve.operator.v1.DrainEvent
+	(*UndrainRequest)(nil),        // 42: pyserve.operator.v1.UndrainRequest
+	(*UndrainResponse)(nil),       // 43: pyserve.operator.v1.UndrainResponse
+	(*FindFilesRequest)(nil),      // 44: pyserve.operator.v1.FindFilesRequest
+	(*FindFilesResponse)(nil),     // 45: pyserve.operator.v1.FindFilesResponse
+	(*WatchEventsRequest)(nil),    // 46: pyserve.operator.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),   // 47: pyserve.operator.v1.WatchEventsResponse
+	(*Event)(nil),                 // 48: pyserve.operator.v1.Event
+	nil,                           // 49: pyserve.operator.v1.BackendSummary.NodesEntry
+	(*durationpb.Duration)(nil),   // 50: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 51: google.protobuf.Timestamp
+	(*v1.Sample)(nil),             // 52: pyserve.fleet.v1.Sample
 }
 var file_pyserve_operator_v1_operator_proto_depIdxs = []int32{
-	47, // 0: pyserve.operator.v1.ApplyOptions.timeout:type_name -> google.protobuf.Duration
+	50, // 0: pyserve.operator.v1.ApplyOptions.timeout:type_name -> google.protobuf.Duration
 	4,  // 1: pyserve.operator.v1.ApplyRequest.options:type_name -> pyserve.operator.v1.ApplyOptions
 	3,  // 2: pyserve.operator.v1.ApplyRequest.part:type_name -> pyserve.operator.v1.FilePart
 	7,  // 3: pyserve.operator.v1.ApplyEvent.problem:type_name -> pyserve.operator.v1.Problem
@@ -3230,58 +3395,62 @@ var file_pyserve_operator_v1_operator_proto_depIdxs = []int32{
 	7,  // 11: pyserve.operator.v1.DiffResponse.problems:type_name -> pyserve.operator.v1.Problem
 	8,  // 12: pyserve.operator.v1.DiffResponse.changes:type_name -> pyserve.operator.v1.Change
 	15, // 13: pyserve.operator.v1.GetStatusResponse.nodes:type_name -> pyserve.operator.v1.NodeStatus
-	48, // 14: pyserve.operator.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
+	51, // 14: pyserve.operator.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
 	20, // 15: pyserve.operator.v1.ListRoutesResponse.routes:type_name -> pyserve.operator.v1.RouteSummary
 	23, // 16: pyserve.operator.v1.ListBackendsResponse.backends:type_name -> pyserve.operator.v1.BackendSummary
-	48, // 17: pyserve.operator.v1.BackendSummary.since:type_name -> google.protobuf.Timestamp
-	46, // 18: pyserve.operator.v1.BackendSummary.nodes:type_name -> pyserve.operator.v1.BackendSummary.NodesEntry
+	51, // 17: pyserve.operator.v1.BackendSummary.since:type_name -> google.protobuf.Timestamp
+	49, // 18: pyserve.operator.v1.BackendSummary.nodes:type_name -> pyserve.operator.v1.BackendSummary.NodesEntry
 	26, // 19: pyserve.operator.v1.ListControlsResponse.controls:type_name -> pyserve.operator.v1.ControlSummary
 	31, // 20: pyserve.operator.v1.ListRevisionsResponse.revisions:type_name -> pyserve.operator.v1.RevisionSummary
-	48, // 21: pyserve.operator.v1.RevisionSummary.created:type_name -> google.protobuf.Timestamp
+	51, // 21: pyserve.operator.v1.RevisionSummary.created:type_name -> google.protobuf.Timestamp
 	4,  // 22: pyserve.operator.v1.RollbackRequest.options:type_name -> pyserve.operator.v1.ApplyOptions
 	35, // 23: pyserve.operator.v1.ExplainResponse.forward:type_name -> pyserve.operator.v1.ExplainedForward
 	36, // 24: pyserve.operator.v1.ExplainResponse.backends:type_name -> pyserve.operator.v1.ExplainedBackend
-	47, // 25: pyserve.operator.v1.DrainRequest.deadline:type_name -> google.protobuf.Duration
-	47, // 26: pyserve.operator.v1.DrainRequest.patience:type_name -> google.protobuf.Duration
-	45, // 27: pyserve.operator.v1.WatchEventsResponse.events:type_name -> pyserve.operator.v1.Event
-	48, // 28: pyserve.operator.v1.Event.time:type_name -> google.protobuf.Timestamp
-	5,  // 29: pyserve.operator.v1.Operator.Apply:input_type -> pyserve.operator.v1.ApplyRequest
-	11, // 30: pyserve.operator.v1.Operator.Diff:input_type -> pyserve.operator.v1.DiffRequest
-	13, // 31: pyserve.operator.v1.Operator.GetStatus:input_type -> pyserve.operator.v1.GetStatusRequest
-	13, // 32: pyserve.operator.v1.Operator.WatchStatus:input_type -> pyserve.operator.v1.GetStatusRequest
-	16, // 33: pyserve.operator.v1.Operator.GetConfig:input_type -> pyserve.operator.v1.GetConfigRequest
-	18, // 34: pyserve.operator.v1.Operator.ListRoutes:input_type -> pyserve.operator.v1.ListRoutesRequest
-	21, // 35: pyserve.operator.v1.Operator.ListBackends:input_type -> pyserve.operator.v1.ListBackendsRequest
-	24, // 36: pyserve.operator.v1.Operator.ListControls:input_type -> pyserve.operator.v1.ListControlsRequest
-	27, // 37: pyserve.operator.v1.Operator.RemoveControl:input_type -> pyserve.operator.v1.RemoveControlRequest
-	29, // 38: pyserve.operator.v1.Operator.ListRevisions:input_type -> pyserve.operator.v1.ListRevisionsRequest
-	32, // 39: pyserve.operator.v1.Operator.Rollback:input_type -> pyserve.operator.v1.RollbackRequest
-	33, // 40: pyserve.operator.v1.Operator.Explain:input_type -> pyserve.operator.v1.ExplainRequest
-	37, // 41: pyserve.operator.v1.Operator.Drain:input_type -> pyserve.operator.v1.DrainRequest
-	39, // 42: pyserve.operator.v1.Operator.Undrain:input_type -> pyserve.operator.v1.UndrainRequest
-	41, // 43: pyserve.operator.v1.Operator.FindFiles:input_type -> pyserve.operator.v1.FindFilesRequest
-	43, // 44: pyserve.operator.v1.Operator.WatchEvents:input_type -> pyserve.operator.v1.WatchEventsRequest
-	6,  // 45: pyserve.operator.v1.Operator.Apply:output_type -> pyserve.operator.v1.ApplyEvent
-	12, // 46: pyserve.operator.v1.Operator.Diff:output_type -> pyserve.operator.v1.DiffResponse
-	14, // 47: pyserve.operator.v1.Operator.GetStatus:output_type -> pyserve.operator.v1.GetStatusResponse
-	14, // 48: pyserve.operator.v1.Operator.WatchStatus:output_type -> pyserve.operator.v1.GetStatusResponse
-	17, // 49: pyserve.operator.v1.Operator.GetConfig:output_type -> pyserve.operator.v1.GetConfigResponse
-	19, // 50: pyserve.operator.v1.Operator.ListRoutes:output_type -> pyserve.operator.v1.ListRoutesResponse
-	22, // 51: pyserve.operator.v1.Operator.ListBackends:output_type -> pyserve.operator.v1.ListBackendsResponse
-	25, // 52: pyserve.operator.v1.Operator.ListControls:output_type -> pyserve.operator.v1.ListControlsResponse
-	28, // 53: pyserve.operator.v1.Operator.RemoveControl:output_type -> pyserve.operator.v1.RemoveControlResponse
-	30, // 54: pyserve.operator.v1.Operator.ListRevisions:output_type -> pyserve.operator.v1.ListRevisionsResponse
-	6,  // 55: pyserve.operator.v1.Operator.Rollback:output_type -> pyserve.operator.v1.ApplyEvent
-	34, // 56: pyserve.operator.v1.Operator.Explain:output_type -> pyserve.operator.v1.ExplainResponse
-	38, // 57: pyserve.operator.v1.Operator.Drain:output_type -> pyserve.operator.v1.DrainEvent
-	40, // 58: pyserve.operator.v1.Operator.Undrain:output_type -> pyserve.operator.v1.UndrainResponse
-	42, // 59: pyserve.operator.v1.Operator.FindFiles:output_type -> pyserve.operator.v1.FindFilesResponse
-	44, // 60: pyserve.operator.v1.Operator.WatchEvents:output_type -> pyserve.operator.v1.WatchEventsResponse
-	45, // [45:61] is the sub-list for method output_type
-	29, // [29:45] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	39, // 25: pyserve.operator.v1.ListSamplesResponse.nodes:type_name -> pyserve.operator.v1.NodeSample
+	52, // 26: pyserve.operator.v1.NodeSample.sample:type_name -> pyserve.fleet.v1.Sample
+	50, // 27: pyserve.operator.v1.DrainRequest.deadline:type_name -> google.protobuf.Duration
+	50, // 28: pyserve.operator.v1.DrainRequest.patience:type_name -> google.protobuf.Duration
+	48, // 29: pyserve.operator.v1.WatchEventsResponse.events:type_name -> pyserve.operator.v1.Event
+	51, // 30: pyserve.operator.v1.Event.time:type_name -> google.protobuf.Timestamp
+	5,  // 31: pyserve.operator.v1.Operator.Apply:input_type -> pyserve.operator.v1.ApplyRequest
+	11, // 32: pyserve.operator.v1.Operator.Diff:input_type -> pyserve.operator.v1.DiffRequest
+	13, // 33: pyserve.operator.v1.Operator.GetStatus:input_type -> pyserve.operator.v1.GetStatusRequest
+	13, // 34: pyserve.operator.v1.Operator.WatchStatus:input_type -> pyserve.operator.v1.GetStatusRequest
+	16, // 35: pyserve.operator.v1.Operator.GetConfig:input_type -> pyserve.operator.v1.GetConfigRequest
+	18, // 36: pyserve.operator.v1.Operator.ListRoutes:input_type -> pyserve.operator.v1.ListRoutesRequest
+	21, // 37: pyserve.operator.v1.Operator.ListBackends:input_type -> pyserve.operator.v1.ListBackendsRequest
+	24, // 38: pyserve.operator.v1.Operator.ListControls:input_type -> pyserve.operator.v1.ListControlsRequest
+	27, // 39: pyserve.operator.v1.Operator.RemoveControl:input_type -> pyserve.operator.v1.RemoveControlRequest
+	29, // 40: pyserve.operator.v1.Operator.ListRevisions:input_type -> pyserve.operator.v1.ListRevisionsRequest
+	32, // 41: pyserve.operator.v1.Operator.Rollback:input_type -> pyserve.operator.v1.RollbackRequest
+	33, // 42: pyserve.operator.v1.Operator.Explain:input_type -> pyserve.operator.v1.ExplainRequest
+	37, // 43: pyserve.operator.v1.Operator.ListSamples:input_type -> pyserve.operator.v1.ListSamplesRequest
+	40, // 44: pyserve.operator.v1.Operator.Drain:input_type -> pyserve.operator.v1.DrainRequest
+	42, // 45: pyserve.operator.v1.Operator.Undrain:input_type -> pyserve.operator.v1.UndrainRequest
+	44, // 46: pyserve.operator.v1.Operator.FindFiles:input_type -> pyserve.operator.v1.FindFilesRequest
+	46, // 47: pyserve.operator.v1.Operator.WatchEvents:input_type -> pyserve.operator.v1.WatchEventsRequest
+	6,  // 48: pyserve.operator.v1.Operator.Apply:output_type -> pyserve.operator.v1.ApplyEvent
+	12, // 49: pyserve.operator.v1.Operator.Diff:output_type -> pyserve.operator.v1.DiffResponse
+	14, // 50: pyserve.operator.v1.Operator.GetStatus:output_type -> pyserve.operator.v1.GetStatusResponse
+	14, // 51: pyserve.operator.v1.Operator.WatchStatus:output_type -> pyserve.operator.v1.GetStatusResponse
+	17, // 52: pyserve.operator.v1.Operator.GetConfig:output_type -> pyserve.operator.v1.GetConfigResponse
+	19, // 53: pyserve.operator.v1.Operator.ListRoutes:output_type -> pyserve.operator.v1.ListRoutesResponse
+	22, // 54: pyserve.operator.v1.Operator.ListBackends:output_type -> pyserve.operator.v1.ListBackendsResponse
+	25, // 55: pyserve.operator.v1.Operator.ListControls:output_type -> pyserve.operator.v1.ListControlsResponse
+	28, // 56: pyserve.operator.v1.Operator.RemoveControl:output_type -> pyserve.operator.v1.RemoveControlResponse
+	30, // 57: pyserve.operator.v1.Operator.ListRevisions:output_type -> pyserve.operator.v1.ListRevisionsResponse
+	6,  // 58: pyserve.operator.v1.Operator.Rollback:output_type -> pyserve.operator.v1.ApplyEvent
+	34, // 59: pyserve.operator.v1.Operator.Explain:output_type -> pyserve.operator.v1.ExplainResponse
+	38, // 60: pyserve.operator.v1.Operator.ListSamples:output_type -> pyserve.operator.v1.ListSamplesResponse
+	41, // 61: pyserve.operator.v1.Operator.Drain:output_type -> pyserve.operator.v1.DrainEvent
+	43, // 62: pyserve.operator.v1.Operator.Undrain:output_type -> pyserve.operator.v1.UndrainResponse
+	45, // 63: pyserve.operator.v1.Operator.FindFiles:output_type -> pyserve.operator.v1.FindFilesResponse
+	47, // 64: pyserve.operator.v1.Operator.WatchEvents:output_type -> pyserve.operator.v1.WatchEventsResponse
+	48, // [48:65] is the sub-list for method output_type
+	31, // [31:48] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_operator_v1_operator_proto_init() }
@@ -3305,7 +3474,7 @@ func file_pyserve_operator_v1_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_operator_v1_operator_proto_rawDesc), len(file_pyserve_operator_v1_operator_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   44,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

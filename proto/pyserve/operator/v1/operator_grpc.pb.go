@@ -33,6 +33,7 @@ const (
 	Operator_ListRevisions_FullMethodName = "/pyserve.operator.v1.Operator/ListRevisions"
 	Operator_Rollback_FullMethodName      = "/pyserve.operator.v1.Operator/Rollback"
 	Operator_Explain_FullMethodName       = "/pyserve.operator.v1.Operator/Explain"
+	Operator_ListSamples_FullMethodName   = "/pyserve.operator.v1.Operator/ListSamples"
 	Operator_Drain_FullMethodName         = "/pyserve.operator.v1.Operator/Drain"
 	Operator_Undrain_FullMethodName       = "/pyserve.operator.v1.Operator/Undrain"
 	Operator_FindFiles_FullMethodName     = "/pyserve.operator.v1.Operator/FindFiles"
@@ -69,6 +70,8 @@ type OperatorClient interface {
 	// Explain has a node say what it would do with a request.
 	// NOT_FOUND: there is no such node. FAILED_PRECONDITION: none is there to answer. DEADLINE_EXCEEDED: it did not.
 	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error)
+	// ListSamples gives what the nodes have counted; rates come of two calls.
+	ListSamples(ctx context.Context, in *ListSamplesRequest, opts ...grpc.CallOption) (*ListSamplesResponse, error)
 	// Drain has a node send its clients elsewhere. Events come as it goes on; the last one says how it ended.
 	// NOT_FOUND: there is no such node. FAILED_PRECONDITION: too many drain already, or nobody else serves.
 	Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DrainEvent], error)
@@ -269,6 +272,16 @@ func (c *operatorClient) Explain(ctx context.Context, in *ExplainRequest, opts .
 	return out, nil
 }
 
+func (c *operatorClient) ListSamples(ctx context.Context, in *ListSamplesRequest, opts ...grpc.CallOption) (*ListSamplesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListSamplesResponse)
+	err := c.cc.Invoke(ctx, Operator_ListSamples_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *operatorClient) Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DrainEvent], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Operator_ServiceDesc.Streams[8], Operator_Drain_FullMethodName, cOpts...)
@@ -357,6 +370,8 @@ type OperatorServer interface {
 	// Explain has a node say what it would do with a request.
 	// NOT_FOUND: there is no such node. FAILED_PRECONDITION: none is there to answer. DEADLINE_EXCEEDED: it did not.
 	Explain(context.Context, *ExplainRequest) (*ExplainResponse, error)
+	// ListSamples gives what the nodes have counted; rates come of two calls.
+	ListSamples(context.Context, *ListSamplesRequest) (*ListSamplesResponse, error)
 	// Drain has a node send its clients elsewhere. Events come as it goes on; the last one says how it ended.
 	// NOT_FOUND: there is no such node. FAILED_PRECONDITION: too many drain already, or nobody else serves.
 	Drain(*DrainRequest, grpc.ServerStreamingServer[DrainEvent]) error
@@ -412,6 +427,9 @@ func (UnimplementedOperatorServer) Rollback(*RollbackRequest, grpc.ServerStreami
 }
 func (UnimplementedOperatorServer) Explain(context.Context, *ExplainRequest) (*ExplainResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Explain not implemented")
+}
+func (UnimplementedOperatorServer) ListSamples(context.Context, *ListSamplesRequest) (*ListSamplesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListSamples not implemented")
 }
 func (UnimplementedOperatorServer) Drain(*DrainRequest, grpc.ServerStreamingServer[DrainEvent]) error {
 	return status.Error(codes.Unimplemented, "method Drain not implemented")
@@ -598,6 +616,24 @@ func _Operator_Explain_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Operator_ListSamples_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListSamplesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorServer).ListSamples(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Operator_ListSamples_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorServer).ListSamples(ctx, req.(*ListSamplesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Operator_Drain_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(DrainRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -678,6 +714,10 @@ var Operator_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Explain",
 			Handler:    _Operator_Explain_Handler,
+		},
+		{
+			MethodName: "ListSamples",
+			Handler:    _Operator_ListSamples_Handler,
 		},
 		{
 			MethodName: "Undrain",
