@@ -624,7 +624,8 @@ func TestATunnelOutlivesWhatDoesNotConcernIt(t *testing.T) {
 }
 
 // TestALoadedEchoIsNeverCorruptedByItsClose: clients that send as fast as they can get back what they sent, in order, up to
-// a Close 1001 and nothing else.
+// a Close 1001 and nothing else. No more than a few messages are under way at a time: a slow machine would not empty the
+// buffers of the sockets in the time that a frame has to be finished.
 func TestALoadedEchoIsNeverCorruptedByItsClose(t *testing.T) {
 	n := newNode(t, Options{TunnelRemovalTime: 300 * time.Millisecond})
 	port, _ := upgrading(t)
@@ -634,11 +635,17 @@ func TestALoadedEchoIsNeverCorruptedByItsClose(t *testing.T) {
 	for i := range 6 {
 		c := dialWebSocket(t, n, "/ws")
 		seed := [32]byte{byte(i)}
+		underWay, over := make(chan struct{}, 4), make(chan struct{})
 		clients.Go(func() {
 			out := mathrand.NewChaCha8(seed)
 			for size := 0; ; size = (size*7 + 1) % 20011 {
 				b := make([]byte, size)
 				out.Read(b)
+				select {
+				case underWay <- struct{}{}:
+				case <-over:
+					return
+				}
 				if c.WriteMessage(websocket.BinaryMessage, b) != nil {
 					return // the reader has closed
 				}
@@ -646,6 +653,7 @@ func TestALoadedEchoIsNeverCorruptedByItsClose(t *testing.T) {
 		})
 		clients.Go(func() {
 			defer c.Close()
+			defer close(over)
 			in := mathrand.NewChaCha8(seed)
 			for size := 0; ; size = (size*7 + 1) % 20011 {
 				_, got, err := c.ReadMessage()
@@ -659,6 +667,7 @@ func TestALoadedEchoIsNeverCorruptedByItsClose(t *testing.T) {
 					return
 				}
 				messages.Add(1)
+				<-underWay
 			}
 		})
 	}
