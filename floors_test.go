@@ -44,15 +44,16 @@ var floors = map[string]int{
 
 // beside allows imports within a floor, each with its reason.
 var beside = map[[2]string]string{
-	{"config", "proto/pyserve/resource/v1"}:                "resources are these messages",
-	{"config/bundle", "config"}:                            "a bundle is made of resources",
-	{"config/bundle", "proto/pyserve/resource/v1"}:         "bodies are these messages",
-	{"config/bundle", "proto/pyserve/fleet/v1"}:            "a release travels as this message",
-	{"proto/pyserve/store/v1", "proto/pyserve/fleet/v1"}:   "a stored revision holds its release",
-	{"proto/pyserve/replica/v1", "proto/pyserve/fleet/v1"}: "a follower's nodes are offered what a leader's are",
-	{"node/upstream", "node/balance"}:                      "a pool picks by a schedule",
-	{"node/upstream", "node/socket"}:                       "its connections are read and written by it",
-	{"node/forward", "node/tunnel"}:                        "an upgraded request ends in a tunnel",
+	{"config", "proto/pyserve/resource/v1"}:                 "resources are these messages",
+	{"config/bundle", "config"}:                             "a bundle is made of resources",
+	{"config/bundle", "proto/pyserve/resource/v1"}:          "bodies are these messages",
+	{"config/bundle", "proto/pyserve/fleet/v1"}:             "a release travels as this message",
+	{"proto/pyserve/store/v1", "proto/pyserve/fleet/v1"}:    "a stored revision holds its release",
+	{"proto/pyserve/replica/v1", "proto/pyserve/fleet/v1"}:  "a follower's nodes are offered what a leader's are",
+	{"proto/pyserve/operator/v1", "proto/pyserve/fleet/v1"}: "what a node has counted is passed on as it is",
+	{"node/upstream", "node/balance"}:                       "a pool picks by a schedule",
+	{"node/upstream", "node/socket"}:                        "its connections are read and written by it",
+	{"node/forward", "node/tunnel"}:                         "an upgraded request ends in a tunnel",
 }
 
 // lanes do not import each other: a node must work without control, control without gossip.
