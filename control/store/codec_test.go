@@ -56,6 +56,9 @@ func sampleState(t testing.TB) *state {
 		}).toProto(),
 	}}})
 	mustApply(t, s, setAuthorities(nil, "new", "old"))
+	mustApply(t, s, putContext(1, "alice", someTime.Add(time.Hour)))
+	mustApply(t, s, putContext(2, "bob", someTime.Add(time.Hour)))
+	mustApply(t, s, revokeContext("alice", someTime))
 	use := useToken("t1", "join", "n3", someTime)
 	use.Audit = someAudit()
 	mustApply(t, s, use)
@@ -203,6 +206,8 @@ func FuzzCommand(f *testing.F) {
 	replaced := sha256.Sum256([]byte("new"))
 	seed(setAuthorities(replaced[:], "newer", "new"))
 	seed(&storev1.Command{Version: 1, Action: &storev1.Command_AppendAudit{AppendAudit: &storev1.AppendAudit{}}, Audit: someAudit()})
+	seed(putContext(3, "carol", someTime.Add(2*time.Hour)))
+	seed(revokeContext("bob", someTime.Add(time.Minute)))
 	seed(&storev1.Command{Version: 1, Action: &storev1.Command_RemoveToken{RemoveToken: &storev1.RemoveToken{Id: "t1"}}})
 	data := written(f, s)
 	f.Fuzz(func(t *testing.T, raw []byte) {

@@ -16,7 +16,7 @@ import (
 )
 
 // commandVersion is what this program writes and the highest that it reads.
-const commandVersion = 2
+const commandVersion = 3
 
 // maxCommandBytes is above the largest bundle and document together.
 const maxCommandBytes = 2 * bundle.MaxBytes

@@ -20,7 +20,7 @@ import (
 )
 
 // snapshotVersion is what this program writes and the highest that it reads.
-const snapshotVersion = 2
+const snapshotVersion = 3
 
 // maxRecordBytes is above the longest record, which is a past revision that replaced a whole bundle.
 const maxRecordBytes = 2 * bundle.MaxBytes
@@ -43,6 +43,8 @@ type capture struct {
 	entries []audit.Entry
 
 	authorities []Authority
+	contexts    []Context
+	revocations []Revocation
 }
 
 // capture shares what is never changed: versions, and slices that are only appended to or replaced.
@@ -50,7 +52,7 @@ func (s *state) capture() *capture {
 	c := &capture{
 		epoch: s.epoch, active: s.active, past: s.past, lines: s.lines, nodes: sorted(s.nodes), tokens: sorted(s.tokens),
 		servers: sorted(s.servers), results: s.results.order,
-		authorities: s.authorities,
+		authorities: s.authorities, contexts: sorted(s.contexts), revocations: sorted(s.revocations),
 	}
 	c.anchor, c.entries = s.trail.Entries()
 	return c
@@ -101,6 +103,12 @@ func (c *capture) writeTo(to io.Writer) error {
 	w.trail(c)
 	for _, a := range c.authorities {
 		w.record(&storev1.SnapshotRecord{Record: &storev1.SnapshotRecord_Authority{Authority: a.toProto()}})
+	}
+	for _, issued := range c.contexts {
+		w.record(&storev1.SnapshotRecord{Record: &storev1.SnapshotRecord_Context{Context: issued.toProto()}})
+	}
+	for _, revoked := range c.revocations {
+		w.record(&storev1.SnapshotRecord{Record: &storev1.SnapshotRecord_Revocation{Revocation: revoked.toProto()}})
 	}
 	w.record(&storev1.SnapshotRecord{Record: &storev1.SnapshotRecord_End{
 		End: &storev1.SnapshotEnd{Sha256: w.sum.Sum(nil)},
@@ -281,6 +289,18 @@ func (r *snapshotReader) take(record *storev1.SnapshotRecord) error {
 		return r.auditEntry(is.AuditEntry)
 	case *storev1.SnapshotRecord_Authority:
 		return r.authority(is.Authority)
+	case *storev1.SnapshotRecord_Context:
+		c, err := contextFrom(is.Context)
+		if err != nil {
+			return err
+		}
+		return put(r.state.contexts, string(c.KeyHash[:]), c)
+	case *storev1.SnapshotRecord_Revocation:
+		revoked, err := revocationFrom(is.Revocation)
+		if err != nil {
+			return err
+		}
+		return put(r.state.revocations, revoked.Name, revoked)
 	}
 	return errors.New("it is damaged: a record says nothing that this program knows")
 }

@@ -45,6 +45,8 @@ type state struct {
 	trail     audit.Trail
 	// The newest first; none: those that the cluster was made with.
 	authorities []Authority
+	contexts    map[string]Context // by key hash
+	revocations map[string]Revocation
 }
 
 // version is one whole revision.
@@ -70,6 +72,7 @@ type body struct {
 func newState() *state {
 	return &state{
 		epoch: 1, bodies: map[sum]*body{}, nodes: map[string]Node{}, tokens: map[string]Token{}, servers: map[string]Server{},
+		contexts: map[string]Context{}, revocations: map[string]Revocation{},
 	}
 }
 
@@ -140,6 +143,10 @@ func (s *state) act(c *storev1.Command) error {
 		return s.useToken(action.UseToken)
 	case *storev1.Command_SetAuthorities:
 		return s.setAuthorities(action.SetAuthorities)
+	case *storev1.Command_PutContext:
+		return s.putContext(action.PutContext)
+	case *storev1.Command_RevokeContext:
+		return s.revokeContext(action.RevokeContext)
 	case *storev1.Command_AppendAudit:
 		return nil // apply does it
 	case *storev1.Command_PutServer:

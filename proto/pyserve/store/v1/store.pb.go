@@ -48,6 +48,8 @@ type Command struct {
 	//	*Command_UseToken
 	//	*Command_AppendAudit
 	//	*Command_SetAuthorities
+	//	*Command_PutContext
+	//	*Command_RevokeContext
 	Action isCommand_Action `protobuf_oneof:"action"`
 	// 16 random bytes that name the wish behind the command: a second command of the same id changes nothing. Empty: the
 	// command is always applied.
@@ -202,6 +204,24 @@ func (x *Command) GetSetAuthorities() *SetAuthorities {
 	return nil
 }
 
+func (x *Command) GetPutContext() *PutContext {
+	if x != nil {
+		if x, ok := x.Action.(*Command_PutContext); ok {
+			return x.PutContext
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRevokeContext() *RevokeContext {
+	if x != nil {
+		if x, ok := x.Action.(*Command_RevokeContext); ok {
+			return x.RevokeContext
+		}
+	}
+	return nil
+}
+
 func (x *Command) GetRequestId() []byte {
 	if x != nil {
 		return x.RequestId
@@ -265,6 +285,14 @@ type Command_SetAuthorities struct {
 	SetAuthorities *SetAuthorities `protobuf:"bytes,33,opt,name=set_authorities,json=setAuthorities,proto3,oneof"`
 }
 
+type Command_PutContext struct {
+	PutContext *PutContext `protobuf:"bytes,34,opt,name=put_context,json=putContext,proto3,oneof"`
+}
+
+type Command_RevokeContext struct {
+	RevokeContext *RevokeContext `protobuf:"bytes,35,opt,name=revoke_context,json=revokeContext,proto3,oneof"`
+}
+
 func (*Command_CommitRevision) isCommand_Action() {}
 
 func (*Command_PutNode) isCommand_Action() {}
@@ -286,6 +314,10 @@ func (*Command_UseToken) isCommand_Action() {}
 func (*Command_AppendAudit) isCommand_Action() {}
 
 func (*Command_SetAuthorities) isCommand_Action() {}
+
+func (*Command_PutContext) isCommand_Action() {}
+
+func (*Command_RevokeContext) isCommand_Action() {}
 
 // CommitRevision makes a bundle the active one, as the revision after the one that is active.
 type CommitRevision struct {
@@ -804,6 +836,269 @@ func (*AppendAudit) Descriptor() ([]byte, []int) {
 	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{10}
 }
 
+// PutContext remembers a person's certificate that was issued. Those that had ended when it was are forgotten.
+type PutContext struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Context       *Context               `protobuf:"bytes,1,opt,name=context,proto3" json:"context,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutContext) Reset() {
+	*x = PutContext{}
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutContext) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutContext) ProtoMessage() {}
+
+func (x *PutContext) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutContext.ProtoReflect.Descriptor instead.
+func (*PutContext) Descriptor() ([]byte, []int) {
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *PutContext) GetContext() *Context {
+	if x != nil {
+		return x.Context
+	}
+	return nil
+}
+
+// RevokeContext has no certificate believed any more that was issued to a name until a moment.
+type RevokeContext struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Until *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`
+	// From when on no certificate that was issued until then can be good.
+	Ends *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=ends,proto3" json:"ends,omitempty"`
+	// When it was said; what has ended then is forgotten.
+	At            *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeContext) Reset() {
+	*x = RevokeContext{}
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeContext) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeContext) ProtoMessage() {}
+
+func (x *RevokeContext) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeContext.ProtoReflect.Descriptor instead.
+func (*RevokeContext) Descriptor() ([]byte, []int) {
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RevokeContext) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RevokeContext) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *RevokeContext) GetEnds() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Ends
+	}
+	return nil
+}
+
+func (x *RevokeContext) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+// Context is a person's certificate.
+type Context struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 of its public key (SPKI, DER), 32 bytes.
+	KeyHash       []byte                 `protobuf:"bytes,1,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Role          string                 `protobuf:"bytes,3,opt,name=role,proto3" json:"role,omitempty"`
+	Issued        *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=issued,proto3" json:"issued,omitempty"`
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expires,proto3" json:"expires,omitempty"`
+	Author        string                 `protobuf:"bytes,6,opt,name=author,proto3" json:"author,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Context) Reset() {
+	*x = Context{}
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Context) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Context) ProtoMessage() {}
+
+func (x *Context) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Context.ProtoReflect.Descriptor instead.
+func (*Context) Descriptor() ([]byte, []int) {
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Context) GetKeyHash() []byte {
+	if x != nil {
+		return x.KeyHash
+	}
+	return nil
+}
+
+func (x *Context) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Context) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *Context) GetIssued() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Issued
+	}
+	return nil
+}
+
+func (x *Context) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+func (x *Context) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
+}
+
+// Revocation says that no certificate of a name is believed that was issued until a moment.
+type Revocation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Until         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`
+	Ends          *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=ends,proto3" json:"ends,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Revocation) Reset() {
+	*x = Revocation{}
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Revocation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Revocation) ProtoMessage() {}
+
+func (x *Revocation) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
+func (*Revocation) Descriptor() ([]byte, []int) {
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Revocation) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Revocation) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *Revocation) GetEnds() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Ends
+	}
+	return nil
+}
+
 // SetAuthorities says which authorities the cluster believes.
 type SetAuthorities struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -817,7 +1112,7 @@ type SetAuthorities struct {
 
 func (x *SetAuthorities) Reset() {
 	*x = SetAuthorities{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[11]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -829,7 +1124,7 @@ func (x *SetAuthorities) String() string {
 func (*SetAuthorities) ProtoMessage() {}
 
 func (x *SetAuthorities) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[11]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -842,7 +1137,7 @@ func (x *SetAuthorities) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAuthorities.ProtoReflect.Descriptor instead.
 func (*SetAuthorities) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{11}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SetAuthorities) GetAuthorities() []*Authority {
@@ -872,7 +1167,7 @@ type Authority struct {
 
 func (x *Authority) Reset() {
 	*x = Authority{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[12]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -884,7 +1179,7 @@ func (x *Authority) String() string {
 func (*Authority) ProtoMessage() {}
 
 func (x *Authority) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[12]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -897,7 +1192,7 @@ func (x *Authority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Authority.ProtoReflect.Descriptor instead.
 func (*Authority) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{12}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Authority) GetCertificate() []byte {
@@ -935,7 +1230,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[13]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -947,7 +1242,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[13]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -960,7 +1255,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{13}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *AuditEntry) GetSequence() uint64 {
@@ -1044,7 +1339,7 @@ type AuditAnchor struct {
 
 func (x *AuditAnchor) Reset() {
 	*x = AuditAnchor{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[14]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1056,7 +1351,7 @@ func (x *AuditAnchor) String() string {
 func (*AuditAnchor) ProtoMessage() {}
 
 func (x *AuditAnchor) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[14]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1069,7 +1364,7 @@ func (x *AuditAnchor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditAnchor.ProtoReflect.Descriptor instead.
 func (*AuditAnchor) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{14}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AuditAnchor) GetSequence() uint64 {
@@ -1101,7 +1396,7 @@ type Revision struct {
 
 func (x *Revision) Reset() {
 	*x = Revision{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[15]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1113,7 +1408,7 @@ func (x *Revision) String() string {
 func (*Revision) ProtoMessage() {}
 
 func (x *Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[15]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1126,7 +1421,7 @@ func (x *Revision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revision.ProtoReflect.Descriptor instead.
 func (*Revision) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{15}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Revision) GetRelease() *v1.Release {
@@ -1177,7 +1472,7 @@ type ResourceReference struct {
 
 func (x *ResourceReference) Reset() {
 	*x = ResourceReference{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[16]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1189,7 +1484,7 @@ func (x *ResourceReference) String() string {
 func (*ResourceReference) ProtoMessage() {}
 
 func (x *ResourceReference) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[16]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1202,7 +1497,7 @@ func (x *ResourceReference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceReference.ProtoReflect.Descriptor instead.
 func (*ResourceReference) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{16}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ResourceReference) GetKind() string {
@@ -1243,7 +1538,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[17]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1255,7 +1550,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[17]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1268,7 +1563,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{17}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Node) GetName() string {
@@ -1329,7 +1624,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[18]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1341,7 +1636,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[18]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1354,7 +1649,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{18}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Token) GetId() string {
@@ -1442,7 +1737,7 @@ type Server struct {
 
 func (x *Server) Reset() {
 	*x = Server{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[19]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1454,7 +1749,7 @@ func (x *Server) String() string {
 func (*Server) ProtoMessage() {}
 
 func (x *Server) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[19]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1467,7 +1762,7 @@ func (x *Server) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Server.ProtoReflect.Descriptor instead.
 func (*Server) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{19}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Server) GetId() string {
@@ -1531,7 +1826,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[20]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1543,7 +1838,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[20]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1556,7 +1851,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{20}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Result) GetRequestId() []byte {
@@ -1593,7 +1888,7 @@ type BackupHeader struct {
 
 func (x *BackupHeader) Reset() {
 	*x = BackupHeader{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[21]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1605,7 +1900,7 @@ func (x *BackupHeader) String() string {
 func (*BackupHeader) ProtoMessage() {}
 
 func (x *BackupHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[21]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1618,7 +1913,7 @@ func (x *BackupHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupHeader.ProtoReflect.Descriptor instead.
 func (*BackupHeader) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{21}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *BackupHeader) GetVersion() uint32 {
@@ -1673,7 +1968,7 @@ func (x *BackupHeader) GetNodes() uint32 {
 // SnapshotRecord is one piece of a snapshot, which is: a header; every body once; the active bundle's resources and
 // revision; the revisions before it that are kept whole, newest first; the lines of older ones, oldest first; nodes,
 // tokens and servers in the order of their names; the last results, oldest first; the audit
-// trail's anchor and its entries, oldest first; the authorities; the end.
+// trail's anchor and its entries, oldest first; the authorities; contexts and revocations; the end.
 type SnapshotRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Record:
@@ -1692,6 +1987,8 @@ type SnapshotRecord struct {
 	//	*SnapshotRecord_AuditAnchor
 	//	*SnapshotRecord_AuditEntry
 	//	*SnapshotRecord_Authority
+	//	*SnapshotRecord_Context
+	//	*SnapshotRecord_Revocation
 	Record        isSnapshotRecord_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1699,7 +1996,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[22]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1711,7 +2008,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[22]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1724,7 +2021,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{22}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -1860,6 +2157,24 @@ func (x *SnapshotRecord) GetAuthority() *Authority {
 	return nil
 }
 
+func (x *SnapshotRecord) GetContext() *Context {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_Context); ok {
+			return x.Context
+		}
+	}
+	return nil
+}
+
+func (x *SnapshotRecord) GetRevocation() *Revocation {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_Revocation); ok {
+			return x.Revocation
+		}
+	}
+	return nil
+}
+
 type isSnapshotRecord_Record interface {
 	isSnapshotRecord_Record()
 }
@@ -1921,6 +2236,15 @@ type SnapshotRecord_Authority struct {
 	Authority *Authority `protobuf:"bytes,32,opt,name=authority,proto3,oneof"`
 }
 
+type SnapshotRecord_Context struct {
+	// In the order of their key hashes, and of their names.
+	Context *Context `protobuf:"bytes,33,opt,name=context,proto3,oneof"`
+}
+
+type SnapshotRecord_Revocation struct {
+	Revocation *Revocation `protobuf:"bytes,34,opt,name=revocation,proto3,oneof"`
+}
+
 func (*SnapshotRecord_Header) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Body) isSnapshotRecord_Record() {}
@@ -1949,6 +2273,10 @@ func (*SnapshotRecord_AuditEntry) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Authority) isSnapshotRecord_Record() {}
 
+func (*SnapshotRecord_Context) isSnapshotRecord_Record() {}
+
+func (*SnapshotRecord_Revocation) isSnapshotRecord_Record() {}
+
 type SnapshotHeader struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The first version is 1.
@@ -1960,7 +2288,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[23]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1972,7 +2300,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[23]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1985,7 +2313,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{23}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SnapshotHeader) GetVersion() uint32 {
@@ -2012,7 +2340,7 @@ type ActiveRevision struct {
 
 func (x *ActiveRevision) Reset() {
 	*x = ActiveRevision{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[24]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2024,7 +2352,7 @@ func (x *ActiveRevision) String() string {
 func (*ActiveRevision) ProtoMessage() {}
 
 func (x *ActiveRevision) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[24]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2037,7 +2365,7 @@ func (x *ActiveRevision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActiveRevision.ProtoReflect.Descriptor instead.
 func (*ActiveRevision) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{24}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ActiveRevision) GetRevision() *Revision {
@@ -2067,7 +2395,7 @@ type PastRevision struct {
 
 func (x *PastRevision) Reset() {
 	*x = PastRevision{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[25]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2079,7 +2407,7 @@ func (x *PastRevision) String() string {
 func (*PastRevision) ProtoMessage() {}
 
 func (x *PastRevision) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[25]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2092,7 +2420,7 @@ func (x *PastRevision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PastRevision.ProtoReflect.Descriptor instead.
 func (*PastRevision) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{25}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PastRevision) GetRevision() *Revision {
@@ -2134,7 +2462,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[26]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2146,7 +2474,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[26]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2159,7 +2487,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{26}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SnapshotEnd) GetSha256() []byte {
@@ -2173,7 +2501,7 @@ var File_pyserve_store_v1_store_proto protoreflect.FileDescriptor
 
 const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\n" +
-	"\x1cpyserve/store/v1/store.proto\x12\x10pyserve.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cpyserve/fleet/v1/fleet.proto\"\xd7\x06\n" +
+	"\x1cpyserve/store/v1/store.proto\x12\x10pyserve.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cpyserve/fleet/v1/fleet.proto\"\xe2\a\n" +
 	"\aCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12K\n" +
 	"\x0fcommit_revision\x18\x02 \x01(\v2 .pyserve.store.v1.CommitRevisionH\x00R\x0ecommitRevision\x126\n" +
@@ -2189,7 +2517,10 @@ const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\fremove_token\x18\x1e \x01(\v2\x1d.pyserve.store.v1.RemoveTokenH\x00R\vremoveToken\x129\n" +
 	"\tuse_token\x18\x1f \x01(\v2\x1a.pyserve.store.v1.UseTokenH\x00R\buseToken\x12B\n" +
 	"\fappend_audit\x18  \x01(\v2\x1d.pyserve.store.v1.AppendAuditH\x00R\vappendAudit\x12K\n" +
-	"\x0fset_authorities\x18! \x01(\v2 .pyserve.store.v1.SetAuthoritiesH\x00R\x0esetAuthorities\x12\x1d\n" +
+	"\x0fset_authorities\x18! \x01(\v2 .pyserve.store.v1.SetAuthoritiesH\x00R\x0esetAuthorities\x12?\n" +
+	"\vput_context\x18\" \x01(\v2\x1c.pyserve.store.v1.PutContextH\x00R\n" +
+	"putContext\x12H\n" +
+	"\x0erevoke_context\x18# \x01(\v2\x1f.pyserve.store.v1.RevokeContextH\x00R\rrevokeContext\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x0f \x01(\fR\trequestId\x122\n" +
 	"\x05audit\x18\x1d \x01(\v2\x1c.pyserve.store.v1.AuditEntryR\x05auditB\b\n" +
@@ -2223,7 +2554,27 @@ const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12*\n" +
 	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x19\n" +
 	"\bkey_hash\x18\x05 \x01(\fR\akeyHash\"\r\n" +
-	"\vAppendAudit\"k\n" +
+	"\vAppendAudit\"A\n" +
+	"\n" +
+	"PutContext\x123\n" +
+	"\acontext\x18\x01 \x01(\v2\x19.pyserve.store.v1.ContextR\acontext\"\xb1\x01\n" +
+	"\rRevokeContext\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x120\n" +
+	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12.\n" +
+	"\x04ends\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04ends\x12*\n" +
+	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xce\x01\n" +
+	"\aContext\x12\x19\n" +
+	"\bkey_hash\x18\x01 \x01(\fR\akeyHash\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04role\x18\x03 \x01(\tR\x04role\x122\n" +
+	"\x06issued\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x06issued\x124\n" +
+	"\aexpires\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x16\n" +
+	"\x06author\x18\x06 \x01(\tR\x06author\"\x82\x01\n" +
+	"\n" +
+	"Revocation\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x120\n" +
+	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12.\n" +
+	"\x04ends\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04ends\"k\n" +
 	"\x0eSetAuthorities\x12=\n" +
 	"\vauthorities\x18\x01 \x03(\v2\x1b.pyserve.store.v1.AuthorityR\vauthorities\x12\x1a\n" +
 	"\breplaces\x18\x02 \x01(\fR\breplaces\"?\n" +
@@ -2291,7 +2642,7 @@ const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x12\x1a\n" +
 	"\brevision\x18\x05 \x01(\x04R\brevision\x12\x16\n" +
 	"\x06digest\x18\x06 \x01(\fR\x06digest\x12\x14\n" +
-	"\x05nodes\x18\a \x01(\rR\x05nodes\"\x8f\x06\n" +
+	"\x05nodes\x18\a \x01(\rR\x05nodes\"\x86\a\n" +
 	"\x0eSnapshotRecord\x12:\n" +
 	"\x06header\x18\x01 \x01(\v2 .pyserve.store.v1.SnapshotHeaderH\x00R\x06header\x12\x14\n" +
 	"\x04body\x18\x02 \x01(\fH\x00R\x04body\x12A\n" +
@@ -2307,7 +2658,11 @@ const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\faudit_anchor\x18\x1e \x01(\v2\x1d.pyserve.store.v1.AuditAnchorH\x00R\vauditAnchor\x12?\n" +
 	"\vaudit_entry\x18\x1f \x01(\v2\x1c.pyserve.store.v1.AuditEntryH\x00R\n" +
 	"auditEntry\x12;\n" +
-	"\tauthority\x18  \x01(\v2\x1b.pyserve.store.v1.AuthorityH\x00R\tauthorityB\b\n" +
+	"\tauthority\x18  \x01(\v2\x1b.pyserve.store.v1.AuthorityH\x00R\tauthority\x125\n" +
+	"\acontext\x18! \x01(\v2\x19.pyserve.store.v1.ContextH\x00R\acontext\x12>\n" +
+	"\n" +
+	"revocation\x18\" \x01(\v2\x1c.pyserve.store.v1.RevocationH\x00R\n" +
+	"revocationB\b\n" +
 	"\x06record\"@\n" +
 	"\x0eSnapshotHeader\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
@@ -2335,7 +2690,7 @@ func file_pyserve_store_v1_store_proto_rawDescGZIP() []byte {
 	return file_pyserve_store_v1_store_proto_rawDescData
 }
 
-var file_pyserve_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_pyserve_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_pyserve_store_v1_store_proto_goTypes = []any{
 	(*Command)(nil),               // 0: pyserve.store.v1.Command
 	(*CommitRevision)(nil),        // 1: pyserve.store.v1.CommitRevision
@@ -2348,25 +2703,29 @@ var file_pyserve_store_v1_store_proto_goTypes = []any{
 	(*RemoveToken)(nil),           // 8: pyserve.store.v1.RemoveToken
 	(*UseToken)(nil),              // 9: pyserve.store.v1.UseToken
 	(*AppendAudit)(nil),           // 10: pyserve.store.v1.AppendAudit
-	(*SetAuthorities)(nil),        // 11: pyserve.store.v1.SetAuthorities
-	(*Authority)(nil),             // 12: pyserve.store.v1.Authority
-	(*AuditEntry)(nil),            // 13: pyserve.store.v1.AuditEntry
-	(*AuditAnchor)(nil),           // 14: pyserve.store.v1.AuditAnchor
-	(*Revision)(nil),              // 15: pyserve.store.v1.Revision
-	(*ResourceReference)(nil),     // 16: pyserve.store.v1.ResourceReference
-	(*Node)(nil),                  // 17: pyserve.store.v1.Node
-	(*Token)(nil),                 // 18: pyserve.store.v1.Token
-	(*Server)(nil),                // 19: pyserve.store.v1.Server
-	(*Result)(nil),                // 20: pyserve.store.v1.Result
-	(*BackupHeader)(nil),          // 21: pyserve.store.v1.BackupHeader
-	(*SnapshotRecord)(nil),        // 22: pyserve.store.v1.SnapshotRecord
-	(*SnapshotHeader)(nil),        // 23: pyserve.store.v1.SnapshotHeader
-	(*ActiveRevision)(nil),        // 24: pyserve.store.v1.ActiveRevision
-	(*PastRevision)(nil),          // 25: pyserve.store.v1.PastRevision
-	(*SnapshotEnd)(nil),           // 26: pyserve.store.v1.SnapshotEnd
-	(*v1.ResourceKey)(nil),        // 27: pyserve.fleet.v1.ResourceKey
-	(*v1.Release)(nil),            // 28: pyserve.fleet.v1.Release
-	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
+	(*PutContext)(nil),            // 11: pyserve.store.v1.PutContext
+	(*RevokeContext)(nil),         // 12: pyserve.store.v1.RevokeContext
+	(*Context)(nil),               // 13: pyserve.store.v1.Context
+	(*Revocation)(nil),            // 14: pyserve.store.v1.Revocation
+	(*SetAuthorities)(nil),        // 15: pyserve.store.v1.SetAuthorities
+	(*Authority)(nil),             // 16: pyserve.store.v1.Authority
+	(*AuditEntry)(nil),            // 17: pyserve.store.v1.AuditEntry
+	(*AuditAnchor)(nil),           // 18: pyserve.store.v1.AuditAnchor
+	(*Revision)(nil),              // 19: pyserve.store.v1.Revision
+	(*ResourceReference)(nil),     // 20: pyserve.store.v1.ResourceReference
+	(*Node)(nil),                  // 21: pyserve.store.v1.Node
+	(*Token)(nil),                 // 22: pyserve.store.v1.Token
+	(*Server)(nil),                // 23: pyserve.store.v1.Server
+	(*Result)(nil),                // 24: pyserve.store.v1.Result
+	(*BackupHeader)(nil),          // 25: pyserve.store.v1.BackupHeader
+	(*SnapshotRecord)(nil),        // 26: pyserve.store.v1.SnapshotRecord
+	(*SnapshotHeader)(nil),        // 27: pyserve.store.v1.SnapshotHeader
+	(*ActiveRevision)(nil),        // 28: pyserve.store.v1.ActiveRevision
+	(*PastRevision)(nil),          // 29: pyserve.store.v1.PastRevision
+	(*SnapshotEnd)(nil),           // 30: pyserve.store.v1.SnapshotEnd
+	(*v1.ResourceKey)(nil),        // 31: pyserve.fleet.v1.ResourceKey
+	(*v1.Release)(nil),            // 32: pyserve.fleet.v1.Release
+	(*timestamppb.Timestamp)(nil), // 33: google.protobuf.Timestamp
 }
 var file_pyserve_store_v1_store_proto_depIdxs = []int32{
 	1,  // 0: pyserve.store.v1.Command.commit_revision:type_name -> pyserve.store.v1.CommitRevision
@@ -2379,47 +2738,59 @@ var file_pyserve_store_v1_store_proto_depIdxs = []int32{
 	8,  // 7: pyserve.store.v1.Command.remove_token:type_name -> pyserve.store.v1.RemoveToken
 	9,  // 8: pyserve.store.v1.Command.use_token:type_name -> pyserve.store.v1.UseToken
 	10, // 9: pyserve.store.v1.Command.append_audit:type_name -> pyserve.store.v1.AppendAudit
-	11, // 10: pyserve.store.v1.Command.set_authorities:type_name -> pyserve.store.v1.SetAuthorities
-	13, // 11: pyserve.store.v1.Command.audit:type_name -> pyserve.store.v1.AuditEntry
-	15, // 12: pyserve.store.v1.CommitRevision.revision:type_name -> pyserve.store.v1.Revision
-	27, // 13: pyserve.store.v1.CommitRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
-	16, // 14: pyserve.store.v1.CommitRevision.upserted:type_name -> pyserve.store.v1.ResourceReference
-	17, // 15: pyserve.store.v1.PutNode.node:type_name -> pyserve.store.v1.Node
-	18, // 16: pyserve.store.v1.PutToken.token:type_name -> pyserve.store.v1.Token
-	19, // 17: pyserve.store.v1.PutServer.server:type_name -> pyserve.store.v1.Server
-	28, // 18: pyserve.store.v1.RaiseEpoch.release:type_name -> pyserve.fleet.v1.Release
-	29, // 19: pyserve.store.v1.UseToken.at:type_name -> google.protobuf.Timestamp
-	12, // 20: pyserve.store.v1.SetAuthorities.authorities:type_name -> pyserve.store.v1.Authority
-	29, // 21: pyserve.store.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	28, // 22: pyserve.store.v1.Revision.release:type_name -> pyserve.fleet.v1.Release
-	29, // 23: pyserve.store.v1.Revision.created:type_name -> google.protobuf.Timestamp
-	29, // 24: pyserve.store.v1.Node.enrolled:type_name -> google.protobuf.Timestamp
-	29, // 25: pyserve.store.v1.Token.created:type_name -> google.protobuf.Timestamp
-	29, // 26: pyserve.store.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	29, // 27: pyserve.store.v1.Server.joined:type_name -> google.protobuf.Timestamp
-	29, // 28: pyserve.store.v1.BackupHeader.created:type_name -> google.protobuf.Timestamp
-	23, // 29: pyserve.store.v1.SnapshotRecord.header:type_name -> pyserve.store.v1.SnapshotHeader
-	16, // 30: pyserve.store.v1.SnapshotRecord.resource:type_name -> pyserve.store.v1.ResourceReference
-	24, // 31: pyserve.store.v1.SnapshotRecord.active:type_name -> pyserve.store.v1.ActiveRevision
-	25, // 32: pyserve.store.v1.SnapshotRecord.past:type_name -> pyserve.store.v1.PastRevision
-	15, // 33: pyserve.store.v1.SnapshotRecord.line:type_name -> pyserve.store.v1.Revision
-	17, // 34: pyserve.store.v1.SnapshotRecord.node:type_name -> pyserve.store.v1.Node
-	18, // 35: pyserve.store.v1.SnapshotRecord.token:type_name -> pyserve.store.v1.Token
-	26, // 36: pyserve.store.v1.SnapshotRecord.end:type_name -> pyserve.store.v1.SnapshotEnd
-	19, // 37: pyserve.store.v1.SnapshotRecord.server:type_name -> pyserve.store.v1.Server
-	20, // 38: pyserve.store.v1.SnapshotRecord.result:type_name -> pyserve.store.v1.Result
-	14, // 39: pyserve.store.v1.SnapshotRecord.audit_anchor:type_name -> pyserve.store.v1.AuditAnchor
-	13, // 40: pyserve.store.v1.SnapshotRecord.audit_entry:type_name -> pyserve.store.v1.AuditEntry
-	12, // 41: pyserve.store.v1.SnapshotRecord.authority:type_name -> pyserve.store.v1.Authority
-	15, // 42: pyserve.store.v1.ActiveRevision.revision:type_name -> pyserve.store.v1.Revision
-	15, // 43: pyserve.store.v1.PastRevision.revision:type_name -> pyserve.store.v1.Revision
-	27, // 44: pyserve.store.v1.PastRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
-	16, // 45: pyserve.store.v1.PastRevision.restored:type_name -> pyserve.store.v1.ResourceReference
-	46, // [46:46] is the sub-list for method output_type
-	46, // [46:46] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	15, // 10: pyserve.store.v1.Command.set_authorities:type_name -> pyserve.store.v1.SetAuthorities
+	11, // 11: pyserve.store.v1.Command.put_context:type_name -> pyserve.store.v1.PutContext
+	12, // 12: pyserve.store.v1.Command.revoke_context:type_name -> pyserve.store.v1.RevokeContext
+	17, // 13: pyserve.store.v1.Command.audit:type_name -> pyserve.store.v1.AuditEntry
+	19, // 14: pyserve.store.v1.CommitRevision.revision:type_name -> pyserve.store.v1.Revision
+	31, // 15: pyserve.store.v1.CommitRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
+	20, // 16: pyserve.store.v1.CommitRevision.upserted:type_name -> pyserve.store.v1.ResourceReference
+	21, // 17: pyserve.store.v1.PutNode.node:type_name -> pyserve.store.v1.Node
+	22, // 18: pyserve.store.v1.PutToken.token:type_name -> pyserve.store.v1.Token
+	23, // 19: pyserve.store.v1.PutServer.server:type_name -> pyserve.store.v1.Server
+	32, // 20: pyserve.store.v1.RaiseEpoch.release:type_name -> pyserve.fleet.v1.Release
+	33, // 21: pyserve.store.v1.UseToken.at:type_name -> google.protobuf.Timestamp
+	13, // 22: pyserve.store.v1.PutContext.context:type_name -> pyserve.store.v1.Context
+	33, // 23: pyserve.store.v1.RevokeContext.until:type_name -> google.protobuf.Timestamp
+	33, // 24: pyserve.store.v1.RevokeContext.ends:type_name -> google.protobuf.Timestamp
+	33, // 25: pyserve.store.v1.RevokeContext.at:type_name -> google.protobuf.Timestamp
+	33, // 26: pyserve.store.v1.Context.issued:type_name -> google.protobuf.Timestamp
+	33, // 27: pyserve.store.v1.Context.expires:type_name -> google.protobuf.Timestamp
+	33, // 28: pyserve.store.v1.Revocation.until:type_name -> google.protobuf.Timestamp
+	33, // 29: pyserve.store.v1.Revocation.ends:type_name -> google.protobuf.Timestamp
+	16, // 30: pyserve.store.v1.SetAuthorities.authorities:type_name -> pyserve.store.v1.Authority
+	33, // 31: pyserve.store.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	32, // 32: pyserve.store.v1.Revision.release:type_name -> pyserve.fleet.v1.Release
+	33, // 33: pyserve.store.v1.Revision.created:type_name -> google.protobuf.Timestamp
+	33, // 34: pyserve.store.v1.Node.enrolled:type_name -> google.protobuf.Timestamp
+	33, // 35: pyserve.store.v1.Token.created:type_name -> google.protobuf.Timestamp
+	33, // 36: pyserve.store.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	33, // 37: pyserve.store.v1.Server.joined:type_name -> google.protobuf.Timestamp
+	33, // 38: pyserve.store.v1.BackupHeader.created:type_name -> google.protobuf.Timestamp
+	27, // 39: pyserve.store.v1.SnapshotRecord.header:type_name -> pyserve.store.v1.SnapshotHeader
+	20, // 40: pyserve.store.v1.SnapshotRecord.resource:type_name -> pyserve.store.v1.ResourceReference
+	28, // 41: pyserve.store.v1.SnapshotRecord.active:type_name -> pyserve.store.v1.ActiveRevision
+	29, // 42: pyserve.store.v1.SnapshotRecord.past:type_name -> pyserve.store.v1.PastRevision
+	19, // 43: pyserve.store.v1.SnapshotRecord.line:type_name -> pyserve.store.v1.Revision
+	21, // 44: pyserve.store.v1.SnapshotRecord.node:type_name -> pyserve.store.v1.Node
+	22, // 45: pyserve.store.v1.SnapshotRecord.token:type_name -> pyserve.store.v1.Token
+	30, // 46: pyserve.store.v1.SnapshotRecord.end:type_name -> pyserve.store.v1.SnapshotEnd
+	23, // 47: pyserve.store.v1.SnapshotRecord.server:type_name -> pyserve.store.v1.Server
+	24, // 48: pyserve.store.v1.SnapshotRecord.result:type_name -> pyserve.store.v1.Result
+	18, // 49: pyserve.store.v1.SnapshotRecord.audit_anchor:type_name -> pyserve.store.v1.AuditAnchor
+	17, // 50: pyserve.store.v1.SnapshotRecord.audit_entry:type_name -> pyserve.store.v1.AuditEntry
+	16, // 51: pyserve.store.v1.SnapshotRecord.authority:type_name -> pyserve.store.v1.Authority
+	13, // 52: pyserve.store.v1.SnapshotRecord.context:type_name -> pyserve.store.v1.Context
+	14, // 53: pyserve.store.v1.SnapshotRecord.revocation:type_name -> pyserve.store.v1.Revocation
+	19, // 54: pyserve.store.v1.ActiveRevision.revision:type_name -> pyserve.store.v1.Revision
+	19, // 55: pyserve.store.v1.PastRevision.revision:type_name -> pyserve.store.v1.Revision
+	31, // 56: pyserve.store.v1.PastRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
+	20, // 57: pyserve.store.v1.PastRevision.restored:type_name -> pyserve.store.v1.ResourceReference
+	58, // [58:58] is the sub-list for method output_type
+	58, // [58:58] is the sub-list for method input_type
+	58, // [58:58] is the sub-list for extension type_name
+	58, // [58:58] is the sub-list for extension extendee
+	0,  // [0:58] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_store_v1_store_proto_init() }
@@ -2439,8 +2810,10 @@ func file_pyserve_store_v1_store_proto_init() {
 		(*Command_UseToken)(nil),
 		(*Command_AppendAudit)(nil),
 		(*Command_SetAuthorities)(nil),
+		(*Command_PutContext)(nil),
+		(*Command_RevokeContext)(nil),
 	}
-	file_pyserve_store_v1_store_proto_msgTypes[22].OneofWrappers = []any{
+	file_pyserve_store_v1_store_proto_msgTypes[26].OneofWrappers = []any{
 		(*SnapshotRecord_Header)(nil),
 		(*SnapshotRecord_Body)(nil),
 		(*SnapshotRecord_Resource)(nil),
@@ -2455,6 +2828,8 @@ func file_pyserve_store_v1_store_proto_init() {
 		(*SnapshotRecord_AuditAnchor)(nil),
 		(*SnapshotRecord_AuditEntry)(nil),
 		(*SnapshotRecord_Authority)(nil),
+		(*SnapshotRecord_Context)(nil),
+		(*SnapshotRecord_Revocation)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2462,7 +2837,7 @@ func file_pyserve_store_v1_store_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_store_v1_store_proto_rawDesc), len(file_pyserve_store_v1_store_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,60 @@
+package store
+
+import (
+	"bytes"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	storev1 "github.com/pyserve/pyserve/proto/pyserve/store/v1"
+)
+
+func putContext(key byte, name string, expires time.Time) *storev1.Command {
+	c := Context{KeyHash: [32]byte{key}, Name: name, Role: "viewer", Issued: someTime, Expires: expires, Author: "admin"}
+	return &storev1.Command{Version: 3, Action: &storev1.Command_PutContext{PutContext: &storev1.PutContext{Context: c.toProto()}}}
+}
+
+func revokeContext(name string, until time.Time) *storev1.Command {
+	return &storev1.Command{Version: 3, Action: &storev1.Command_RevokeContext{RevokeContext: &storev1.RevokeContext{
+		Name: name, Until: timestamppb.New(until), Ends: timestamppb.New(until.Add(time.Hour)), At: timestamppb.New(until),
+	}}}
+}
+
+func TestContextsAndRevocationsAreRestored(t *testing.T) {
+	s := sampleState(t)
+	again, err := readSnapshot(bytes.NewReader(written(t, s)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := string(append([]byte{2}, make([]byte, 31)...))
+	if got := again.contexts[key]; len(again.contexts) != 2 || got != s.contexts[key] || got.Name != "bob" || got.Role != "viewer" || got.Author != "admin" || !got.Expires.Equal(someTime.Add(time.Hour)) {
+		t.Errorf("the contexts are %+v", again.contexts)
+	}
+	if got := again.revocations["alice"]; len(again.revocations) != 1 || got != s.revocations["alice"] || !got.Until.Equal(someTime) || !got.Ends.Equal(someTime.Add(time.Hour)) {
+		t.Errorf("the revocations are %+v", again.revocations)
+	}
+}
+
+func TestLaterRevocationOfANameStays(t *testing.T) {
+	s := newState()
+	mustApply(t, s, revokeContext("alice", someTime.Add(time.Minute)))
+	mustApply(t, s, revokeContext("alice", someTime))
+	if got := s.revocations["alice"]; !got.Until.Equal(someTime.Add(time.Minute)) || !got.Ends.Equal(someTime.Add(time.Hour+time.Minute)) {
+		t.Errorf("it is %+v", got)
+	}
+}
+
+func TestContextsAndRevocationsAreForgottenOnceTheyHaveEnded(t *testing.T) {
+	s := newState()
+	mustApply(t, s, putContext(1, "alice", someTime.Add(time.Hour)))
+	mustApply(t, s, revokeContext("alice", someTime))
+	mustApply(t, s, revokeContext("bob", someTime.Add(time.Hour)))
+	if len(s.contexts) != 1 || len(s.revocations) != 2 {
+		t.Errorf("forgotten too early: %v, %v", s.contexts, s.revocations)
+	}
+	mustApply(t, s, revokeContext("bob", someTime.Add(2*time.Hour)))
+	if _, known := s.revocations["alice"]; known || len(s.contexts) != 0 {
+		t.Errorf("what has ended is kept: %v, %v", s.contexts, s.revocations)
+	}
+}
