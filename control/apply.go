@@ -65,6 +65,10 @@ func (c *Control) awaitTurn(ctx context.Context) (done func(), err error) {
 	select {
 	case c.applying <- struct{}{}:
 		done = func() { <-c.applying }
+		if ctx.Err() != nil { // the caller is gone, or was revoked: a select draws by chance
+			done()
+			return nil, fmt.Errorf("nothing was changed: %w", context.Cause(ctx))
+		}
 		if err := c.current(ctx); err != nil {
 			done()
 			return nil, fmt.Errorf("nothing was changed: %w", err)

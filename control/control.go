@@ -95,6 +95,7 @@ type Control struct {
 	telling   telling
 	ledSince  atomic.Int64 // when this control began to lead, in nanoseconds; 0: it does not, or has not noticed yet
 	unsettled atomic.Bool  // the token files are to be looked after when somebody leads
+	unlisted  atomic.Bool  // the operator's context is to be remembered when somebody leads
 	unfollow  context.CancelFunc
 	following sync.WaitGroup
 }
@@ -110,8 +111,11 @@ func New(o Options) (*Control, error) {
 	return &Control{options: o, applying: make(chan struct{}, 1), journal: journal.New(journalSize, o.Now)}, nil
 }
 
-// AdminFile is the administrator's context that the first start makes in the data directory.
-const AdminFile = "admin.yaml"
+// AdminFile is the administrator's context that the first start makes in the data directory, and adminName whose it is.
+const (
+	AdminFile = "admin.yaml"
+	adminName = "admin"
+)
 
 // Start opens the data directory, all or nothing: after an error nothing is open.
 func (c *Control) Start(ctx context.Context) (err error) {
@@ -163,6 +167,7 @@ func (c *Control) settle(ctx context.Context) error {
 	if err := c.makeAdmin(); err != nil {
 		return err
 	}
+	c.unlisted.Store(true)
 	// Beside others that are away there may be nobody who leads for a long time, and nothing to hold the files against.
 	if len(c.store.Voters()) > 1 && !c.becomesCurrent(ctx) {
 		c.unsettled.Store(true)
@@ -250,11 +255,15 @@ func (c *Control) openIdentity(used bool) (seal []byte, err error) {
 // control made, the store alone knows.
 func (c *Control) follow(ctx context.Context, changed <-chan struct{}) {
 	var endpoints, seeds []string
+	revoked := c.revokedUntil(adminName)
 	again := time.NewTicker(settleInterval)
 	defer again.Stop()
 	for {
 		if c.unsettled.Load() {
 			c.settleLate(ctx)
+		}
+		if c.unlisted.Load() && c.store.Current() {
+			c.recordAdmin(ctx)
 		}
 		if now := c.endpoints(); !slices.Equal(endpoints, now) {
 			endpoints = now
@@ -269,7 +278,11 @@ func (c *Control) follow(ctx context.Context, changed <-chan struct{}) {
 		case <-changed:
 			changed = c.store.Changed()
 			c.target()
-			c.cutUnregistered()
+			c.cutRefused()
+			if now := c.revokedUntil(adminName); !now.Equal(revoked) {
+				revoked = now
+				c.remakeAdmin()
+			}
 			if err := c.takeAuthorities(); err != nil {
 				c.options.Logger.Error("cannot take the cluster's authorities to use; trying again at the next change", "error", err)
 			}
@@ -316,22 +329,32 @@ func (c *Control) Stop() error {
 	return c.store.Close()
 }
 
-// makeAdmin makes the operator's context where it is missing, damaged, names another endpoint, ends within 90 days, or is
-// of another authority.
+// makeAdmin makes the operator's context where it is missing, damaged or revoked, names another endpoint, ends within 90 days,
+// or is of another authority.
 func (c *Control) makeAdmin() error {
 	path := filepath.Join(c.options.DataDir, AdminFile)
 	current, err := identity.LoadContext(path)
 	if err == nil && c.adminIsGood(current) {
 		return nil
 	}
-	admin, making := c.authority.NewContext("admin", c.endpoints())
+	admin, making := c.authority.NewContext(adminName, c.endpoints(), c.revokedUntil(adminName))
 	if making != nil {
 		return making
 	}
+	defer c.unlisted.Store(true)
 	if _, missing := os.Lstat(path); err != nil && !errors.Is(missing, fs.ErrNotExist) {
 		c.setAside(path, damageOf(path))
 	}
 	return admin.Save(path)
+}
+
+// remakeAdmin makes another operator's context in the place of one that was revoked.
+func (c *Control) remakeAdmin() {
+	c.rotating.Lock()
+	defer c.rotating.Unlock()
+	if err := c.makeAdmin(); err != nil {
+		c.options.Logger.Error("cannot make another operator's context in the place of the one that was revoked; the next start tries again", "error", err)
+	}
 }
 
 // tellAdmin keeps the endpoints of the operator's context true, where there is one.
@@ -359,7 +382,8 @@ func (c *Control) gossipSeeds() (seeds []string) {
 
 func (c *Control) adminIsGood(admin *identity.Context) bool {
 	until, err := admin.ExpiresAt()
-	return err == nil && c.authority.Recognizes(admin) && admin.Cluster == c.authority.ClusterID() &&
+	issued, _, errIssued := admin.Issued()
+	return err == nil && errIssued == nil && !c.revoked(adminName, issued) && c.authority.Recognizes(admin) && admin.Cluster == c.authority.ClusterID() &&
 		slices.Equal(admin.Endpoints, c.endpoints()) &&
 		until.Sub(c.options.Now()) > 90*24*time.Hour
 }

@@ -132,7 +132,7 @@ func (c *Control) Serve(peer identity.Peer, stream fleet.Stream) error {
 		return err
 	}
 	// Not before: a change of the store would cut who is not registered yet.
-	cuttable, end := c.streams.open(peer, stream)
+	live, end := c.streams.open(stream.Context(), peer)
 	defer end()
 	if err := c.registered(peer); err != nil { // who is revoked from here on is cut
 		return err
@@ -140,7 +140,7 @@ func (c *Control) Serve(peer identity.Peer, stream fleet.Stream) error {
 	// The stream's context may be over; the store's own deadline bounds the write.
 	ctx := context.WithoutCancel(stream.Context())
 	c.setLeft(ctx, peer, false)
-	left, err := c.fleet.Serve(peer.Name, &vouching{cuttable, c.vouch(peer)})
+	left, err := c.fleet.Serve(peer.Name, &vouching{&liveStream{stream, live}, c.vouch(peer)})
 	if left {
 		c.setLeft(ctx, peer, true)
 	}

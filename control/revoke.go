@@ -28,57 +28,69 @@ func (c *Control) RevokeNode(ctx context.Context, name string) (connected bool, 
 	if err := c.store.RemoveNode(ctx, name); err != nil {
 		return connected, err
 	}
-	c.cutUnregistered()
+	c.cutRefused()
 	c.fleet.Forget(name)
 	c.options.Logger.Info("revoked a node", "node", name, "connected", connected)
 	return connected, nil
 }
 
-// cutUnregistered ends the streams of nodes that are not registered, or by another key.
-func (c *Control) cutUnregistered() { c.streams.cut(c.registered) }
+// cutRefused ends the streams of nodes that are not registered, or by another key, and the calls of people whose certificates
+// were revoked.
+func (c *Control) cutRefused() {
+	c.streams.cut(func(peer identity.Peer) error {
+		if peer.Role.IsPerson() {
+			return c.Believes(peer)
+		}
+		return c.registered(peer)
+	})
+}
 
-// streams are the node streams that this control serves, so that they can be ended.
+// streams are the node streams and the people's calls that this control serves, so that they can be ended.
 type streams struct {
 	mu   sync.Mutex // guards live
-	live map[*liveStream]struct{}
+	live map[*cuttable]struct{}
+}
+
+// cuttable is who can be cut off, and how.
+type cuttable struct {
+	peer identity.Peer
+	end  context.CancelCauseFunc
 }
 
 // liveStream is a node's stream whose context ends when the node is revoked.
 type liveStream struct {
 	fleet.Stream
-	peer identity.Peer
-	ctx  context.Context
-	end  context.CancelCauseFunc
+	ctx context.Context
 }
 
 // Context implements the fleet's stream.
 func (s *liveStream) Context() context.Context { return s.ctx }
 
-// open gives the stream as one that cut can end. Call end when it is over.
-func (s *streams) open(peer identity.Peer, stream fleet.Stream) (cuttable *liveStream, end func()) {
-	cuttable = &liveStream{Stream: stream, peer: peer}
-	cuttable.ctx, cuttable.end = context.WithCancelCause(stream.Context())
+// open gives a context that cut can end. Call end when what has it is over.
+func (s *streams) open(ctx context.Context, peer identity.Peer) (_ context.Context, end func()) {
+	c := &cuttable{peer: peer}
+	ctx, c.end = context.WithCancelCause(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.live == nil {
-		s.live = map[*liveStream]struct{}{}
+		s.live = map[*cuttable]struct{}{}
 	}
-	s.live[cuttable] = struct{}{}
-	return cuttable, func() {
+	s.live[c] = struct{}{}
+	return ctx, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		delete(s.live, cuttable)
-		cuttable.end(nil)
+		delete(s.live, c)
+		c.end(nil)
 	}
 }
 
-// cut ends every stream that check refuses, with its reason.
+// cut ends everything of whom check refuses, with its reason.
 func (s *streams) cut(check func(identity.Peer) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for stream := range s.live {
-		if err := check(stream.peer); err != nil {
-			stream.end(err)
+	for c := range s.live {
+		if err := check(c.peer); err != nil {
+			c.end(err)
 		}
 	}
 }

@@ -79,7 +79,7 @@ func (a *access) CreateContext(ctx context.Context, m *operatorv1.CreateContextR
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", control.ErrInvalid, err)
 	}
-	issued, err := a.control.CreateContext(ctx, m.GetName(), role, m.GetCertificateRequest(), m.GetTtl().AsDuration())
+	issued, err := a.control.CreateContext(ctx, caller(ctx).Name, m.GetName(), role, m.GetCertificateRequest(), m.GetTtl().AsDuration())
 	if err != nil {
 		return nil, err
 	}
@@ -87,4 +87,26 @@ func (a *access) CreateContext(ctx context.Context, m *operatorv1.CreateContextR
 		Cluster: issued.Cluster, Endpoints: issued.Endpoints, Certificate: issued.Certificate,
 		CaCertificates: issued.Authorities, Expires: timestamppb.New(issued.Expires),
 	}, nil
+}
+
+func (a *access) ListContexts(context.Context, *operatorv1.ListContextsRequest) (*operatorv1.ListContextsResponse, error) {
+	return &operatorv1.ListContextsResponse{Contexts: contextSummaries(a.control.Contexts())}, nil
+}
+
+func (a *access) RevokeContext(ctx context.Context, m *operatorv1.RevokeContextRequest) (*operatorv1.RevokeContextResponse, error) {
+	revoked, err := a.control.RevokeContext(ctx, m.GetName())
+	if err != nil {
+		return nil, err
+	}
+	return &operatorv1.RevokeContextResponse{Revoked: contextSummaries(revoked)}, nil
+}
+
+func contextSummaries(all []control.ContextState) []*operatorv1.ContextSummary {
+	var out []*operatorv1.ContextSummary
+	for _, c := range all {
+		out = append(out, &operatorv1.ContextSummary{
+			Name: c.Name, Role: c.Role, Issued: timestamppb.New(c.Issued), Expires: timestamppb.New(c.Expires), Author: c.Author, Revoked: c.Revoked,
+		})
+	}
+	return out
 }

@@ -77,6 +77,8 @@ var places = map[string]place{
 	operatorv1.Access_RevokeToken_FullMethodName:     leader,
 	operatorv1.Access_RevokeNode_FullMethodName:      leader,
 	operatorv1.Access_CreateContext_FullMethodName:   leader,
+	operatorv1.Access_ListContexts_FullMethodName:    leaderOrHere,
+	operatorv1.Access_RevokeContext_FullMethodName:   leader,
 	operatorv1.Access_Backup_FullMethodName:          leaderOrHere,
 	operatorv1.Access_Restore_FullMethodName:         leader,
 }

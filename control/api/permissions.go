@@ -52,6 +52,8 @@ var permissions = map[string]identity.Role{
 	operatorv1.Access_RevokeToken_FullMethodName:     identity.RoleAdmin,
 	operatorv1.Access_RevokeNode_FullMethodName:      identity.RoleAdmin,
 	operatorv1.Access_CreateContext_FullMethodName:   identity.RoleAdmin,
+	operatorv1.Access_ListContexts_FullMethodName:    identity.RoleAdmin,
+	operatorv1.Access_RevokeContext_FullMethodName:   identity.RoleAdmin,
 	operatorv1.Access_RotateAuthority_FullMethodName: identity.RoleAdmin,
 	operatorv1.Access_FinishRotation_FullMethodName:  identity.RoleAdmin,
 	operatorv1.Access_GetAuthority_FullMethodName:    identity.RoleAdmin,
@@ -74,6 +76,7 @@ var audited = map[string]bool{
 	operatorv1.Access_RevokeToken_FullMethodName:     true,
 	operatorv1.Access_RevokeNode_FullMethodName:      true,
 	operatorv1.Access_CreateContext_FullMethodName:   true,
+	operatorv1.Access_RevokeContext_FullMethodName:   true,
 	operatorv1.Access_RotateAuthority_FullMethodName: true,
 	operatorv1.Access_FinishRotation_FullMethodName:  true,
 	operatorv1.Access_Backup_FullMethodName:          true, // it takes everything away, though it changes nothing

@@ -99,8 +99,11 @@ func (g gate) admit(ctx context.Context, method string) (context.Context, error)
 	if err := g.current(who, method); err != nil {
 		return nil, err
 	}
-	if !who.Role.Includes(need) {
-		err := denied(who, need, method)
+	err = coded(g.control.Believes(who))
+	if err == nil && !who.Role.Includes(need) {
+		err = denied(who, need, method)
+	}
+	if err != nil {
 		_, conclude := g.begin(ctx, who, method)
 		conclude(err)
 		return nil, err
@@ -176,6 +179,16 @@ func (g gate) stream(server any, stream grpc.ServerStream, info *grpc.StreamServ
 	if err != nil {
 		return err
 	}
+	if who := caller(ctx); who.Role.IsPerson() {
+		live, end := g.control.While(ctx, who)
+		defer func() {
+			if cause := context.Cause(live); errors.Is(cause, control.ErrContextRevoked) {
+				err = coded(cause)
+			}
+			end()
+		}()
+		ctx = live
+	}
 	conn, err := g.elsewhere(ctx, info.FullMethod, nil)
 	if err != nil {
 		return coded(err)
@@ -229,6 +242,8 @@ func coded(err error) error {
 		{control.ErrNotRegistered, codes.PermissionDenied},
 		{control.ErrRevoked, codes.PermissionDenied},
 		{control.ErrNoNode, codes.NotFound},
+		{control.ErrContextRevoked, codes.Unauthenticated},
+		{control.ErrNoContext, codes.NotFound},
 		{control.ErrRotation, codes.FailedPrecondition},
 		{store.ErrTokenGone, codes.NotFound},
 		{store.ErrTokenExpired, codes.PermissionDenied},

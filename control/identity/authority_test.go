@@ -375,7 +375,7 @@ func TestPeerIsWhoTheCertificateSays(t *testing.T) {
 		t.Fatalf("got %+v, %v, %v", peer, err, hashErr)
 	}
 
-	c, err := a.NewContext("admin", []string{"127.0.0.1:7400"})
+	c, err := a.NewContext("admin", []string{"127.0.0.1:7400"}, time.Time{})
 	if err != nil {
 		t.Fatal(err)
 	}

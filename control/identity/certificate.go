@@ -53,6 +53,8 @@ type Peer struct {
 	Key voucher.Key `json:"-"`
 	// Until is the end of the certificate, which may be over: see [Peer.Expired].
 	Until time.Time
+	// Issued is when the certificate was made, to the second.
+	Issued time.Time
 	// Authority is the hash of the authority that issued the certificate, as [Authority.AuthorityHash].
 	Authority [32]byte
 }
@@ -93,9 +95,12 @@ func (a *Authority) PeerOf(state tls.ConnectionState) (Peer, error) {
 		key = voucher.Key{} // whoever needs one says so
 	}
 	return Peer{
-		Role: role, Name: name, KeyHash: sha256.Sum256(leaf.RawSubjectPublicKeyInfo), Key: key, Until: leaf.NotAfter, Authority: sha256.Sum256(by.Raw),
+		Role: role, Name: name, KeyHash: sha256.Sum256(leaf.RawSubjectPublicKeyInfo), Key: key, Until: leaf.NotAfter, Issued: issuedAt(leaf), Authority: sha256.Sum256(by.Raw),
 	}, nil
 }
+
+// issuedAt gives when a certificate was made, to the second.
+func issuedAt(leaf *x509.Certificate) time.Time { return leaf.NotBefore.Add(backdate) }
 
 // verify says whether a client's certificate, where it shows one, was issued by this cluster.
 func (a *Authority) verify(state tls.ConnectionState) error {
@@ -132,12 +137,13 @@ func (a *Authority) identityURI(role Role, name string) *url.URL {
 	return &url.URL{Scheme: "pyserve", Host: a.clusterID, Path: "/" + role.String() + "/" + name}
 }
 
-// issue signs a certificate for a peer; dnsName may be empty.
-func (a *Authority) issue(by issuer, public crypto.PublicKey, role Role, name, dnsName string, lifetime time.Duration, usage ...x509.ExtKeyUsage) ([]byte, error) {
+// issue signs a certificate for a peer as of a moment; dnsName may be empty.
+func (a *Authority) issue(by issuer, at time.Time, public crypto.PublicKey, role Role, name, dnsName string, lifetime time.Duration, usage ...x509.ExtKeyUsage) ([]byte, error) {
 	if err := CheckName(name); err != nil {
 		return nil, err
 	}
 	template := a.template(pkix.Name{CommonName: name, OrganizationalUnit: []string{role.String()}}, lifetime, by.certificate.NotAfter)
+	template.NotBefore = at.Add(-backdate)
 	template.KeyUsage = x509.KeyUsageDigitalSignature
 	template.ExtKeyUsage = usage
 	template.URIs = []*url.URL{a.identityURI(role, name)}
@@ -159,7 +165,7 @@ func (a *Authority) IssueNode(name string, csrDER []byte) (*fleetv1.Identity, er
 		return nil, err
 	}
 	by := a.issuers()
-	der, err := a.issue(by[0], public, RoleNode, name, nodeServerName, nodeLifetime, x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth)
+	der, err := a.issue(by[0], a.now(), public, RoleNode, name, nodeServerName, nodeLifetime, x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth)
 	if err != nil {
 		return nil, err
 	}
@@ -180,8 +186,9 @@ func (a *Authority) IssueNode(name string, csrDER []byte) (*fleetv1.Identity, er
 	return id, nil
 }
 
-// IssuePerson gives a person a certificate. Of the PKCS #10 request only the key is taken, as in [Authority.IssueNode].
-func (a *Authority) IssuePerson(name string, role Role, csrDER []byte, lifetime time.Duration) (certificate []byte, err error) {
+// IssuePerson gives a person a certificate. Of the PKCS #10 request only the key is taken, as in [Authority.IssueNode]. It
+// counts as issued after a moment, whatever the clock says: until when those of the name were revoked; zero: they were not.
+func (a *Authority) IssuePerson(name string, role Role, csrDER []byte, lifetime time.Duration, after time.Time) (certificate []byte, err error) {
 	if !role.IsPerson() {
 		return nil, fmt.Errorf("%s is not the role of a person", role)
 	}
@@ -189,7 +196,11 @@ func (a *Authority) IssuePerson(name string, role Role, csrDER []byte, lifetime 
 	if err != nil {
 		return nil, err
 	}
-	return a.issue(a.newest(), public, role, name, "", lifetime, x509.ExtKeyUsageClientAuth)
+	at := a.now()
+	if least := after.Add(time.Second); !after.IsZero() && at.Before(least) {
+		at = least // a certificate's time has whole seconds
+	}
+	return a.issue(a.newest(), at, public, role, name, "", lifetime, x509.ExtKeyUsageClientAuth)
 }
 
 func requestedKey(csrDER []byte) (crypto.PublicKey, error) {
@@ -274,7 +285,7 @@ func (a *Authority) issueServer(name string) (*tls.Certificate, error) {
 		return nil, fmt.Errorf("make control's key: %w", err)
 	}
 	by := a.oldest()
-	der, err := a.issue(by, key.Public(), RoleControl, name, ServerName, serverLifetime, x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth)
+	der, err := a.issue(by, a.now(), key.Public(), RoleControl, name, ServerName, serverLifetime, x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth)
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -41,13 +42,14 @@ type Context struct {
 	Warnings []string `yaml:"-"`
 }
 
-// NewContext makes an administrator's context with a new key and certificate, good for two years.
-func (a *Authority) NewContext(name string, endpoints []string) (*Context, error) {
+// NewContext makes an administrator's context with a new key and certificate, good for two years, and issued after a moment
+// as in [Authority.IssuePerson].
+func (a *Authority) NewContext(name string, endpoints []string, after time.Time) (*Context, error) {
 	request, err := NewContextRequest()
 	if err != nil {
 		return nil, err
 	}
-	certificate, err := a.IssuePerson(name, RoleAdmin, request.DER, operatorLifetime)
+	certificate, err := a.IssuePerson(name, RoleAdmin, request.DER, operatorLifetime, after)
 	if err != nil {
 		return nil, err
 	}
@@ -252,4 +254,13 @@ func (c *Context) ExpiresAt() (time.Time, error) {
 		return time.Time{}, err
 	}
 	return pair.Leaf.NotAfter, nil
+}
+
+// Issued says when the operator's certificate was made, to the second, and for which key, as in [Peer].
+func (c *Context) Issued() (at time.Time, keyHash [32]byte, err error) {
+	pair, err := c.keyPair()
+	if err != nil {
+		return time.Time{}, [32]byte{}, err
+	}
+	return issuedAt(pair.Leaf), sha256.Sum256(pair.Leaf.RawSubjectPublicKeyInfo), nil
 }

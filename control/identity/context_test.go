@@ -12,7 +12,7 @@ import (
 
 func savedContext(t testing.TB, a *Authority) (string, *Context) {
 	t.Helper()
-	c, err := a.NewContext("admin", []string{"127.0.0.1:7400", "[::1]:7400"})
+	c, err := a.NewContext("admin", []string{"127.0.0.1:7400", "[::1]:7400"}, time.Time{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +64,7 @@ func TestDamagedContextIsRefusedAndItsKeyNotShown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	foreign, err := open(t, t.TempDir()).NewContext("admin", c.Endpoints)
+	foreign, err := open(t, t.TempDir()).NewContext("admin", c.Endpoints, time.Time{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,17 +118,17 @@ func TestDamagedContextIsRefusedAndItsKeyNotShown(t *testing.T) {
 
 func TestContextOfABadNameOrEndpointIsNotMade(t *testing.T) {
 	a := open(t, t.TempDir())
-	if _, err := a.NewContext("a/b", []string{"127.0.0.1:1"}); err == nil {
+	if _, err := a.NewContext("a/b", []string{"127.0.0.1:1"}, time.Time{}); err == nil {
 		t.Error("the name was accepted")
 	}
-	if _, err := a.NewContext("admin", nil); err == nil {
+	if _, err := a.NewContext("admin", nil, time.Time{}); err == nil {
 		t.Error("no endpoints were accepted")
 	}
 }
 
 func TestOperatorOfAnotherClusterIsRefused(t *testing.T) {
 	a, other := open(t, t.TempDir()), open(t, t.TempDir())
-	c, err := other.NewContext("admin", []string{"127.0.0.1:1"})
+	c, err := other.NewContext("admin", []string{"127.0.0.1:1"}, time.Time{})
 	if err != nil {
 		t.Fatal(err)
 	}

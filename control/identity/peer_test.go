@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestAdoptedIdentityIsTheSameClusters(t *testing.T) {
@@ -122,7 +123,7 @@ func TestControlsOfOneClusterSpeakToEachOtherAndToNobodyElse(t *testing.T) {
 	if _, c := shake(t, foreignServer, client); c == nil {
 		t.Error("a foreign control was believed")
 	}
-	admin, err := a.NewContext("admin", []string{"127.0.0.1:1"})
+	admin, err := a.NewContext("admin", []string{"127.0.0.1:1"}, time.Time{})
 	if err != nil {
 		t.Fatal(err)
 	}

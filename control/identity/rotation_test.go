@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // rotate has a new authority take the place of the one that there is, and gives both.
@@ -193,12 +194,12 @@ func TestAuthoritiesThatCannotBeUsedChangeNothing(t *testing.T) {
 func TestContextOfARotationBelievesBoth(t *testing.T) {
 	dir := t.TempDir()
 	a := open(t, dir)
-	before, err := a.NewContext("admin", []string{"127.0.0.1:1"})
+	before, err := a.NewContext("admin", []string{"127.0.0.1:1"}, time.Time{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	both := rotate(t, a)
-	since, err := a.NewContext("admin", []string{"127.0.0.1:1"})
+	since, err := a.NewContext("admin", []string{"127.0.0.1:1"}, time.Time{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1217,6 +1217,261 @@ func (x *CreateContextResponse) GetExpires() *timestamppb.Timestamp {
 	return nil
 }
 
+type ListContextsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListContextsRequest) Reset() {
+	*x = ListContextsRequest{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListContextsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListContextsRequest) ProtoMessage() {}
+
+func (x *ListContextsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListContextsRequest.ProtoReflect.Descriptor instead.
+func (*ListContextsRequest) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{19}
+}
+
+type ListContextsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order of their names, the newest last.
+	Contexts      []*ContextSummary `protobuf:"bytes,1,rep,name=contexts,proto3" json:"contexts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListContextsResponse) Reset() {
+	*x = ListContextsResponse{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListContextsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListContextsResponse) ProtoMessage() {}
+
+func (x *ListContextsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListContextsResponse.ProtoReflect.Descriptor instead.
+func (*ListContextsResponse) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ListContextsResponse) GetContexts() []*ContextSummary {
+	if x != nil {
+		return x.Contexts
+	}
+	return nil
+}
+
+type ContextSummary struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Name    string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Role    string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
+	Issued  *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=issued,proto3" json:"issued,omitempty"`
+	Expires *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires,proto3" json:"expires,omitempty"`
+	// Who made it; a control's own name, where it made the context that lies in its data directory.
+	Author        string `protobuf:"bytes,5,opt,name=author,proto3" json:"author,omitempty"`
+	Revoked       bool   `protobuf:"varint,6,opt,name=revoked,proto3" json:"revoked,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContextSummary) Reset() {
+	*x = ContextSummary{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContextSummary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContextSummary) ProtoMessage() {}
+
+func (x *ContextSummary) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContextSummary.ProtoReflect.Descriptor instead.
+func (*ContextSummary) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ContextSummary) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ContextSummary) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *ContextSummary) GetIssued() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Issued
+	}
+	return nil
+}
+
+func (x *ContextSummary) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+func (x *ContextSummary) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
+}
+
+func (x *ContextSummary) GetRevoked() bool {
+	if x != nil {
+		return x.Revoked
+	}
+	return false
+}
+
+type RevokeContextRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeContextRequest) Reset() {
+	*x = RevokeContextRequest{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeContextRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeContextRequest) ProtoMessage() {}
+
+func (x *RevokeContextRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeContextRequest.ProtoReflect.Descriptor instead.
+func (*RevokeContextRequest) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *RevokeContextRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RevokeContextResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Those that are believed no more.
+	Revoked       []*ContextSummary `protobuf:"bytes,1,rep,name=revoked,proto3" json:"revoked,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeContextResponse) Reset() {
+	*x = RevokeContextResponse{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeContextResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeContextResponse) ProtoMessage() {}
+
+func (x *RevokeContextResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeContextResponse.ProtoReflect.Descriptor instead.
+func (*RevokeContextResponse) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *RevokeContextResponse) GetRevoked() []*ContextSummary {
+	if x != nil {
+		return x.Revoked
+	}
+	return nil
+}
+
 type ListAuditRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1225,7 +1480,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[19]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1237,7 +1492,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[19]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1250,7 +1505,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{19}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{24}
 }
 
 type ListAuditResponse struct {
@@ -1265,7 +1520,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[20]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1277,7 +1532,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[20]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1290,7 +1545,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{20}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListAuditResponse) GetAnchorSequence() uint64 {
@@ -1338,7 +1593,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[21]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1350,7 +1605,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[21]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1363,7 +1618,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{21}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *AuditEntry) GetSequence() uint64 {
@@ -1444,7 +1699,7 @@ type RotateAuthorityRequest struct {
 
 func (x *RotateAuthorityRequest) Reset() {
 	*x = RotateAuthorityRequest{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[22]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1456,7 +1711,7 @@ func (x *RotateAuthorityRequest) String() string {
 func (*RotateAuthorityRequest) ProtoMessage() {}
 
 func (x *RotateAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[22]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1469,7 +1724,7 @@ func (x *RotateAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RotateAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{22}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{27}
 }
 
 type RotateAuthorityResponse struct {
@@ -1481,7 +1736,7 @@ type RotateAuthorityResponse struct {
 
 func (x *RotateAuthorityResponse) Reset() {
 	*x = RotateAuthorityResponse{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[23]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +1748,7 @@ func (x *RotateAuthorityResponse) String() string {
 func (*RotateAuthorityResponse) ProtoMessage() {}
 
 func (x *RotateAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[23]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1761,7 @@ func (x *RotateAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RotateAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{23}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RotateAuthorityResponse) GetAuthority() *AuthoritySummary {
@@ -1524,7 +1779,7 @@ type FinishRotationRequest struct {
 
 func (x *FinishRotationRequest) Reset() {
 	*x = FinishRotationRequest{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[24]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1536,7 +1791,7 @@ func (x *FinishRotationRequest) String() string {
 func (*FinishRotationRequest) ProtoMessage() {}
 
 func (x *FinishRotationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[24]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1549,7 +1804,7 @@ func (x *FinishRotationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRotationRequest.ProtoReflect.Descriptor instead.
 func (*FinishRotationRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{24}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{29}
 }
 
 type FinishRotationResponse struct {
@@ -1561,7 +1816,7 @@ type FinishRotationResponse struct {
 
 func (x *FinishRotationResponse) Reset() {
 	*x = FinishRotationResponse{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[25]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1573,7 +1828,7 @@ func (x *FinishRotationResponse) String() string {
 func (*FinishRotationResponse) ProtoMessage() {}
 
 func (x *FinishRotationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[25]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1586,7 +1841,7 @@ func (x *FinishRotationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRotationResponse.ProtoReflect.Descriptor instead.
 func (*FinishRotationResponse) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{25}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *FinishRotationResponse) GetAuthority() *AuthoritySummary {
@@ -1604,7 +1859,7 @@ type GetAuthorityRequest struct {
 
 func (x *GetAuthorityRequest) Reset() {
 	*x = GetAuthorityRequest{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[26]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1616,7 +1871,7 @@ func (x *GetAuthorityRequest) String() string {
 func (*GetAuthorityRequest) ProtoMessage() {}
 
 func (x *GetAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[26]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1629,7 +1884,7 @@ func (x *GetAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*GetAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{26}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{31}
 }
 
 type GetAuthorityResponse struct {
@@ -1641,7 +1896,7 @@ type GetAuthorityResponse struct {
 
 func (x *GetAuthorityResponse) Reset() {
 	*x = GetAuthorityResponse{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[27]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1653,7 +1908,7 @@ func (x *GetAuthorityResponse) String() string {
 func (*GetAuthorityResponse) ProtoMessage() {}
 
 func (x *GetAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[27]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1666,7 +1921,7 @@ func (x *GetAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*GetAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{27}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GetAuthorityResponse) GetAuthority() *AuthoritySummary {
@@ -1693,7 +1948,7 @@ type AuthoritySummary struct {
 
 func (x *AuthoritySummary) Reset() {
 	*x = AuthoritySummary{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[28]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1705,7 +1960,7 @@ func (x *AuthoritySummary) String() string {
 func (*AuthoritySummary) ProtoMessage() {}
 
 func (x *AuthoritySummary) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[28]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1718,7 +1973,7 @@ func (x *AuthoritySummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthoritySummary.ProtoReflect.Descriptor instead.
 func (*AuthoritySummary) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{28}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *AuthoritySummary) GetSha256() string {
@@ -1828,7 +2083,21 @@ const file_pyserve_operator_v1_access_proto_rawDesc = "" +
 	"\tendpoints\x18\x02 \x03(\tR\tendpoints\x12 \n" +
 	"\vcertificate\x18\x03 \x01(\fR\vcertificate\x12'\n" +
 	"\x0fca_certificates\x18\x04 \x03(\fR\x0ecaCertificates\x124\n" +
-	"\aexpires\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\x12\n" +
+	"\aexpires\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\x15\n" +
+	"\x13ListContextsRequest\"W\n" +
+	"\x14ListContextsResponse\x12?\n" +
+	"\bcontexts\x18\x01 \x03(\v2#.pyserve.operator.v1.ContextSummaryR\bcontexts\"\xd4\x01\n" +
+	"\x0eContextSummary\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04role\x18\x02 \x01(\tR\x04role\x122\n" +
+	"\x06issued\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x06issued\x124\n" +
+	"\aexpires\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x16\n" +
+	"\x06author\x18\x05 \x01(\tR\x06author\x12\x18\n" +
+	"\arevoked\x18\x06 \x01(\bR\arevoked\"*\n" +
+	"\x14RevokeContextRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"V\n" +
+	"\x15RevokeContextResponse\x12=\n" +
+	"\arevoked\x18\x01 \x03(\v2#.pyserve.operator.v1.ContextSummaryR\arevoked\"\x12\n" +
 	"\x10ListAuditRequest\"\x98\x01\n" +
 	"\x11ListAuditResponse\x12'\n" +
 	"\x0fanchor_sequence\x18\x01 \x01(\x04R\x0eanchorSequence\x12\x1f\n" +
@@ -1868,7 +2137,8 @@ const file_pyserve_operator_v1_access_proto_rawDesc = "" +
 	"\tTokenKind\x12\x1a\n" +
 	"\x16TOKEN_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fTOKEN_KIND_JOIN\x10\x01\x12\x16\n" +
-	"\x12TOKEN_KIND_CONTROL\x10\x022\xbd\b\n" +
+	"\x12TOKEN_KIND_CONTROL\x10\x022\x8a\n" +
+	"\n" +
 	"\x06Access\x12`\n" +
 	"\vCreateToken\x12'.pyserve.operator.v1.CreateTokenRequest\x1a(.pyserve.operator.v1.CreateTokenResponse\x12]\n" +
 	"\n" +
@@ -1876,7 +2146,9 @@ const file_pyserve_operator_v1_access_proto_rawDesc = "" +
 	"\vRevokeToken\x12'.pyserve.operator.v1.RevokeTokenRequest\x1a(.pyserve.operator.v1.RevokeTokenResponse\x12]\n" +
 	"\n" +
 	"RevokeNode\x12&.pyserve.operator.v1.RevokeNodeRequest\x1a'.pyserve.operator.v1.RevokeNodeResponse\x12f\n" +
-	"\rCreateContext\x12).pyserve.operator.v1.CreateContextRequest\x1a*.pyserve.operator.v1.CreateContextResponse\x12l\n" +
+	"\rCreateContext\x12).pyserve.operator.v1.CreateContextRequest\x1a*.pyserve.operator.v1.CreateContextResponse\x12c\n" +
+	"\fListContexts\x12(.pyserve.operator.v1.ListContextsRequest\x1a).pyserve.operator.v1.ListContextsResponse\x12f\n" +
+	"\rRevokeContext\x12).pyserve.operator.v1.RevokeContextRequest\x1a*.pyserve.operator.v1.RevokeContextResponse\x12l\n" +
 	"\x0fRotateAuthority\x12+.pyserve.operator.v1.RotateAuthorityRequest\x1a,.pyserve.operator.v1.RotateAuthorityResponse\x12i\n" +
 	"\x0eFinishRotation\x12*.pyserve.operator.v1.FinishRotationRequest\x1a+.pyserve.operator.v1.FinishRotationResponse\x12c\n" +
 	"\fGetAuthority\x12(.pyserve.operator.v1.GetAuthorityRequest\x1a).pyserve.operator.v1.GetAuthorityResponse\x12\\\n" +
@@ -1897,7 +2169,7 @@ func file_pyserve_operator_v1_access_proto_rawDescGZIP() []byte {
 }
 
 var file_pyserve_operator_v1_access_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_pyserve_operator_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_pyserve_operator_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_pyserve_operator_v1_access_proto_goTypes = []any{
 	(TokenKind)(0),                  // 0: pyserve.operator.v1.TokenKind
 	(*BackupRequest)(nil),           // 1: pyserve.operator.v1.BackupRequest
@@ -1919,68 +2191,81 @@ var file_pyserve_operator_v1_access_proto_goTypes = []any{
 	(*RevokeNodeResponse)(nil),      // 17: pyserve.operator.v1.RevokeNodeResponse
 	(*CreateContextRequest)(nil),    // 18: pyserve.operator.v1.CreateContextRequest
 	(*CreateContextResponse)(nil),   // 19: pyserve.operator.v1.CreateContextResponse
-	(*ListAuditRequest)(nil),        // 20: pyserve.operator.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),       // 21: pyserve.operator.v1.ListAuditResponse
-	(*AuditEntry)(nil),              // 22: pyserve.operator.v1.AuditEntry
-	(*RotateAuthorityRequest)(nil),  // 23: pyserve.operator.v1.RotateAuthorityRequest
-	(*RotateAuthorityResponse)(nil), // 24: pyserve.operator.v1.RotateAuthorityResponse
-	(*FinishRotationRequest)(nil),   // 25: pyserve.operator.v1.FinishRotationRequest
-	(*FinishRotationResponse)(nil),  // 26: pyserve.operator.v1.FinishRotationResponse
-	(*GetAuthorityRequest)(nil),     // 27: pyserve.operator.v1.GetAuthorityRequest
-	(*GetAuthorityResponse)(nil),    // 28: pyserve.operator.v1.GetAuthorityResponse
-	(*AuthoritySummary)(nil),        // 29: pyserve.operator.v1.AuthoritySummary
-	(*timestamppb.Timestamp)(nil),   // 30: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 31: google.protobuf.Duration
+	(*ListContextsRequest)(nil),     // 20: pyserve.operator.v1.ListContextsRequest
+	(*ListContextsResponse)(nil),    // 21: pyserve.operator.v1.ListContextsResponse
+	(*ContextSummary)(nil),          // 22: pyserve.operator.v1.ContextSummary
+	(*RevokeContextRequest)(nil),    // 23: pyserve.operator.v1.RevokeContextRequest
+	(*RevokeContextResponse)(nil),   // 24: pyserve.operator.v1.RevokeContextResponse
+	(*ListAuditRequest)(nil),        // 25: pyserve.operator.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),       // 26: pyserve.operator.v1.ListAuditResponse
+	(*AuditEntry)(nil),              // 27: pyserve.operator.v1.AuditEntry
+	(*RotateAuthorityRequest)(nil),  // 28: pyserve.operator.v1.RotateAuthorityRequest
+	(*RotateAuthorityResponse)(nil), // 29: pyserve.operator.v1.RotateAuthorityResponse
+	(*FinishRotationRequest)(nil),   // 30: pyserve.operator.v1.FinishRotationRequest
+	(*FinishRotationResponse)(nil),  // 31: pyserve.operator.v1.FinishRotationResponse
+	(*GetAuthorityRequest)(nil),     // 32: pyserve.operator.v1.GetAuthorityRequest
+	(*GetAuthorityResponse)(nil),    // 33: pyserve.operator.v1.GetAuthorityResponse
+	(*AuthoritySummary)(nil),        // 34: pyserve.operator.v1.AuthoritySummary
+	(*timestamppb.Timestamp)(nil),   // 35: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 36: google.protobuf.Duration
 }
 var file_pyserve_operator_v1_access_proto_depIdxs = []int32{
 	4,  // 0: pyserve.operator.v1.RestoreRequest.part:type_name -> pyserve.operator.v1.RestorePart
 	5,  // 1: pyserve.operator.v1.RestoreRequest.confirmation:type_name -> pyserve.operator.v1.RestoreConfirmation
 	7,  // 2: pyserve.operator.v1.RestoreResponse.plan:type_name -> pyserve.operator.v1.RestorePlan
 	8,  // 3: pyserve.operator.v1.RestoreResponse.result:type_name -> pyserve.operator.v1.RestoreResult
-	30, // 4: pyserve.operator.v1.RestorePlan.created:type_name -> google.protobuf.Timestamp
+	35, // 4: pyserve.operator.v1.RestorePlan.created:type_name -> google.protobuf.Timestamp
 	0,  // 5: pyserve.operator.v1.CreateTokenRequest.kind:type_name -> pyserve.operator.v1.TokenKind
-	31, // 6: pyserve.operator.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	36, // 6: pyserve.operator.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	13, // 7: pyserve.operator.v1.CreateTokenResponse.summary:type_name -> pyserve.operator.v1.TokenSummary
 	13, // 8: pyserve.operator.v1.ListTokensResponse.tokens:type_name -> pyserve.operator.v1.TokenSummary
 	0,  // 9: pyserve.operator.v1.TokenSummary.kind:type_name -> pyserve.operator.v1.TokenKind
-	30, // 10: pyserve.operator.v1.TokenSummary.created:type_name -> google.protobuf.Timestamp
-	30, // 11: pyserve.operator.v1.TokenSummary.expires:type_name -> google.protobuf.Timestamp
+	35, // 10: pyserve.operator.v1.TokenSummary.created:type_name -> google.protobuf.Timestamp
+	35, // 11: pyserve.operator.v1.TokenSummary.expires:type_name -> google.protobuf.Timestamp
 	13, // 12: pyserve.operator.v1.RevokeTokenResponse.summary:type_name -> pyserve.operator.v1.TokenSummary
-	31, // 13: pyserve.operator.v1.CreateContextRequest.ttl:type_name -> google.protobuf.Duration
-	30, // 14: pyserve.operator.v1.CreateContextResponse.expires:type_name -> google.protobuf.Timestamp
-	22, // 15: pyserve.operator.v1.ListAuditResponse.entries:type_name -> pyserve.operator.v1.AuditEntry
-	30, // 16: pyserve.operator.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	29, // 17: pyserve.operator.v1.RotateAuthorityResponse.authority:type_name -> pyserve.operator.v1.AuthoritySummary
-	29, // 18: pyserve.operator.v1.FinishRotationResponse.authority:type_name -> pyserve.operator.v1.AuthoritySummary
-	29, // 19: pyserve.operator.v1.GetAuthorityResponse.authority:type_name -> pyserve.operator.v1.AuthoritySummary
-	30, // 20: pyserve.operator.v1.AuthoritySummary.expires:type_name -> google.protobuf.Timestamp
-	9,  // 21: pyserve.operator.v1.Access.CreateToken:input_type -> pyserve.operator.v1.CreateTokenRequest
-	11, // 22: pyserve.operator.v1.Access.ListTokens:input_type -> pyserve.operator.v1.ListTokensRequest
-	14, // 23: pyserve.operator.v1.Access.RevokeToken:input_type -> pyserve.operator.v1.RevokeTokenRequest
-	16, // 24: pyserve.operator.v1.Access.RevokeNode:input_type -> pyserve.operator.v1.RevokeNodeRequest
-	18, // 25: pyserve.operator.v1.Access.CreateContext:input_type -> pyserve.operator.v1.CreateContextRequest
-	23, // 26: pyserve.operator.v1.Access.RotateAuthority:input_type -> pyserve.operator.v1.RotateAuthorityRequest
-	25, // 27: pyserve.operator.v1.Access.FinishRotation:input_type -> pyserve.operator.v1.FinishRotationRequest
-	27, // 28: pyserve.operator.v1.Access.GetAuthority:input_type -> pyserve.operator.v1.GetAuthorityRequest
-	20, // 29: pyserve.operator.v1.Access.ListAudit:input_type -> pyserve.operator.v1.ListAuditRequest
-	1,  // 30: pyserve.operator.v1.Access.Backup:input_type -> pyserve.operator.v1.BackupRequest
-	3,  // 31: pyserve.operator.v1.Access.Restore:input_type -> pyserve.operator.v1.RestoreRequest
-	10, // 32: pyserve.operator.v1.Access.CreateToken:output_type -> pyserve.operator.v1.CreateTokenResponse
-	12, // 33: pyserve.operator.v1.Access.ListTokens:output_type -> pyserve.operator.v1.ListTokensResponse
-	15, // 34: pyserve.operator.v1.Access.RevokeToken:output_type -> pyserve.operator.v1.RevokeTokenResponse
-	17, // 35: pyserve.operator.v1.Access.RevokeNode:output_type -> pyserve.operator.v1.RevokeNodeResponse
-	19, // 36: pyserve.operator.v1.Access.CreateContext:output_type -> pyserve.operator.v1.CreateContextResponse
-	24, // 37: pyserve.operator.v1.Access.RotateAuthority:output_type -> pyserve.operator.v1.RotateAuthorityResponse
-	26, // 38: pyserve.operator.v1.Access.FinishRotation:output_type -> pyserve.operator.v1.FinishRotationResponse
-	28, // 39: pyserve.operator.v1.Access.GetAuthority:output_type -> pyserve.operator.v1.GetAuthorityResponse
-	21, // 40: pyserve.operator.v1.Access.ListAudit:output_type -> pyserve.operator.v1.ListAuditResponse
-	2,  // 41: pyserve.operator.v1.Access.Backup:output_type -> pyserve.operator.v1.BackupResponse
-	6,  // 42: pyserve.operator.v1.Access.Restore:output_type -> pyserve.operator.v1.RestoreResponse
-	32, // [32:43] is the sub-list for method output_type
-	21, // [21:32] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	36, // 13: pyserve.operator.v1.CreateContextRequest.ttl:type_name -> google.protobuf.Duration
+	35, // 14: pyserve.operator.v1.CreateContextResponse.expires:type_name -> google.protobuf.Timestamp
+	22, // 15: pyserve.operator.v1.ListContextsResponse.contexts:type_name -> pyserve.operator.v1.ContextSummary
+	35, // 16: pyserve.operator.v1.ContextSummary.issued:type_name -> google.protobuf.Timestamp
+	35, // 17: pyserve.operator.v1.ContextSummary.expires:type_name -> google.protobuf.Timestamp
+	22, // 18: pyserve.operator.v1.RevokeContextResponse.revoked:type_name -> pyserve.operator.v1.ContextSummary
+	27, // 19: pyserve.operator.v1.ListAuditResponse.entries:type_name -> pyserve.operator.v1.AuditEntry
+	35, // 20: pyserve.operator.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	34, // 21: pyserve.operator.v1.RotateAuthorityResponse.authority:type_name -> pyserve.operator.v1.AuthoritySummary
+	34, // 22: pyserve.operator.v1.FinishRotationResponse.authority:type_name -> pyserve.operator.v1.AuthoritySummary
+	34, // 23: pyserve.operator.v1.GetAuthorityResponse.authority:type_name -> pyserve.operator.v1.AuthoritySummary
+	35, // 24: pyserve.operator.v1.AuthoritySummary.expires:type_name -> google.protobuf.Timestamp
+	9,  // 25: pyserve.operator.v1.Access.CreateToken:input_type -> pyserve.operator.v1.CreateTokenRequest
+	11, // 26: pyserve.operator.v1.Access.ListTokens:input_type -> pyserve.operator.v1.ListTokensRequest
+	14, // 27: pyserve.operator.v1.Access.RevokeToken:input_type -> pyserve.operator.v1.RevokeTokenRequest
+	16, // 28: pyserve.operator.v1.Access.RevokeNode:input_type -> pyserve.operator.v1.RevokeNodeRequest
+	18, // 29: pyserve.operator.v1.Access.CreateContext:input_type -> pyserve.operator.v1.CreateContextRequest
+	20, // 30: pyserve.operator.v1.Access.ListContexts:input_type -> pyserve.operator.v1.ListContextsRequest
+	23, // 31: pyserve.operator.v1.Access.RevokeContext:input_type -> pyserve.operator.v1.RevokeContextRequest
+	28, // 32: pyserve.operator.v1.Access.RotateAuthority:input_type -> pyserve.operator.v1.RotateAuthorityRequest
+	30, // 33: pyserve.operator.v1.Access.FinishRotation:input_type -> pyserve.operator.v1.FinishRotationRequest
+	32, // 34: pyserve.operator.v1.Access.GetAuthority:input_type -> pyserve.operator.v1.GetAuthorityRequest
+	25, // 35: pyserve.operator.v1.Access.ListAudit:input_type -> pyserve.operator.v1.ListAuditRequest
+	1,  // 36: pyserve.operator.v1.Access.Backup:input_type -> pyserve.operator.v1.BackupRequest
+	3,  // 37: pyserve.operator.v1.Access.Restore:input_type -> pyserve.operator.v1.RestoreRequest
+	10, // 38: pyserve.operator.v1.Access.CreateToken:output_type -> pyserve.operator.v1.CreateTokenResponse
+	12, // 39: pyserve.operator.v1.Access.ListTokens:output_type -> pyserve.operator.v1.ListTokensResponse
+	15, // 40: pyserve.operator.v1.Access.RevokeToken:output_type -> pyserve.operator.v1.RevokeTokenResponse
+	17, // 41: pyserve.operator.v1.Access.RevokeNode:output_type -> pyserve.operator.v1.RevokeNodeResponse
+	19, // 42: pyserve.operator.v1.Access.CreateContext:output_type -> pyserve.operator.v1.CreateContextResponse
+	21, // 43: pyserve.operator.v1.Access.ListContexts:output_type -> pyserve.operator.v1.ListContextsResponse
+	24, // 44: pyserve.operator.v1.Access.RevokeContext:output_type -> pyserve.operator.v1.RevokeContextResponse
+	29, // 45: pyserve.operator.v1.Access.RotateAuthority:output_type -> pyserve.operator.v1.RotateAuthorityResponse
+	31, // 46: pyserve.operator.v1.Access.FinishRotation:output_type -> pyserve.operator.v1.FinishRotationResponse
+	33, // 47: pyserve.operator.v1.Access.GetAuthority:output_type -> pyserve.operator.v1.GetAuthorityResponse
+	26, // 48: pyserve.operator.v1.Access.ListAudit:output_type -> pyserve.operator.v1.ListAuditResponse
+	2,  // 49: pyserve.operator.v1.Access.Backup:output_type -> pyserve.operator.v1.BackupResponse
+	6,  // 50: pyserve.operator.v1.Access.Restore:output_type -> pyserve.operator.v1.RestoreResponse
+	38, // [38:51] is the sub-list for method output_type
+	25, // [25:38] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_operator_v1_access_proto_init() }
@@ -2002,7 +2287,7 @@ func file_pyserve_operator_v1_access_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_operator_v1_access_proto_rawDesc), len(file_pyserve_operator_v1_access_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   29,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,6 +24,8 @@ const (
 	Access_RevokeToken_FullMethodName     = "/pyserve.operator.v1.Access/RevokeToken"
 	Access_RevokeNode_FullMethodName      = "/pyserve.operator.v1.Access/RevokeNode"
 	Access_CreateContext_FullMethodName   = "/pyserve.operator.v1.Access/CreateContext"
+	Access_ListContexts_FullMethodName    = "/pyserve.operator.v1.Access/ListContexts"
+	Access_RevokeContext_FullMethodName   = "/pyserve.operator.v1.Access/RevokeContext"
 	Access_RotateAuthority_FullMethodName = "/pyserve.operator.v1.Access/RotateAuthority"
 	Access_FinishRotation_FullMethodName  = "/pyserve.operator.v1.Access/FinishRotation"
 	Access_GetAuthority_FullMethodName    = "/pyserve.operator.v1.Access/GetAuthority"
@@ -49,6 +51,11 @@ type AccessClient interface {
 	RevokeNode(ctx context.Context, in *RevokeNodeRequest, opts ...grpc.CallOption) (*RevokeNodeResponse, error)
 	// CreateContext issues an operator's certificate.
 	CreateContext(ctx context.Context, in *CreateContextRequest, opts ...grpc.CallOption) (*CreateContextResponse, error)
+	// ListContexts gives the contexts that were issued and have not ended, revoked ones included.
+	ListContexts(ctx context.Context, in *ListContextsRequest, opts ...grpc.CallOption) (*ListContextsResponse, error)
+	// RevokeContext has every context of a name that was issued until now believed no more, whoever holds it, and ends what
+	// its holders are doing. NOT_FOUND: none of that name is known.
+	RevokeContext(ctx context.Context, in *RevokeContextRequest, opts ...grpc.CallOption) (*RevokeContextResponse, error)
 	// RotateAuthority has a new authority issue certificates from now on, beside the one that there is; where that was done
 	// already, it changes nothing.
 	RotateAuthority(ctx context.Context, in *RotateAuthorityRequest, opts ...grpc.CallOption) (*RotateAuthorityResponse, error)
@@ -116,6 +123,26 @@ func (c *accessClient) CreateContext(ctx context.Context, in *CreateContextReque
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CreateContextResponse)
 	err := c.cc.Invoke(ctx, Access_CreateContext_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *accessClient) ListContexts(ctx context.Context, in *ListContextsRequest, opts ...grpc.CallOption) (*ListContextsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListContextsResponse)
+	err := c.cc.Invoke(ctx, Access_ListContexts_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *accessClient) RevokeContext(ctx context.Context, in *RevokeContextRequest, opts ...grpc.CallOption) (*RevokeContextResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeContextResponse)
+	err := c.cc.Invoke(ctx, Access_RevokeContext_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -220,6 +247,11 @@ type AccessServer interface {
 	RevokeNode(context.Context, *RevokeNodeRequest) (*RevokeNodeResponse, error)
 	// CreateContext issues an operator's certificate.
 	CreateContext(context.Context, *CreateContextRequest) (*CreateContextResponse, error)
+	// ListContexts gives the contexts that were issued and have not ended, revoked ones included.
+	ListContexts(context.Context, *ListContextsRequest) (*ListContextsResponse, error)
+	// RevokeContext has every context of a name that was issued until now believed no more, whoever holds it, and ends what
+	// its holders are doing. NOT_FOUND: none of that name is known.
+	RevokeContext(context.Context, *RevokeContextRequest) (*RevokeContextResponse, error)
 	// RotateAuthority has a new authority issue certificates from now on, beside the one that there is; where that was done
 	// already, it changes nothing.
 	RotateAuthority(context.Context, *RotateAuthorityRequest) (*RotateAuthorityResponse, error)
@@ -257,6 +289,12 @@ func (UnimplementedAccessServer) RevokeNode(context.Context, *RevokeNodeRequest)
 }
 func (UnimplementedAccessServer) CreateContext(context.Context, *CreateContextRequest) (*CreateContextResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateContext not implemented")
+}
+func (UnimplementedAccessServer) ListContexts(context.Context, *ListContextsRequest) (*ListContextsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListContexts not implemented")
+}
+func (UnimplementedAccessServer) RevokeContext(context.Context, *RevokeContextRequest) (*RevokeContextResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevokeContext not implemented")
 }
 func (UnimplementedAccessServer) RotateAuthority(context.Context, *RotateAuthorityRequest) (*RotateAuthorityResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RotateAuthority not implemented")
@@ -387,6 +425,42 @@ func _Access_CreateContext_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Access_ListContexts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListContextsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccessServer).ListContexts(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Access_ListContexts_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccessServer).ListContexts(ctx, req.(*ListContextsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Access_RevokeContext_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeContextRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccessServer).RevokeContext(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Access_RevokeContext_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccessServer).RevokeContext(ctx, req.(*RevokeContextRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Access_RotateAuthority_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RotateAuthorityRequest)
 	if err := dec(in); err != nil {
@@ -496,6 +570,14 @@ var Access_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "CreateContext",
 			Handler:    _Access_CreateContext_Handler,
+		},
+		{
+			MethodName: "ListContexts",
+			Handler:    _Access_ListContexts_Handler,
+		},
+		{
+			MethodName: "RevokeContext",
+			Handler:    _Access_RevokeContext_Handler,
 		},
 		{
 			MethodName: "RotateAuthority",
