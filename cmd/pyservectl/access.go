@@ -310,7 +310,7 @@ func newContextCommand(s *settings) *cobra.Command {
 		Use:   "create NAME",
 		Short: "Make a context for another person or program, and print it",
 		Long: `Make a context for another person or program, and print it: a file for --context. Its private key is made here and does
-not go to control. A context cannot be taken back before it expires, but by "pyservectl ca rotate".
+not go to control. "pyservectl context revoke" takes it back before it expires.
 
 Roles, each with all that the one before it may:
   viewer    reads: status, get, history, explain
@@ -346,8 +346,91 @@ Roles, each with all that the one before it may:
 	}
 	create.Flags().StringVar(&role, "role", "", "viewer, editor, operator or admin; required")
 	create.Flags().DurationVar(&ttl, "ttl", 90*24*time.Hour, "how long it is good, at most two years")
-	return group("context", "Make contexts for other people and programs",
-		`  pyservectl context create alice --role editor > alice.yaml`, create)
+	return group("context", "Make, list and revoke the contexts of people and programs",
+		`  pyservectl context create alice --role editor > alice.yaml
+  pyservectl context list
+  pyservectl context revoke alice`, create, newContextListCommand(s), newContextRevokeCommand(s))
+}
+
+// contextOutput is a context for programs, without anything that lets its reader in.
+type contextOutput struct {
+	Name    string `json:"name"`
+	Role    string `json:"role"`
+	Issued  string `json:"issued"`
+	Expires string `json:"expires"`
+	Author  string `json:"author"`
+	Revoked bool   `json:"revoked"`
+}
+
+func newContextListCommand(s *settings) *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Short: "List the contexts that have not expired, without their keys", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return s.withAccess(cmd, func(ctx context.Context, c operatorv1.AccessClient) error {
+				m, err := c.ListContexts(ctx, &operatorv1.ListContextsRequest{})
+				if err != nil {
+					return plain(err)
+				}
+				contexts := []contextOutput{}
+				for _, c := range m.GetContexts() {
+					contexts = append(contexts, contextOutput{
+						Name: c.GetName(), Role: c.GetRole(), Issued: c.GetIssued().AsTime().Format(time.RFC3339),
+						Expires: c.GetExpires().AsTime().Format(time.RFC3339), Author: c.GetAuthor(), Revoked: c.GetRevoked(),
+					})
+				}
+				return s.printContexts(cmd.OutOrStdout(), contexts)
+			})
+		},
+	}
+}
+
+func (s *settings) printContexts(out io.Writer, contexts []contextOutput) error {
+	switch s.output {
+	case "json", "yaml":
+		return s.print(out, map[string]any{"contexts": contexts})
+	case "name":
+		for _, c := range contexts {
+			fmt.Fprintln(out, c.Name)
+		}
+		return nil
+	}
+	var rows [][]string
+	for _, c := range contexts {
+		state := "good"
+		if c.Revoked {
+			state = "revoked"
+		}
+		rows = append(rows, []string{c.Name, c.Role, c.Issued, c.Expires, state, c.Author})
+	}
+	return table(out, []string{"NAME", "ROLE", "ISSUED", "EXPIRES", "STATE", "AUTHOR"}, rows)
+}
+
+func newContextRevokeCommand(s *settings) *cobra.Command {
+	return &cobra.Command{
+		Use:   "revoke NAME",
+		Short: "Take back every context of a name that was made until now",
+		Long: `Take back every context of a name that was made until now: no control believes them any more, and what their holders are
+doing ends. Another context of the same name can be made at once.
+
+"admin" is the name of the contexts that lie in the data directories of the controls. When it is revoked, each control
+puts another admin.yaml there at once, or at its next start: whoever reads that directory is the cluster, and you are not
+locked out. Copies of the old ones are of no use any more.`,
+		Example: `  pyservectl context revoke alice`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return s.withAccess(cmd, func(ctx context.Context, c operatorv1.AccessClient) error {
+				m, err := c.RevokeContext(ctx, &operatorv1.RevokeContextRequest{Name: args[0]})
+				if err != nil {
+					return plain(err)
+				}
+				what := "revoked"
+				if n := len(m.GetRevoked()); n != 1 {
+					what = fmt.Sprintf("revoked (%d that were good)", n)
+				}
+				return s.done(cmd, "context", args[0], what)
+			})
+		},
+	}
 }
 
 // printContext prints a context as its file holds it; as JSON, which is YAML too, where that is asked for.
