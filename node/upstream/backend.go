@@ -32,8 +32,9 @@ type Backend struct {
 	requests, failures, connectFailures atomic.Uint64
 
 	verdict atomic.Pointer[Verdict]
+	avoided atomic.Bool
 
-	// mu guards pools, and makes one of setting the verdict and finding out whom it concerns. A pool's lock is never taken
+	// mu guards pools, and makes one of setting verdict or avoided and finding out whom it concerns. A pool's lock is never taken
 	// under it.
 	mu    sync.Mutex
 	pools map[*Pool]struct{}
@@ -98,9 +99,7 @@ func (b *Backend) SetVerdict(v Verdict) {
 	old := b.verdict.Swap(&v)
 	var concerned []*Pool
 	if (old.State != Unhealthy) != (v.State != Unhealthy) {
-		for p := range b.pools {
-			concerned = append(concerned, p)
-		}
+		concerned = b.joined()
 	}
 	b.mu.Unlock()
 	for _, p := range concerned {

@@ -95,16 +95,24 @@ func (p *Pool) rebuild() {
 	p.rebuilding.Lock()
 	defer p.rebuilding.Unlock()
 	next := &takers{}
-	var weights []uint32
-	for _, m := range p.members {
-		if m.Weight > 0 && m.Backend.takes() {
-			next.backends = append(next.backends, m.Backend)
-			weights = append(weights, m.Weight)
-		}
+	weights := p.gather(next, false)
+	if len(weights) == 0 {
+		weights = p.gather(next, true)
 	}
 	next.order = balance.NewRoundRobin(weights)
 	if previous := p.takers.Load(); previous != nil {
 		next.order.Follow(previous.order)
 	}
 	p.takers.Store(next)
+}
+
+// gather puts the members into t that take traffic, those to be avoided only if told to, and gives their weights.
+func (p *Pool) gather(t *takers, avoided bool) (weights []uint32) {
+	for _, m := range p.members {
+		if m.Weight > 0 && m.Backend.takes() && (avoided || !m.Backend.Avoided()) {
+			t.backends = append(t.backends, m.Backend)
+			weights = append(weights, m.Weight)
+		}
+	}
+	return weights
 }

@@ -27,6 +27,9 @@ type Options struct {
 	// Called after the state or the reason of a backend's verdict changed and the pools have taken it up, by whoever called
 	// SetVerdict. No lock is held. Nil: nobody is told.
 	Changed func(*Backend)
+	// Called when Open has failed by what looks like the backend's doing, or the network's, with a *DialError, by the goroutine
+	// that called Open. No lock is held. Nil: nobody is told.
+	Failed func(*Backend, error)
 	// For name lookup, connect and TLS handshake together, where the caller's context has no deadline. 0: 5 s.
 	ConnectTimeout time.Duration
 	// How long a connection is kept without a request, at most: up to a second less, and up to a quarter if that is shorter.
@@ -52,6 +55,9 @@ func (o Options) withDefaults() Options {
 		if *hook == nil {
 			*hook = func(*Backend) {}
 		}
+	}
+	if o.Failed == nil {
+		o.Failed = func(*Backend, error) {}
 	}
 	if o.ConnectTimeout <= 0 {
 		o.ConnectTimeout = 5 * time.Second

@@ -29,6 +29,12 @@ func NewMembers(names []string) Members {
 // Len is how many there are.
 func (m Members) Len() int { return len(m.names) }
 
+// Has says whether name is one of them.
+func (m Members) Has(name string) bool {
+	_, known := slices.BinarySearch(m.names, name)
+	return known
+}
+
 // Equal says whether both have the same names.
 func (m Members) Equal(other Members) bool { return slices.Equal(m.names, other.names) }
 
