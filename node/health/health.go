@@ -1,19 +1,22 @@
-// Package health probes backends and sets their verdicts. One goroutine for each backend connects to it in the way that
+// Package health watches backends and sets their verdicts. One goroutine for each backend connects to it in the way that
 // traffic does, over the same TLS with the same verification, and counts results up to the thresholds of its check.
 //
 // What a probe does is said by the check's type: connect, ask for a status over HTTP, ask the gRPC health service, or open a
 // WebSocket and ping.
 //
-// It does not decide who gets traffic (the pools of package upstream do, by the verdict), nor does it see how requests
-// fare.
+// Where there are other nodes, three of all probe a backend and tell the others, and each goes by what most of the three say;
+// package vote chooses and counts. A node that hears nothing, or is alone, probes for itself. What it meets with when its own
+// requests cannot connect counts at once, for itself alone.
 //
-// Order of calls: NewProber, then Watch and Unwatch for each backend, which fit upstream.Options' Added and Removed: a
-// backend is then probed from its first Acquire to its last Release, over however many generations. At the end the
-// registry's Close, then Prober.Close.
+// It does not decide who gets traffic (the pools of package upstream do, by the verdict), nor does it see how requests
+// fare once they are connected. How words come to other nodes is not its business either.
+//
+// Order of calls: NewProber, then Watch and Unwatch for each backend, and Failed, which fit upstream.Options' Added, Removed
+// and Failed: a backend is then watched from its first Acquire to its last Release, over however many generations. SetMembers
+// and Hear whenever there is news of other nodes. At the end the registry's Close, then Prober.Close.
 package health
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -22,6 +25,7 @@ import (
 	"time"
 
 	"github.com/pyserve/pyserve/node/upstream"
+	"github.com/pyserve/pyserve/node/vote"
 	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
 )
 
@@ -31,35 +35,47 @@ type Options struct {
 	Logger *slog.Logger
 	// A random duration from 0 up to but not including n, which is above 0. Called concurrently. Nil: math/rand/v2.
 	Random func(n time.Duration) time.Duration
+	// Self is this node's name among the members. Empty: it takes part in nothing, and probes for itself.
+	Self string
+	// Publish tells all other nodes, each of which gives message to its Hear; a later message with the same key takes the place
+	// of one that is not told yet. A message has at most MaxMessage bytes. It is called by probing goroutines and must neither
+	// wait nor call the prober. Nil: nobody is told.
+	Publish func(key string, message []byte)
 }
 
 // Prober owns the probing goroutines. Its methods may be called concurrently.
 type Prober struct {
-	logger *slog.Logger
-	random func(time.Duration) time.Duration
-	ctx    context.Context // ends with Close
-	cancel context.CancelFunc
+	logger  *slog.Logger
+	random  func(time.Duration) time.Duration
+	self    string
+	publish func(key string, message []byte)
+	ctx     context.Context // ends with Close
+	cancel  context.CancelFunc
+	counts  counts
 
-	// mu guards what follows. It is not held while waiting for a goroutine.
+	// mu guards what follows and what watch says of itself. It is not held while waiting for a goroutine, while a verdict is
+	// set, or while others are told.
 	mu      sync.Mutex
 	watches map[*upstream.Backend]*watch
+	byKey   map[vote.Key]*watch
 	closed  bool
-}
-
-// watch is one backend being probed.
-type watch struct {
-	cancel context.CancelFunc
-	done   chan struct{} // closed when its goroutine has ended
+	shared
 }
 
 // NewProber returns a prober that watches nothing.
 func NewProber(o Options) *Prober {
-	p := &Prober{logger: o.Logger, random: o.Random, watches: make(map[*upstream.Backend]*watch)}
+	p := &Prober{
+		logger: o.Logger, random: o.Random, self: o.Self, publish: o.Publish,
+		watches: make(map[*upstream.Backend]*watch), byKey: make(map[vote.Key]*watch), shared: newShared(),
+	}
 	if p.logger == nil {
 		p.logger = slog.New(slog.DiscardHandler)
 	}
 	if p.random == nil {
 		p.random = rand.N[time.Duration]
+	}
+	if p.publish == nil {
+		p.publish = func(string, []byte) {}
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p
@@ -74,15 +90,21 @@ func Supports(c *resourcev1.HealthCheck) error {
 	return nil
 }
 
-// Watch begins to probe b by the check of its Spec, one that Supports, until Unwatch or Close. A backend without a check, or with the type
-// none, counts as healthy from now on. Watching what is watched already changes nothing, nor does watching after Close.
+// checked says whether there is anything to probe.
+func checked(c *resourcev1.HealthCheck) bool {
+	t := c.GetType()
+	return t != resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_UNSPECIFIED && t != resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_NONE
+}
+
+// Watch begins to watch b by the check of its Spec, one that Supports, until Unwatch or Close. A backend without a check, or
+// with the type none, counts as healthy from now on. Watching what is watched already changes nothing, nor does watching after
+// Close.
 //
-// The first probe comes within a second, or within the interval if that is shorter, at a random moment, so that an apply
-// with a thousand backends does not probe them all at once. Its result alone decides, since nothing is known that it could
-// be weighed against; from then on the thresholds count.
+// Where this node is to probe, the first probe comes within a second, or within the interval if that is shorter, at a random
+// moment, so that an apply with a thousand backends does not probe them all at once. As long as nothing else is known its
+// result alone decides; from then on the thresholds count.
 func (p *Prober) Watch(b *upstream.Backend) {
-	c := b.Spec().Check
-	if t := c.GetType(); t == resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_UNSPECIFIED || t == resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_NONE {
+	if !checked(b.Spec().Check) {
 		b.SetVerdict(upstream.Verdict{State: upstream.Healthy, Since: time.Now()})
 		return
 	}
@@ -92,30 +114,34 @@ func (p *Prober) Watch(b *upstream.Backend) {
 		return
 	}
 	ctx, cancel := context.WithCancel(p.ctx)
-	w := &watch{cancel: cancel, done: make(chan struct{})}
-	p.watches[b] = w
+	w := newWatch(b, cancel)
+	p.watches[b], p.byKey[w.key] = w, w
+	p.table.Expect(w.key)
 	go func() {
 		defer close(w.done)
-		t := newTarget(b)
-		defer t.close()
-		p.probe(ctx, t)
+		w.run(ctx, p)
 	}()
 }
 
-// Unwatch ends the probing of b and waits for it: no verdict is set afterwards. It must not be called by what hangs on
-// upstream.Options.Changed, which the probing goroutine itself may be running.
+// Unwatch ends the watching of b and waits for it: no verdict is set afterwards. It must not be called by what hangs on
+// upstream.Options.Changed, which the watching goroutine itself may be running.
 func (p *Prober) Unwatch(b *upstream.Backend) {
 	p.mu.Lock()
 	w := p.watches[b]
 	delete(p.watches, b)
-	p.mu.Unlock()
-	if w != nil {
-		w.cancel()
-		<-w.done
+	if w != nil && p.byKey[w.key] == w {
+		delete(p.byKey, w.key)
+		p.table.Forget(w.key)
 	}
+	p.mu.Unlock()
+	if w == nil {
+		return
+	}
+	w.cancel()
+	<-w.done
 }
 
-// Close ends all probing and waits for it.
+// Close ends all watching and waits for it.
 func (p *Prober) Close() {
 	p.mu.Lock()
 	p.closed = true
@@ -128,50 +154,44 @@ func (p *Prober) Close() {
 	}
 }
 
+// Failed takes in that a connection for a request could not be opened: from now on the backend is passed over here where there
+// is another, until a probe of this node's own has reached it or the probers have given it up. Backends that are not probed are
+// left alone, since nothing would bring them back.
+func (p *Prober) Failed(b *upstream.Backend, err error) {
+	p.mu.Lock()
+	w := p.watches[b]
+	if w == nil || w.refused.reason != "" || w.verdict.State == upstream.Unhealthy {
+		p.mu.Unlock()
+		return
+	}
+	w.refused = refusal{reason: reasonFor(err, time.Now()), since: time.Now()}
+	reason := w.refused.reason
+	p.mu.Unlock()
+	p.counts.ownConnections.Add(1)
+	p.logger.Info("backend is passed over: a request could not connect to it", "backend", b.Address(), "reason", reason)
+	w.avoid(p)
+	w.wakeUp()
+}
+
 // The check's defaults, for resources that were not made from a document.
 const (
 	defaultInterval = 5 * time.Second
 	defaultTimeout  = 2 * time.Second
 )
 
-// probe is the goroutine of one backend: probes until ctx ends. Two probes of one backend never overlap; after one that
-// took longer than the interval the next follows at once.
-func (p *Prober) probe(ctx context.Context, t *target) {
-	interval := cmp.Or(max(0, t.check.GetInterval().AsDuration()), defaultInterval)
-	j := newJudge(t.check, t.backend.Verdict())
-	next := time.NewTimer(p.random(min(interval, time.Second)))
-	defer next.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-next.C:
-		}
-		begin := time.Now()
-		reason := t.try(ctx)
-		if ctx.Err() != nil {
-			return // what ended then was the watching, not the backend
-		}
-		if before := j.verdict; j.observe(reason, time.Now()) {
-			p.tell(t.backend, before.State, j.verdict)
-			t.backend.SetVerdict(j.verdict)
-		}
-		next.Reset(p.jitter(interval) - time.Since(begin))
-	}
-}
-
-// jitter is interval within 10 % either way: probes of many nodes and backends that happen to fall together drift apart.
+// jitter is interval within 10 % either way: probes of many backends that happen to fall together drift apart. It is for a node
+// that probes alone; those that share have their slots.
 func (p *Prober) jitter(interval time.Duration) time.Duration {
 	return interval - interval/10 + p.random(interval/5+1)
 }
 
-func (p *Prober) tell(b *upstream.Backend, before upstream.State, v upstream.Verdict) {
+func (p *Prober) tell(b *upstream.Backend, before, v upstream.Verdict, source Source) {
 	switch {
-	case v.State == before:
+	case v.State == before.State:
 		p.logger.Debug("backend fails for another reason", "backend", b.Address(), "reason", v.Reason)
 	case v.State == upstream.Unhealthy:
-		p.logger.Warn("backend is unhealthy", "backend", b.Address(), "reason", v.Reason)
+		p.logger.Warn("backend is unhealthy", "backend", b.Address(), "reason", v.Reason, "by", source.String())
 	default:
-		p.logger.Info("backend is healthy", "backend", b.Address())
+		p.logger.Info("backend is healthy", "backend", b.Address(), "by", source.String())
 	}
 }

@@ -96,7 +96,10 @@ func clip(s string) string {
 		return r
 	}, strings.ToValidUTF8(s, "?"))
 	if len(s) > maxReason {
-		s = strings.ToValidUTF8(s[:maxReason], "") + "…"
+		s = shorten(s, maxReason) + "…"
 	}
 	return s
 }
+
+// shorten cuts s down to n bytes, and a character that would be cut apart as a whole.
+func shorten(s string, n int) string { return strings.ToValidUTF8(s[:min(len(s), n)], "") }

@@ -1,0 +1,302 @@
+package health
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/pyserve/pyserve/node/upstream"
+	"github.com/pyserve/pyserve/node/vote"
+	"pgregory.net/rapid"
+)
+
+// pair is a pool of two backends in a world, both known to be healthy.
+func pair(t *testing.T, w *world) (*upstream.Pool, *upstream.Backend, *upstream.Backend) {
+	a, b := w.acquire(t, "a", tcpCheck()), w.acquire(t, "b", tcpCheck())
+	pool := upstream.NewPool([]upstream.Member{{Backend: a, Weight: 1}, {Backend: b, Weight: 1}})
+	wait(2 * time.Second)
+	if a.Verdict().State != upstream.Healthy || b.Verdict().State != upstream.Healthy {
+		t.Fatal("not healthy")
+	}
+	return pool, a, b
+}
+
+// picks says whether b is one of the two that are picked next.
+func picks(pool *upstream.Pool, b *upstream.Backend) bool {
+	first, second := pool.Pick(nil), pool.Pick(nil)
+	return first == b || second == b
+}
+
+func TestBackendThatRefusesARequestIsPassedOverAtOnceAndReturnsWhenItIsReached(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(middle)
+		defer w.close()
+		pool, a, _ := pair(t, w)
+		defer pool.Close()
+		w.set(syscall.ECONNREFUSED, 0)
+		w.prober.Failed(a, &upstream.DialError{Address: "a:1", Err: syscall.ECONNREFUSED})
+		if picks(pool, a) {
+			t.Error("it is picked after the refusal")
+		}
+		if a.Verdict().State != upstream.Healthy {
+			t.Errorf("one request has made it %v", a.Verdict().State)
+		}
+		if e := w.prober.Evidence(a); e.Refused != "connection refused" {
+			t.Errorf("the evidence is %+v", e)
+		}
+		wait(250 * time.Millisecond) // it is looked at at once, after 100 ms and after 200 more
+		if picks(pool, a) {
+			t.Error("it is picked though no look has reached it")
+		}
+		w.set(nil, 0)
+		wait(100 * time.Millisecond)
+		if !picks(pool, a) || w.prober.Evidence(a).Refused != "" {
+			t.Error("it is not picked though a look has reached it")
+		}
+		if c := w.prober.Counters(); c.OwnConnections != 1 || c.Looks != 3 {
+			t.Errorf("counted %+v", c)
+		}
+	})
+}
+
+// The looks at it count towards no threshold: they come faster than what the thresholds are meant for.
+func TestLooksAtARefusingBackendDoNotHastenTheVerdict(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(middle)
+		defer w.close()
+		pool, a, _ := pair(t, w)
+		defer pool.Close()
+		w.set(syscall.ECONNREFUSED, 0)
+		w.prober.Failed(a, syscall.ECONNREFUSED)
+		wait(8 * time.Second)
+		if a.Verdict().State != upstream.Healthy || w.prober.Counters().Looks < 6 {
+			t.Errorf("%v after %d looks and two probes", a.Verdict().State, w.prober.Counters().Looks)
+		}
+		wait(6 * time.Second)
+		if a.Verdict().State != upstream.Unhealthy || a.Avoided() || w.prober.Evidence(a).Refused != "" {
+			t.Errorf("%v, avoided %v: the verdict is to take the refusal's place", a.Verdict().State, a.Avoided())
+		}
+	})
+}
+
+func TestOnlyBackendOfAPoolIsAskedOnThoughItRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(middle)
+		defer w.close()
+		pool, a, b := pair(t, w)
+		defer pool.Close()
+		w.set(syscall.ECONNREFUSED, 0)
+		w.prober.Failed(a, syscall.ECONNREFUSED)
+		w.prober.Failed(b, syscall.ECONNREFUSED)
+		wait(time.Second)
+		if !picks(pool, a) || !picks(pool, b) {
+			t.Error("a pool is empty before its backends' verdicts say so")
+		}
+	})
+}
+
+func TestBackendThatIsNotProbedIsNeverPassedOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(middle)
+		defer w.close()
+		b := w.acquire(t, "a", nil)
+		w.prober.Failed(b, syscall.ECONNREFUSED)
+		if b.Avoided() {
+			t.Error("nothing would bring it back")
+		}
+		if e := w.prober.Evidence(b); e.Source != NoCheck || e.Verdict.State != upstream.Healthy {
+			t.Errorf("%+v", e)
+		}
+	})
+}
+
+func TestWhatOthersSayIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewProber(Options{Self: "n0"})
+		defer p.Close()
+		v := vote.Vote{Origin: "n1", Sequence: uint64(time.Now().UnixMicro()), State: vote.Healthy, Interval: time.Second, Heard: time.Now()}
+		say := func(change func(*vote.Vote)) []byte {
+			v := v
+			change(&v)
+			message, _ := vote.Encode([]vote.Vote{v}, time.Now(), MaxMessage)
+			return message
+		}
+		for _, c := range []struct {
+			err  error
+			want string
+		}{
+			{p.Hear("n1", []byte("nonsense")), "cannot be read"},
+			{p.Hear("n2", say(func(*vote.Vote) {})), "n2 speaks for n1"},
+			{p.Hear("n1", say(func(v *vote.Vote) { v.Sequence = uint64(time.Now().Add(25 * time.Hour).UnixMicro()) })), "a day ahead"},
+			{p.Merge(nil), "empty"},
+		} {
+			if c.err == nil || !strings.Contains(c.err.Error(), c.want) {
+				t.Errorf("%v, want %q", c.err, c.want)
+			}
+		}
+		if err := p.Hear("n1", say(func(*vote.Vote) {})); err != nil {
+			t.Error(err)
+		}
+		if c := p.Counters(); c.Received != 3 || c.Refused != 4 {
+			t.Errorf("counted %+v", c)
+		}
+	})
+}
+
+func TestFloodOfChecksNobodyKnowsIsRefusedAndCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewProber(Options{Self: "n0"})
+		defer p.Close()
+		var votes []vote.Vote
+		for i := range 5000 {
+			votes = append(votes, vote.Vote{Key: vote.Key{byte(i), byte(i >> 8)}, Origin: "n1", State: vote.Healthy, Interval: time.Second, Heard: time.Now()})
+		}
+		message, _ := vote.Encode(votes, time.Now(), 1<<20)
+		if err := p.Merge(message); err == nil || p.Counters().Refused < 500 {
+			t.Errorf("%v, %+v", err, p.Counters())
+		}
+	})
+}
+
+// A node that comes new knows the verdict from the first exchange, before anything was probed.
+func TestNewcomerHearsTheVerdictWithTheState(t *testing.T) {
+	inFleet(t, 1, 5, []string{backend}, func(fl *fleet) {
+		fl.network(nowhere)
+		wait(time.Minute)
+		p := NewProber(Options{Self: "zz", Random: middle})
+		r := upstream.NewRegistry(upstream.Options{Added: p.Watch, Removed: p.Unwatch})
+		defer p.Close()
+		defer r.Close()
+		p.SetMembers(append(fl.names(), "zz"))
+		if err := p.Merge(fl.nodes["n0"].prober.State()); err != nil {
+			t.Fatal(err)
+		}
+		b, err := r.Acquire(upstream.Spec{Host: backend, Port: 80, Check: tcpCheck()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		e := p.Evidence(b)
+		if b.Verdict().State != upstream.Unhealthy || e.Source != Majority || e.Members != 6 || len(e.Votes) != 3 || !e.Votes[0].Counted || len(e.Probers) != 3 {
+			t.Errorf("%v: %+v", b.Verdict(), e)
+		}
+	})
+}
+
+func TestStateThatDoesNotFitTellsBadNewsFirstAndTheRestByTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		turn := time.Duration(0)
+		p := NewProber(Options{Self: "n0", Random: func(n time.Duration) time.Duration {
+			turn++
+			return n * (turn % 3) / 3
+		}})
+		defer p.Close()
+		var votes []vote.Vote
+		for i := range 8000 {
+			v := vote.Vote{Key: vote.Key{byte(i), byte(i >> 8)}, Origin: "n1", State: vote.Healthy, Interval: time.Second, Heard: time.Now()}
+			if i%100 == 0 {
+				v.State = vote.Unhealthy
+			}
+			p.table.Expect(v.Key)
+			votes = append(votes, v)
+		}
+		p.merge(votes, time.Now())
+		told := make(map[vote.Key]int)
+		for range 3 {
+			state := p.State()
+			if len(state) > MaxState {
+				t.Fatalf("%d bytes", len(state))
+			}
+			got, err := vote.Decode(state, time.Now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, v := range got {
+				if told[v.Key]++; (v.State == vote.Unhealthy) != (i < 80) {
+					t.Fatalf("vote %d is %v", i, v.State)
+				}
+			}
+		}
+		if len(told) != len(votes) {
+			t.Errorf("%d of %d votes were ever told", len(told), len(votes))
+		}
+	})
+}
+
+// Many votes travel in few messages, and each is told again before it ceases to count.
+func TestVotesAreRepeatedInTimeAndTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		said := make(map[vote.Key]time.Time)
+		messages, votes := 0, 0
+		p := NewProber(Options{Self: "n0", Publish: func(_ string, message []byte) {
+			got, err := vote.Decode(message, time.Now())
+			if err != nil || len(message) > MaxMessage {
+				t.Errorf("%d bytes, %v", len(message), err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			messages++
+			for _, v := range got {
+				votes++
+				if before := said[v.Key]; !before.IsZero() && time.Since(before) > 11*time.Second {
+					t.Errorf("repeated after %v", time.Since(before))
+				}
+				said[v.Key] = time.Now()
+			}
+		}})
+		w := &world{prober: p, dials: make(map[string][]time.Time)}
+		w.registry = upstream.NewRegistry(upstream.Options{Added: p.Watch, Removed: p.Unwatch, DialContext: w.dial})
+		defer w.close()
+		p.SetMembers([]string{"n0", "n1", "n2"})
+		for i := range 100 {
+			w.acquire(t, fmt.Sprint("h", i), tcpCheck())
+		}
+		wait(2 * time.Minute)
+		mu.Lock()
+		defer mu.Unlock()
+		if len(said) != 100 || votes < 5*messages {
+			t.Errorf("%d checks, %d votes in %d messages", len(said), votes, messages)
+		}
+		for key, at := range said {
+			if time.Since(at) > 11*time.Second {
+				t.Errorf("%x was not repeated for %v", key, time.Since(at))
+			}
+		}
+	})
+}
+
+func TestSlotsAreEvenAndNeverLaterThanTheInterval(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		now := time.Unix(0, rapid.Int64Range(0, 1<<60).Draw(t, "now"))
+		interval := time.Duration(rapid.Int64Range(int64(3*time.Millisecond), int64(time.Hour)).Draw(t, "interval"))
+		var key vote.Key
+		copy(key[:], rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "key"))
+		var at []time.Duration
+		for place := range vote.Probers {
+			s := slot(now, interval, key, place)
+			if wait := s.Sub(now); wait <= 0 || wait > interval {
+				t.Fatalf("place %d waits %v of %v", place, wait, interval)
+			}
+			if again := slot(s, interval, key, place); again.Sub(s) != interval {
+				t.Fatalf("the next slot comes %v after", again.Sub(s))
+			}
+			at = append(at, s.Sub(now))
+		}
+		slices.Sort(at)
+		for i := range at {
+			gap := at[(i+1)%3] - at[i]
+			if gap <= 0 {
+				gap += interval
+			}
+			if third := interval / 3; gap < third-3 || gap > third+3 {
+				t.Fatalf("%v of %v apart", gap, interval)
+			}
+		}
+	})
+}

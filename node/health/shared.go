@@ -1,0 +1,455 @@
+package health
+
+import (
+	"container/list"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/pyserve/pyserve/node/upstream"
+	"github.com/pyserve/pyserve/node/vote"
+)
+
+const (
+	// MaxMessage is how long a message to other nodes is at most, in bytes: it has to fit into a packet beside other news.
+	MaxMessage = 800
+	// MaxState is how long State is at most, in bytes.
+	MaxState = 192 << 10
+
+	// tidyInterval is the time between two sweeps of the table.
+	tidyInterval = time.Minute
+	// maxRepeated bounds how many votes are looked at that might be repeated beside one that is told.
+	maxRepeated = 32
+	// maxAhead is how far another node's clock may be ahead: by more, its word could not be replaced for too long.
+	maxAhead = 24 * time.Hour
+	// distrustFor is how long the question whether this node distrusts itself is not asked again where more than maxAsked
+	// backends would have to be asked about.
+	distrustFor = 250 * time.Millisecond
+	maxAsked    = 64
+)
+
+// role is why a node probes a backend.
+type role uint8
+
+const (
+	idle role = iota
+	prober
+	leaving   // its duty has moved, and it goes on for a while
+	standIn   // in the place of probers that are not heard
+	forItself // there are too few nodes for probers
+)
+
+// String is the word that people are shown.
+func (r role) String() string {
+	switch r {
+	case prober:
+		return "on duty"
+	case leaving:
+		return "duty has moved"
+	case standIn:
+		return "stands in"
+	case forItself:
+		return "probes for itself"
+	}
+	return "listens"
+}
+
+// shared is the part of a prober that is about other nodes. It is guarded by Prober.mu.
+type shared struct {
+	members  vote.Members
+	table    *vote.Table
+	tidied   time.Time
+	sequence uint64
+	own      *list.List // of *watch: those that others are told of, the one told longest ago first
+	passing  int        // how many watches have passed their newest probe
+	failing  map[*watch]bool
+	// Whether this node distrusts itself, and when that was asked.
+	distrust      bool
+	distrustAsked time.Time
+}
+
+func newShared() shared {
+	return shared{table: vote.NewTable(), own: list.New(), failing: make(map[*watch]bool)}
+}
+
+// message is one for other nodes.
+type message struct {
+	key   string
+	bytes []byte
+}
+
+func (p *Prober) send(messages []message) {
+	for _, m := range messages {
+		p.publish(m.key, m.bytes)
+	}
+}
+
+// SetMembers says which nodes there are, by their names; this one counts whether or not it is among them. Duties move at once.
+// Without a name of its own the prober stays alone.
+func (p *Prober) SetMembers(names []string) {
+	if p.self == "" {
+		return
+	}
+	members := vote.NewMembers(append(slices.Clone(names), p.self))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if members.Equal(p.members) {
+		return
+	}
+	p.members = members
+	for _, w := range p.watches {
+		w.wakeUp()
+	}
+}
+
+// Hear takes in what the node named from has published. An error says that the message, or some of it, was refused; what could
+// be used of it was.
+func (p *Prober) Hear(from string, message []byte) error {
+	return p.take(message, func(v vote.Vote) error {
+		if v.Origin != from {
+			return fmt.Errorf("%s speaks for %s", from, v.Origin)
+		}
+		return nil
+	})
+}
+
+// Merge takes in another node's State. An error is that of Hear.
+func (p *Prober) Merge(state []byte) error {
+	return p.take(state, func(vote.Vote) error { return nil })
+}
+
+var (
+	errAhead  = errors.New("its clock is more than a day ahead")
+	errNoRoom = errors.New("there is no room for so many checks that are not known here")
+)
+
+func (p *Prober) take(message []byte, refuse func(vote.Vote) error) error {
+	now := time.Now()
+	votes, err := vote.Decode(message, now)
+	if err != nil {
+		p.counts.refused.Add(1)
+		return err
+	}
+	latest := uint64(now.Add(maxAhead).UnixMicro())
+	received := len(votes)
+	votes = slices.DeleteFunc(votes, func(v vote.Vote) bool {
+		why := refuse(v)
+		if why == nil && v.Sequence > latest {
+			why = errAhead
+		}
+		if why != nil {
+			err = why
+		}
+		return why != nil
+	})
+	p.counts.refused.Add(uint64(received - len(votes)))
+	if n := p.merge(votes, now); n > 0 {
+		p.counts.refused.Add(uint64(n))
+		err = errNoRoom
+	}
+	p.counts.received.Add(uint64(received))
+	return err
+}
+
+// merge takes in votes that are in order, and says how many there was no room for.
+func (p *Prober) merge(votes []vote.Vote, now time.Time) (refused int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, v := range votes {
+		if v.Origin == p.self { // from before this process, perhaps by a clock that was ahead
+			p.sequence = max(p.sequence, v.Sequence)
+		}
+	}
+	refused = p.hold(votes, now)
+	if now.Sub(p.tidied) >= tidyInterval {
+		p.tidied = now
+		p.table.Tidy(now)
+	}
+	return refused
+}
+
+// hold puts votes into the table, and wakes whom they concern: this node's own too, for they count like any other. It is called
+// with mu held.
+func (p *Prober) hold(votes []vote.Vote, now time.Time) (refused int) {
+	changed, refused := p.table.Merge(votes, now)
+	for _, key := range changed {
+		if w := p.byKey[key]; w != nil {
+			w.wakeUp()
+		}
+	}
+	return refused
+}
+
+// State is what a node should know that has heard nothing yet. Where not all fits, bad news goes first, and of the good news
+// another part each time.
+func (p *Prober) State() []byte {
+	now := time.Now()
+	p.mu.Lock()
+	fresh := p.table.Fresh(now)
+	p.mu.Unlock()
+	message, n := vote.Encode(fresh, now, MaxState)
+	if n == len(fresh) {
+		return message
+	}
+	good := slices.IndexFunc(fresh, func(v vote.Vote) bool { return v.State == vote.Healthy })
+	if good < 0 || good >= n {
+		return message
+	}
+	start := good + int(p.random(time.Duration(len(fresh)-good)))
+	fresh = slices.Concat(fresh[:good], fresh[start:], fresh[good:start])
+	message, _ = vote.Encode(fresh, now, MaxState)
+	return message
+}
+
+// situation is what is known of w, and what its own requests have met with.
+func (p *Prober) situation(w *watch, own upstream.Verdict, now time.Time) (situation, refusal) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := situation{now: now, own: own, members: max(1, p.members.Len())}
+	if s.alone() {
+		return s, w.refused
+	}
+	s.place, _ = p.members.Place(w.key, p.self)
+	s.count = vote.Decide(p.table.Of(w.key), p.members, now)
+	for _, v := range s.count.Counted {
+		if place, _ := p.members.Place(w.key, v.Origin); place < s.place {
+			s.ahead++
+		}
+	}
+	return s, w.refused
+}
+
+// nextProbe is when w is probed after the probe that began at begin.
+func (p *Prober) nextProbe(w *watch, begin time.Time) time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.members.Len() < 2 {
+		return begin.Add(p.jitter(w.interval))
+	}
+	place, _ := p.members.Place(w.key, p.self)
+	return slot(begin, w.interval, w.key, place).Add(p.random(min(w.interval/20, maxJitter) + 1))
+}
+
+// observed takes in the result of a probe.
+func (p *Prober) observed(w *watch, reached bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w.probed = time.Now()
+	r := failed
+	if reached {
+		r = passed
+	}
+	p.setLatest(w, r)
+}
+
+// stopProbing takes back what w's probes have said of this node.
+func (p *Prober) stopProbing(w *watch) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.setLatest(w, unprobed)
+	p.silence(w)
+}
+
+// silence ends the repetition of what was said of w.
+func (p *Prober) silence(w *watch) {
+	w.said = said{}
+	if w.place != nil {
+		p.own.Remove(w.place)
+		w.place = nil
+	}
+}
+
+// setLatest is called with mu held.
+func (p *Prober) setLatest(w *watch, r result) {
+	if w.latest == passed {
+		p.passing--
+	}
+	delete(p.failing, w)
+	switch w.latest = r; r {
+	case passed:
+		p.passing++
+	case failed:
+		p.failing[w] = true
+	}
+}
+
+// record notes for people what was decided on w, and makes the messages with which others are told. It is called after each
+// probe and whenever anything has changed. Where this node does not speak, own is Unknown.
+func (p *Prober) record(w *watch, c *course, own upstream.Verdict, now time.Time) []message {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w.verdict, w.source, w.role, w.word = c.verdict, c.source, p.roleOf(c), own
+	if own.State == upstream.Unknown || p.members.Len() < 2 {
+		return nil
+	}
+	messages := p.reconsider(now)
+	if !p.wouldSay(w) && (now.Sub(w.said.at) < w.interval*3/2 || !w.probed.After(w.said.at)) {
+		return messages
+	}
+	p.word(w)
+	return append(messages, p.batch(append([]vote.Vote{p.repeat(w, now)}, p.due(w, now)...), now)...)
+}
+
+// reconsider asks whether this node is to distrust itself, and makes messages of what it takes back or upholds if that has
+// changed. It is called with mu held.
+func (p *Prober) reconsider(now time.Time) []message {
+	if p.passing == 0 && len(p.failing) > maxAsked && now.Sub(p.distrustAsked) < distrustFor {
+		return nil
+	}
+	p.distrustAsked = now
+	distrusts := p.distrusts(now)
+	if distrusts == p.distrust {
+		return nil
+	}
+	p.distrust = distrusts
+	if distrusts {
+		p.logger.Warn("all health probes of this node fail where those of others succeed: it tells them that it is unsure")
+	} else {
+		p.logger.Info("health probes of this node count again")
+	}
+	var other []*watch
+	for e := p.own.Front(); e != nil; e = e.Next() {
+		if w := e.Value.(*watch); p.wouldSay(w) {
+			other = append(other, w)
+		}
+	}
+	votes := make([]vote.Vote, len(other)) // apart from the walk, for dating them reorders the list
+	for i, w := range other {
+		p.word(w)
+		votes[i] = p.repeat(w, now)
+	}
+	return p.batch(votes, now)
+}
+
+// distrusts says whether all that this node probes looks dead, two addresses at least, while most of it is alive for others. It is
+// called with mu held.
+func (p *Prober) distrusts(now time.Time) bool {
+	if p.passing > 0 {
+		return false
+	}
+	addresses := make(map[string]bool)
+	heard, alive := 0, 0
+	for w := range p.failing {
+		addresses[w.backend.Address()] = true
+		healthy, unhealthy := 0, 0
+		for _, v := range p.table.Of(w.key) {
+			switch {
+			case v.Origin == p.self, !p.members.Has(v.Origin), !now.Before(v.FreshUntil()):
+			case v.State == vote.Healthy:
+				healthy++
+			case v.State == vote.Unhealthy:
+				unhealthy++
+			}
+		}
+		if healthy+unhealthy > 0 {
+			heard++
+		}
+		if healthy > unhealthy {
+			alive++
+		}
+	}
+	return len(addresses) >= 2 && alive > heard/2
+}
+
+// roleOf is called with mu held.
+func (p *Prober) roleOf(c *course) role {
+	switch {
+	case c.onDuty && p.members.Len() < vote.Probers:
+		return forItself
+	case c.onDuty:
+		return prober
+	case !c.overlap.IsZero():
+		return leaving
+	case c.standing:
+		return standIn
+	}
+	return idle
+}
+
+// stateOf is what this node says of a backend by its own verdict. A node that distrusts itself accuses nobody. It is called with
+// mu held.
+func (p *Prober) stateOf(v upstream.Verdict) (vote.State, string) {
+	switch {
+	case v.State == upstream.Healthy:
+		return vote.Healthy, ""
+	case p.distrust:
+		return vote.Unsure, "all probes of this node fail: " + v.Reason
+	}
+	return vote.Unhealthy, v.Reason
+}
+
+// wouldSay says whether what others were told of w is not what they would be told now. It is called with mu held.
+func (p *Prober) wouldSay(w *watch) bool {
+	state, reason := p.stateOf(w.word)
+	return w.said.vote.State != state || w.said.vote.Reason != shorten(reason, vote.MaxReason)
+}
+
+// word is what is to be said of w, its date left open. It is called with mu held.
+func (p *Prober) word(w *watch) {
+	state, reason := p.stateOf(w.word)
+	w.said.vote = vote.Vote{
+		Key: w.key, Origin: p.self, State: state, Reason: shorten(reason, vote.MaxReason),
+		Since: w.word.Since.Truncate(time.Millisecond), Interval: w.interval.Truncate(time.Millisecond),
+	}
+}
+
+// due gives what was told longest ago, has been seen again since, and fits into a message beside w. It is called with mu held.
+func (p *Prober) due(w *watch, now time.Time) (votes []vote.Vote) {
+	var again []*watch
+	for e, looked := p.own.Front(), 0; e != nil && looked < maxRepeated; e, looked = e.Next(), looked+1 {
+		other := e.Value.(*watch)
+		if other != w && now.Sub(other.said.at) >= other.interval && other.probed.After(other.said.at) {
+			again = append(again, other)
+			votes = append(votes, other.said.vote)
+		}
+	}
+	_, fit := vote.Encode(append([]vote.Vote{w.said.vote}, votes...), now, MaxMessage)
+	votes = votes[:max(0, fit-1)]
+	for i := range votes {
+		votes[i] = p.repeat(again[i], now)
+	}
+	return votes
+}
+
+// batch takes votes of this node's own into the table, and puts them into as few messages as hold them. It is called with mu
+// held.
+func (p *Prober) batch(votes []vote.Vote, now time.Time) (messages []message) {
+	p.hold(votes, now)
+	for len(votes) > 0 {
+		bytes, n := vote.Encode(votes, now, MaxMessage)
+		messages = append(messages, message{key: hex.EncodeToString(votes[0].Key[:8]), bytes: bytes})
+		votes = votes[n:]
+	}
+	return messages
+}
+
+// repeat dates what was said of w anew. It is called with mu held.
+func (p *Prober) repeat(w *watch, now time.Time) vote.Vote {
+	p.sequence = max(p.sequence+1, uint64(now.UnixMicro()))
+	w.said.vote.Sequence, w.said.vote.Heard, w.said.at = p.sequence, now, now
+	if w.place == nil {
+		w.place = p.own.PushBack(w)
+	} else {
+		p.own.MoveToBack(w.place)
+	}
+	return w.said.vote
+}
+
+// refusedNow is what requests have met with so far.
+func (p *Prober) refusedNow(w *watch) refusal {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return w.refused
+}
+
+// forgive ends a refusal, unless there is another since.
+func (p *Prober) forgive(w *watch, r refusal) {
+	p.mu.Lock()
+	if w.refused == r {
+		w.refused = refusal{}
+	}
+	p.mu.Unlock()
+	w.avoid(p)
+}
