@@ -18,6 +18,8 @@ type gauges struct {
 	tunnelBytes, webSocketMessage         *prometheus.Desc
 	connections, opened, reused, unopened *prometheus.Desc
 	accessLogged, accessDropped           *prometheus.Desc
+	probes, votes, votesRefused           *prometheus.Desc
+	decisions                             *prometheus.Desc
 }
 
 func newGauges(n *Node) *gauges {
@@ -36,6 +38,10 @@ func newGauges(n *Node) *gauges {
 		reused:           desc("backend_connections_reused_total", "Requests that were sent over a connection that was kept.", "backend"),
 		unopened:         desc("backend_connect_failures_total", "Connections to the backend that could not be opened.", "backend"),
 		accessLogged:     desc("access_log_written_total", "Requests that were written to the access log."),
+		probes:           desc("health_probes_total", "Probes of backends by this node: checks at their time, and looks at backends that its own requests could not connect to.", "kind"),
+		votes:            desc("health_votes_received_total", "What other nodes' probes say, as it was received."),
+		votesRefused:     desc("health_votes_refused_total", "Of these, what was malformed, in another node's name, or too much."),
+		decisions:        desc("health_decisions_total", "Changes of a backend between healthy and unhealthy here, by what they rest on, and backends passed over because of own connections.", "by"),
 		accessDropped:    desc("access_log_dropped_total", "Requests that the access log had no room for, or could not be written."),
 	}
 }
@@ -61,6 +67,7 @@ func (g *gauges) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		g.tunnels, g.tunnelBytes, g.webSocketMessage, g.revision, g.backendUp,
 		g.connections, g.opened, g.reused, g.unopened, g.accessLogged, g.accessDropped,
+		g.probes, g.votes, g.votesRefused, g.decisions,
 	} {
 		out <- d
 	}
@@ -79,8 +86,20 @@ func (g *gauges) Collect(out chan<- prometheus.Metric) {
 		out <- total(g.accessLogged, l.Written())
 		out <- total(g.accessDropped, l.Dropped())
 	}
+	g.collectHealth(out)
 	g.collectVerdicts(out)
 	g.collectConnections(out)
+}
+
+func (g *gauges) collectHealth(out chan<- prometheus.Metric) {
+	c := g.node.prober.Counters()
+	out <- total(g.probes, c.Probes, "check")
+	out <- total(g.probes, c.Looks, "look")
+	out <- total(g.votes, c.Received)
+	out <- total(g.votesRefused, c.Refused)
+	out <- total(g.decisions, c.Majority, "majority")
+	out <- total(g.decisions, c.OwnProbes, "own_probes")
+	out <- total(g.decisions, c.OwnConnections, "own_connections")
 }
 
 func level(d *prometheus.Desc, value float64, labels ...string) prometheus.Metric {

@@ -33,7 +33,8 @@ var ErrPrepared = errors.New("node: another generation is prepared already")
 
 // Options of a Node. The zero value works.
 type Options struct {
-	// Names the node in logs; empty: logs do not name it.
+	// Names the node in logs, and among the others that share health checks with it; empty: logs do not name it, and it shares
+	// nothing.
 	Name string
 	// The host:port to listen on, whatever the listener resource says; empty: what the listener resource says.
 	Listen string
@@ -45,6 +46,9 @@ type Options struct {
 	AccessLog *accesslog.Log
 	// The time over which tunnels are ended whose route or backend an apply has taken away. 0: 10 s.
 	TunnelRemovalTime time.Duration
+	// Tells all other nodes what this one's health probes say; each gives message to its HearVotes. A later message with the same
+	// key takes the place of one that is not told yet. It must neither wait nor call the node. Nil: nobody is told.
+	PublishVotes func(key string, message []byte)
 }
 
 // Node is a data plane. Its methods may be called concurrently.
@@ -100,9 +104,10 @@ func New(o Options) (*Node, error) {
 		changed: make(chan struct{}, 1), stopped: make(chan struct{}), made: time.Now(), lameDuck: lameDuck, quiet: quiet,
 	}
 	n.cutting, n.cut = context.WithCancel(context.Background())
-	n.prober = health.NewProber(health.Options{Logger: logger})
+	n.prober = health.NewProber(health.Options{Logger: logger, Self: o.Name, Publish: o.PublishVotes})
 	n.registry = upstream.NewRegistry(upstream.Options{
-		Logger: logger, Added: n.prober.Watch, Removed: n.prober.Unwatch, Changed: n.verdictChanged,
+		Logger: logger, Added: n.prober.Watch, Removed: n.prober.Unwatch, Failed: n.prober.Failed,
+		Changed: n.verdictChanged,
 	})
 	n.proxy, err = forward.New(forward.Options{
 		Source: source{&n.live}, Tunnels: n.tunnels, Meter: counts, AccessLog: o.AccessLog, Logger: logger,
