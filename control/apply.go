@@ -83,7 +83,7 @@ func (c *Control) awaitTurn(ctx context.Context) (done func(), err error) {
 func (c *Control) current(ctx context.Context) error {
 	switch {
 	case !c.store.Leads():
-		return ErrNotLeading
+		return c.notLeading()
 	case !c.Replicated():
 		return nil // nobody else can have stored anything
 	}
@@ -91,6 +91,14 @@ func (c *Control) current(ctx context.Context) error {
 		return fmt.Errorf("%w: %w", ErrNotLeading, err)
 	}
 	return nil
+}
+
+// notLeading says why nothing is decided here: where there is no other control, only the disk can be the reason.
+func (c *Control) notLeading() error {
+	if trouble := c.store.Trouble(); trouble != nil && !c.Replicated() {
+		return trouble
+	}
+	return ErrNotLeading
 }
 
 func requestID(o *operatorv1.ApplyOptions) (store.RequestID, error) {
@@ -354,7 +362,7 @@ func (c *Control) drive(ctx context.Context, plan *rollout.Rollout, target *flee
 		default:
 		}
 		if !c.store.Leads() {
-			return ErrNotLeading // nor those of other controls, which attend to another one now
+			return c.notLeading() // nor those of other controls, which attend to another one now
 		}
 		if plan.Next() != rollout.Wait {
 			return nil

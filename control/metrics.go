@@ -6,6 +6,7 @@ import "github.com/prometheus/client_golang/prometheus"
 type collector struct {
 	control   *Control
 	leads     *prometheus.Desc
+	writable  *prometheus.Desc
 	controls  *prometheus.Desc
 	revision  *prometheus.Desc
 	converged *prometheus.Desc
@@ -17,6 +18,7 @@ func (c *Control) Collector() prometheus.Collector {
 	return &collector{
 		control:   c,
 		leads:     prometheus.NewDesc("pyserve_control_leads", "1 where this control leads.", nil, nil),
+		writable:  prometheus.NewDesc("pyserve_control_disk_writable", "1 where this control's disk takes writes, as far as is known.", nil, nil),
 		controls:  prometheus.NewDesc("pyserve_control_controls", "How many controls the cluster has.", nil, nil),
 		revision:  prometheus.NewDesc("pyserve_control_revision", "The active revision; 0 before the first apply.", nil, nil),
 		converged: prometheus.NewDesc("pyserve_control_converged", "1 when every node serves the active revision.", nil, nil),
@@ -26,6 +28,7 @@ func (c *Control) Collector() prometheus.Collector {
 
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- c.leads
+	ch <- c.writable
 	ch <- c.controls
 	ch <- c.revision
 	ch <- c.converged
@@ -39,6 +42,11 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		leads = 0
 	}
 	ch <- prometheus.MustNewConstMetric(c.leads, prometheus.GaugeValue, leads)
+	writable := 1.0
+	if c.control.Trouble() != "" {
+		writable = 0
+	}
+	ch <- prometheus.MustNewConstMetric(c.writable, prometheus.GaugeValue, writable)
 	ch <- prometheus.MustNewConstMetric(c.controls, prometheus.GaugeValue, float64(len(c.control.others())+1))
 	status := c.control.Status()
 	converged := 0.0

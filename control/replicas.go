@@ -484,6 +484,15 @@ func (c *Control) Changed() <-chan struct{} { return c.store.Changed() }
 // Replicated says whether there are other controls.
 func (c *Control) Replicated() bool { return len(c.others()) > 0 }
 
+// Trouble is why this control cannot store anything, in a sentence; empty: as far as is known, it can. Nodes are served
+// all the same, and it is over by itself.
+func (c *Control) Trouble() string {
+	if err := c.store.Trouble(); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
 // Partial says that this control follows, and knows only what its own nodes do: the one that leads knows all.
 func (c *Control) Partial() bool { return c.Replicated() && !c.store.Leads() }
 

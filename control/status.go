@@ -33,6 +33,9 @@ func (c *Control) Watch() (changed <-chan struct{}, stop func()) { return c.flee
 // serves it.
 func (c *Control) Status() *operatorv1.GetStatusResponse {
 	m := &operatorv1.GetStatusResponse{}
+	if trouble := c.Trouble(); trouble != "" {
+		m.Notes = append(m.Notes, "control "+c.options.Name+": "+trouble)
+	}
 	active := c.store.Active()
 	if active != nil {
 		m.Revision, m.Digest = active.Number, active.Bundle.Digest().String()

@@ -35,7 +35,14 @@ type cluster struct {
 func newCluster(t *testing.T, names ...string) *cluster {
 	t.Helper()
 	c := &cluster{t: t, dir: t.TempDir()}
-	t.Cleanup(c.checkSecrets)
+	c.begin(names...)
+	return c
+}
+
+// begin is newCluster for a directory that is prepared already.
+func (c *cluster) begin(names ...string) {
+	c.t.Helper()
+	c.t.Cleanup(c.checkSecrets)
 	c.startControl()
 	for _, name := range names {
 		c.addNode(name)
@@ -46,7 +53,6 @@ func newCluster(t *testing.T, names ...string) *cluster {
 	for _, n := range c.nodes {
 		c.connected(n.name)
 	}
-	return c
 }
 
 // startControl starts the control on ports of its own, and on others where somebody was quicker.

@@ -183,7 +183,7 @@ func startControl(ctx context.Context, o controlOptions, logger *slog.Logger) (_
 	}
 	registry := newRegistry()
 	registry.MustRegister(p.control.Collector(), newGossipMetrics(members.Load))
-	p.undo.add(startAdmin(adminListener, registry, func() string { return "" }, web.Handler(p.control, logger), logger).stop)
+	p.undo.add(startAdmin(adminListener, registry, p.control.Trouble, web.Handler(p.control, logger), logger).stop)
 	// First of all when this process is told to stop, while it still serves.
 	p.undo.add(func(ctx context.Context) error {
 		if err := p.control.HandOver(ctx); err != nil {

@@ -44,6 +44,18 @@ func sample() statusOutput {
 	})
 }
 
+func TestStatusTellsOfTroubleOfControl(t *testing.T) {
+	status := statusOf(&operatorv1.GetStatusResponse{Revision: 3, Digest: strings.Repeat("ab", 32), Notes: []string{"control c1: its disk is full"}})
+	var out bytes.Buffer
+	if err := (&settings{output: "table"}).printStatus(&out, status); err != nil || !strings.HasPrefix(out.String(), "control c1: its disk is full\n") {
+		t.Errorf("%v, printed\n%s", err, out.String())
+	}
+	out.Reset()
+	if err := (&settings{output: "json"}).printStatus(&out, status); err != nil || !strings.Contains(out.String(), `"notes"`) {
+		t.Errorf("%v, printed\n%s", err, out.String())
+	}
+}
+
 // Programs read these keys; the contract has them in this order.
 func TestStatusForPrograms(t *testing.T) {
 	var out bytes.Buffer

@@ -19,6 +19,8 @@ type statusOutput struct {
 	Digest    string       `json:"digest"`
 	Converged bool         `json:"converged"`
 	Nodes     []nodeOutput `json:"nodes"`
+	// Notes are of the control that answers.
+	Notes []string `json:"notes,omitempty"`
 }
 
 type nodeOutput struct {
@@ -36,7 +38,7 @@ type nodeOutput struct {
 }
 
 func statusOf(m *operatorv1.GetStatusResponse) statusOutput {
-	out := statusOutput{m.GetRevision(), m.GetDigest(), m.GetConverged(), []nodeOutput{}}
+	out := statusOutput{m.GetRevision(), m.GetDigest(), m.GetConverged(), []nodeOutput{}, m.GetNotes()}
 	for _, n := range m.GetNodes() {
 		since := n.GetSince().AsTime()
 		out.Nodes = append(out.Nodes, nodeOutput{
@@ -162,7 +164,13 @@ func (s *settings) printStatus(out io.Writer, status statusOutput) error {
 		}
 		fmt.Fprintln(out)
 	}
-	_, err := fmt.Fprintln(out, sentence(status, newPainter(out)))
+	p := newPainter(out)
+	for _, note := range status.Notes {
+		if _, err := fmt.Fprintln(out, p.paint(yellow, note)); err != nil {
+			return err
+		}
+	}
+	_, err := fmt.Fprintln(out, sentence(status, p))
 	return err
 }
 

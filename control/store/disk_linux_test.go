@@ -56,13 +56,13 @@ func fullDisk(dir string) {
 	if kept != nil {
 		before = kept.Number
 	}
-	fmt.Println("resumed:", s.Active().Number == before+1, s.Close())
+	fmt.Println("resumed:", s.Active().Number == before+1, s.Trouble(), s.Close())
 }
 
 func TestFullDiskIsAnErrorAndNotTheEnd(t *testing.T) {
 	dir := t.TempDir()
 	cmd, lines := child(t, "full disk", dir)
-	for _, want := range []string{"full:", "again:", "resumed: true <nil>"} {
+	for _, want := range []string{"full:", "again:", "resumed: true <nil> <nil>"} {
 		if !lines.Scan() || !strings.HasPrefix(lines.Text(), want) {
 			t.Fatalf("got %q, want %q", lines.Text(), want)
 		}

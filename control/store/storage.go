@@ -350,8 +350,8 @@ type storage struct {
 	disk
 	logger   *slog.Logger
 	closing  chan struct{}
-	failure  atomic.Pointer[error] // the last write's; nil: it succeeded
-	began    [2]atomic.Int64       // when the write under way began, in nanoseconds; 0: none is
+	failure  atomic.Pointer[DiskError] // why entries are not written; nil: as far as is known, they are
+	began    [2]atomic.Int64           // when the write under way began, in nanoseconds; 0: none is
 	watching sync.WaitGroup
 }
 
@@ -424,21 +424,41 @@ func (s *storage) committed() (uint64, error) {
 
 func (s *storage) keepCommitted(index uint64) error { return s.disk.SetUint64(committedKey, index) }
 
-// lastError is why the last write failed; nil where it did not.
-func (s *storage) lastError() error {
-	if err := s.failure.Load(); err != nil {
-		return *err
+// DiskError says that the disk of the data directory takes no writes.
+type DiskError struct{ Err error }
+
+func (e *DiskError) Error() string {
+	advice := "see what is wrong with it"
+	if errors.Is(e.Err, syscall.ENOSPC) || errors.Is(e.Err, syscall.EDQUOT) {
+		advice = "make room there and try again"
+	}
+	return fmt.Sprintf("control's disk takes no writes: %v; %s", e.Err, advice)
+}
+
+func (e *DiskError) Unwrap() error { return e.Err }
+
+// trouble is why the disk takes no writes; nil: as far as is known, it does.
+func (s *storage) trouble() error {
+	if failure := s.failure.Load(); failure != nil {
+		return failure
 	}
 	return nil
 }
 
-func (s *storage) note(err error) {
-	if err == nil {
-		s.failure.Store(nil)
-		return
+// failed remembers what kept an entry, or a term, from the disk, and tells it once.
+func (s *storage) failed(err error) error {
+	failure := &DiskError{err}
+	if s.failure.Swap(failure) == nil {
+		s.logger.Error("changes are refused until the disk takes writes again", "error", failure)
 	}
-	if s.failure.Swap(&err) == nil {
-		s.logger.Error("control cannot write to its disk; changes are refused until it can", "error", err)
+	return failure
+}
+
+// wrote says that entries were written. A term does not count: it may find room where the entry that follows finds none,
+// at every attempt to lead.
+func (s *storage) wrote() {
+	if s.failure.Swap(nil) != nil {
+		s.logger.Info("the disk takes writes again")
 	}
 }
 
@@ -449,8 +469,12 @@ func (s *storage) StoreLog(entry *raft.Log) error { return s.StoreLogs([]*raft.L
 // once and writes the no-op that begins its term, so that is slowed down.
 func (s *storage) StoreLogs(entries []*raft.Log) error {
 	err := s.timed(writing, func() error { return s.disk.StoreLogs(entries) })
-	s.note(err)
-	if err != nil && len(entries) == 1 && entries[0].Type == raft.LogNoop {
+	if err == nil {
+		s.wrote()
+		return nil
+	}
+	err = s.failed(err)
+	if len(entries) == 1 && entries[0].Type == raft.LogNoop {
 		s.pause()
 	}
 	return err
@@ -467,8 +491,10 @@ func (s *storage) SetUint64(key []byte, value uint64) error {
 	}
 	for {
 		err := s.timed(writing, func() error { return s.disk.SetUint64(key, value) })
-		s.note(err)
-		if err == nil || string(key) != termKey {
+		if err == nil {
+			return nil
+		}
+		if err = s.failed(err); string(key) != termKey {
 			return err
 		}
 		if !s.pause() {

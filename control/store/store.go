@@ -274,10 +274,14 @@ func (s *Store) awaitOthers(ctx context.Context) error {
 	}
 }
 
+// Trouble is why this control's disk takes no writes, a [*DiskError]; nil: as far as is known, it does. What can be read
+// stays as it is, and it is over by itself when the disk takes writes again.
+func (s *Store) Trouble() error { return s.storage.trouble() }
+
 // explain adds why the disk does not take writes, where that is known.
 func (s *Store) explain(err error) error {
-	if why := s.storage.lastError(); err != nil && why != nil && !errors.Is(err, why) {
-		return fmt.Errorf("%w (the disk does not take writes: %w)", err, why)
+	if why := s.Trouble(); err != nil && why != nil && !errors.As(err, new(*DiskError)) {
+		return fmt.Errorf("%w (%w)", err, why)
 	}
 	return err
 }

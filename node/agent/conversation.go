@@ -9,6 +9,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
@@ -399,11 +400,19 @@ func (c *conversation) prepare(o *offer) error {
 	staged, err := c.agent.memory.directory.Stage(release, b, tries)
 	if err != nil {
 		c.agent.options.Node.Discard(generation)
-		return c.refuse(nonce, release, refusal("--data-dir", err))
+		return c.refuse(nonce, release, refusal("--data-dir", withAdvice(err)))
 	}
 	c.agent.refusals = nil
 	c.prepared = &prepared{nonce, release, b, generation, staged, tries}
 	return c.answer(nonce, nil)
+}
+
+// withAdvice says what to do about a disk that is full.
+func withAdvice(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w; make room there and apply again", err)
+	}
+	return err
 }
 
 func (c *conversation) refuse(nonce uint64, release *fleetv1.Release, refusals []*fleetv1.Refusal) error {

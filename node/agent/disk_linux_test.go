@@ -50,7 +50,7 @@ func TestFullDiskIsARefusalAndRoomIsTakenWhenThereIsSome(t *testing.T) {
 	r.stands(t, s)
 	filler := fill(t, r.dir)
 	for nonce := range uint64(3) {
-		checkRefused(t, w.offer(t, nonce+2, s.sign(1, 2, b), a, b), nonce+2, "--data-dir", "no space left on device")
+		checkRefused(t, w.offer(t, nonce+2, s.sign(1, 2, b), a, b), nonce+2, "--data-dir", "no space left on device; make room there")
 		if r.revision() != 1 {
 			t.Errorf("it serves revision %d", r.revision())
 		}

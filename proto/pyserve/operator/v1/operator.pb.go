@@ -977,9 +977,11 @@ type GetStatusResponse struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Revision uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Hexadecimal SHA-256; empty where nothing was ever applied.
-	Digest        string        `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
-	Converged     bool          `protobuf:"varint,3,opt,name=converged,proto3" json:"converged,omitempty"`
-	Nodes         []*NodeStatus `protobuf:"bytes,4,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Digest    string        `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	Converged bool          `protobuf:"varint,3,opt,name=converged,proto3" json:"converged,omitempty"`
+	Nodes     []*NodeStatus `protobuf:"bytes,4,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	// What is to be known of the control that answers, a sentence each.
+	Notes         []string `protobuf:"bytes,5,rep,name=notes,proto3" json:"notes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1038,6 +1040,13 @@ func (x *GetStatusResponse) GetConverged() bool {
 func (x *GetStatusResponse) GetNodes() []*NodeStatus {
 	if x != nil {
 		return x.Nodes
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetNotes() []string {
+	if x != nil {
+		return x.Notes
 	}
 	return nil
 }
@@ -3126,12 +3135,13 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\bproblems\x18\x01 \x03(\v2\x1c.pyserve.operator.v1.ProblemR\bproblems\x125\n" +
 	"\achanges\x18\x02 \x03(\v2\x1b.pyserve.operator.v1.ChangeR\achanges\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\x04R\brevision\"\x12\n" +
-	"\x10GetStatusRequest\"\x9c\x01\n" +
+	"\x10GetStatusRequest\"\xb2\x01\n" +
 	"\x11GetStatusResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x1c\n" +
 	"\tconverged\x18\x03 \x01(\bR\tconverged\x125\n" +
-	"\x05nodes\x18\x04 \x03(\v2\x1f.pyserve.operator.v1.NodeStatusR\x05nodes\"\xfa\x01\n" +
+	"\x05nodes\x18\x04 \x03(\v2\x1f.pyserve.operator.v1.NodeStatusR\x05nodes\x12\x14\n" +
+	"\x05notes\x18\x05 \x03(\tR\x05notes\"\xfa\x01\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
