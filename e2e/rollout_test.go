@@ -7,7 +7,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // TestAHungNodeIsNamed stops a node without ending it: its stream stays, and it says nothing.
@@ -98,62 +97,4 @@ func TestALargeDocument(t *testing.T) {
 	c.start(n1)
 	c.ready(n1)
 	check("/one-more/x")
-}
-
-// TestKillsInTheMiddleOfApplies ends control and a node with -9 at any moment of an apply. Whatever came of it, everybody
-// comes back, agrees, and serves a whole document.
-func TestKillsInTheMiddleOfApplies(t *testing.T) {
-	t.Parallel()
-	c := newCluster(t, "n1", "n2")
-	b := newBackend(t, "b")
-	client := newClient(t, nil, false)
-	// Every document has two routes, which are only right together.
-	document := func(i int) string {
-		return route(fmt.Sprintf("/a%d", i), b.port) + fmt.Sprintf("    - {path: /b%d, host: 127.0.0.1, port: %d}\n", i, b.port)
-	}
-	came := 0
-	for round := 1; round <= 8; round++ {
-		// A node that is killed twice within 30 s of taking a revision gives it up, so every round begins with one of its own.
-		current := 100 + round
-		c.mustApply(document(current))
-		victims := [][]*daemon{{c.control}, {c.node("n1")}, {c.control, c.node("n2")}, {c.control, c.node("n1"), c.node("n2")}}[round%4]
-		file := c.write(fmt.Sprintf("round-%d.yaml", round), document(round))
-		var r result
-		var applying sync.WaitGroup
-		applying.Go(func() { r = c.ctl("apply", "--timeout", "10s", file) })
-		// A pyservectl takes some 40 ms to its end; the kill comes anywhere in that, later in later rounds.
-		timer := time.NewTimer(time.Duration(round*6) * time.Millisecond)
-		<-timer.C
-		for _, d := range victims {
-			d.kill()
-		}
-		applying.Wait()
-		for _, d := range victims {
-			c.start(d)
-			if !c.up(d) {
-				t.Fatalf("%s does not start after a kill -9:\n%s", d.name, d.stderr.String())
-			}
-		}
-		s := c.converged()
-		running := c.ctl("get", "config").must(t, 0).stdout
-		switch running {
-		case document(round):
-			current = round
-			came++
-		case document(current):
-			if r.code == 0 {
-				t.Errorf("round %d: apply said that it was done, and it is not:\n%s", round, r.stdout)
-			}
-		default:
-			t.Fatalf("round %d: revision %d is no document that was ever applied:\n%s", round, s.Revision, running)
-		}
-		for _, n := range c.nodes {
-			for _, path := range []string{"a", "b"} {
-				get(t, client, fmt.Sprintf("http://%s/%s%d/x", n.listen, path, current)).seen(t)
-			}
-		}
-	}
-	if came == 0 {
-		t.Log("no apply came through")
-	}
 }
