@@ -179,6 +179,54 @@ func TestANodeWhoseCertificateHasExpiredForwards(t *testing.T) {
 	}
 }
 
+// TestANodeWhoseIdentityIsDamagedServes what lies on its disk, says that control cannot reach it, and is enrolled anew.
+func TestANodeWhoseIdentityIsDamagedServes(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, "n1", "n2")
+	b := newBackend(t, "b")
+	client := newClient(t, nil, false)
+	c.mustApply(route("/old", b.port))
+	n1, n2 := c.node("n1"), c.node("n2")
+	path := filepath.Join(n1.dataDir, "identity.json")
+	damage := func() {
+		t.Helper()
+		if err := os.Truncate(path, 100); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n1.kill()
+	damage()
+	c.start(n1)
+	c.ready(n1)
+	get(t, client, "http://"+n1.listen+"/old/x").seen(t)
+	for _, text := range []string{"cannot speak to control", path + " is damaged", "start the node with a join token"} {
+		n1.logs(t, text)
+	}
+	c.statusShows("n1 disconnected", func(s status) bool { return s.row("n1").State == "disconnected" })
+	c.apply(route("/new", b.port)).must(t, 0, "served by 1 node")
+	get(t, client, "http://"+n2.listen+"/new/x").seen(t)
+	get(t, client, "http://"+n1.listen+"/old/x").seen(t)
+	n1.stop(t)
+
+	// With nothing to serve it says the same, and ends.
+	bundles := filepath.Join(n1.dataDir, "bundles")
+	if err := os.Rename(bundles, bundles+"-aside"); err != nil {
+		t.Fatal(err)
+	}
+	c.start(n1)
+	if code := n1.wait(t); code != 2 || !strings.Contains(n1.stderr.String(), path+" is damaged") {
+		t.Errorf("exit code %d: %s", code, n1.stderr.String())
+	}
+
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	c.start(n1)
+	c.ready(n1)
+	c.converged()
+	get(t, client, "http://"+n1.listen+"/new/x").seen(t)
+}
+
 // TestANodeThatWasOffForAWeekendComesBack by itself: its certificate ended, and it still holds its key.
 func TestANodeThatWasOffForAWeekendComesBack(t *testing.T) {
 	t.Parallel()

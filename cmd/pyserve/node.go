@@ -158,7 +158,7 @@ func startNode(ctx context.Context, o nodeOptions, logger *slog.Logger) (_ *node
 	if err := p.openNode(o, registry, logger); err != nil {
 		return nil, err
 	}
-	id, err := identify(ctx, o, logger)
+	id, damage, err := identify(ctx, o, logger)
 	if err != nil {
 		return nil, err
 	}
@@ -178,11 +178,18 @@ func startNode(ctx context.Context, o nodeOptions, logger *slog.Logger) (_ *node
 	}
 	a.Boot()
 	p.undo.add(stopping) // where something else keeps the node from starting
+	if damage != nil && p.node.Applied() == nil {
+		return nil, damage
+	}
 	// A node that was enrolled before knows whom to join; a new one learns it from control's first words.
 	if err := m.start(id); err != nil {
 		return nil, err
 	}
-	p.undo.add(runAgent(a))
+	run := a.Run
+	if damage != nil {
+		run = func(ctx context.Context) { a.Outlast(ctx, damage) }
+	}
+	p.undo.add(start(run))
 	p.undo.add(p.node.Stop)
 	p.undo.add(stopping) // before the drain, which a second signal may cut short
 	return p, nil
@@ -251,13 +258,13 @@ func notReady(n *node.Node) func() string {
 	}
 }
 
-// runAgent starts the agent and gives what stops it and waits.
-func runAgent(a *agent.Agent) func(context.Context) error {
+// start starts what runs until its context ends, and gives what ends it and waits.
+func start(run func(context.Context)) func(context.Context) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		a.Run(ctx)
+		run(ctx)
 	}()
 	return func(context.Context) error {
 		cancel()
@@ -266,17 +273,31 @@ func runAgent(a *agent.Agent) func(context.Context) error {
 	}
 }
 
-// identify gives the node's identity, and enrols the node where it has none.
-func identify(ctx context.Context, o nodeOptions, logger *slog.Logger) (*agent.Identity, error) {
-	id, err := agent.LoadIdentity(o.dataDir)
+// identify gives the node's identity, and enrols the node where it has none. Where it is damaged, damage says how, and what
+// is given is enough to serve what lies on the disk; a damaged identity is never replaced by itself, since a token lets in
+// whoever has it.
+func identify(ctx context.Context, o nodeOptions, logger *slog.Logger) (id *agent.Identity, damage, err error) {
+	id, err = agent.LoadIdentity(o.dataDir)
 	switch {
 	case err == nil && id.Name != o.name:
-		return nil, fmt.Errorf("--data-dir %s is that of node %q, not of %q; give each node a --data-dir of its own", o.dataDir, id.Name, o.name)
-	case err == nil || !errors.Is(err, agent.ErrNotEnrolled):
-		return id, err
+		return nil, nil, fmt.Errorf("--data-dir %s is that of node %q, not of %q; give each node a --data-dir of its own", o.dataDir, id.Name, o.name)
+	case err == nil:
+		return id, nil, nil
+	case errors.Is(err, agent.ErrNotEnrolled):
+		id, err = enrol(ctx, o, logger)
+		return id, nil, err
 	}
+	witness, missing := agent.Witness(o.dataDir, o.name)
+	if missing != nil {
+		return nil, nil, err // of an older version, or of a node that never served anything
+	}
+	return witness, err, nil
+}
+
+func enrol(ctx context.Context, o nodeOptions, logger *slog.Logger) (*agent.Identity, error) {
 	token := strings.TrimSpace(o.token)
 	if o.tokenFile != "" {
+		var err error
 		if token, err = readSecret("token-file", o.tokenFile); err != nil {
 			return nil, err
 		}

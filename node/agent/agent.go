@@ -6,7 +6,8 @@
 // It does not forward requests and does not know what gossip is: it hands over what control says about gossip.
 //
 // The order of calls: [LoadIdentity] or [Enroll] → [New] → [Agent.Boot] → [Agent.Run] until its context ends;
-// [Agent.Stopping] as soon as it is known that it will.
+// [Agent.Stopping] as soon as it is known that it will. Where the identity is damaged: [Witness] → [New] → [Agent.Boot] →
+// [Agent.Outlast].
 package agent
 
 import (
@@ -57,7 +58,7 @@ type Options struct {
 	Now func() time.Time
 }
 
-// Agent is driven by one goroutine, which calls Boot and then Run; only Stopping may be called beside it.
+// Agent is driven by one goroutine, which calls Boot and then Run or Outlast; only Stopping may be called beside it.
 type Agent struct {
 	options  Options
 	identity atomic.Pointer[Identity]
@@ -81,6 +82,9 @@ func New(o Options) (*Agent, error) {
 	directory, err := bundle.OpenDirectory(filepath.Join(o.DataDir, "bundles"))
 	if err != nil {
 		return nil, err
+	}
+	if err := keepReleaseKey(o.DataDir, o.Identity.ReleaseKey); err != nil {
+		o.Logger.Warn("a damaged identity would keep this node from serving what is on its disk", "error", err)
 	}
 	boot := make([]byte, 8)
 	rand.Read(boot)

@@ -22,7 +22,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/pyserve/pyserve/config/bundle"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 )
 
@@ -71,7 +70,7 @@ func LoadIdentity(dataDir string) (*Identity, error) {
 		return nil, fmt.Errorf("read the node's identity: %w", err)
 	}
 	if info.Size() > maxIdentityBytes {
-		return nil, fmt.Errorf("%s is not an identity: it has %d bytes", path, info.Size())
+		return nil, damagedIdentity(path, fmt.Errorf("it has %d bytes", info.Size()))
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -79,9 +78,13 @@ func LoadIdentity(dataDir string) (*Identity, error) {
 	}
 	id, err := parseIdentity(data)
 	if err != nil {
-		return nil, fmt.Errorf("%s is damaged (%w); remove it and start the node with a join token to enrol anew", path, err)
+		return nil, damagedIdentity(path, err)
 	}
 	return id, nil
+}
+
+func damagedIdentity(path string, how error) error {
+	return fmt.Errorf("%s is damaged (%w); remove it and start the node with a join token to enrol anew", path, how)
 }
 
 func parseIdentity(data []byte) (*Identity, error) {
@@ -118,21 +121,8 @@ func (id *Identity) save(dataDir string) error {
 	if err != nil {
 		return fmt.Errorf("encode the node's identity: %w", err)
 	}
-	f, err := os.CreateTemp(dataDir, identityFile+"-*.tmp") // mode 0600
-	if err != nil {
-		return fmt.Errorf("write the node's identity: %w", err)
-	}
-	_, err = f.Write(append(data, '\n'))
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(dataDir, identityFile))
-	}
-	if err != nil {
-		os.Remove(f.Name())
-		return fmt.Errorf("write the node's identity: %w", err)
-	}
 	// An identity that a power cut takes back would need a token anew.
-	if err := bundle.SyncDirectory(dataDir); err != nil {
+	if err := writeWhole(dataDir, identityFile, append(data, '\n')); err != nil {
 		return fmt.Errorf("write the node's identity: %w", err)
 	}
 	return nil
