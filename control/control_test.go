@@ -214,7 +214,7 @@ func TestEverythingIsThereAfterARestart(t *testing.T) {
 	if status.GetRevision() != 2 || status.GetDigest() != was.GetDigest() || status.GetConverged() {
 		t.Errorf("the status is %v", status)
 	}
-	if row := status.GetNodes(); len(row) != 1 || row[0].GetState() != "disconnected" {
+	if row := status.GetNodes(); len(row) != 1 || row[0].GetState() != "disconnected" || row[0].GetSince() != nil {
 		t.Errorf("the nodes are %v", row)
 	}
 	if doc, revision, digest, err := c.Document(0); err != nil || string(doc) != string(document(1, 2).Data) || revision != 2 || digest != was.GetDigest() {

@@ -63,12 +63,13 @@ func (c *Control) Status() *operatorv1.GetStatusResponse {
 	return m
 }
 
-// nodes gives all nodes worth showing: those of the fleet, and those that were enrolled and not heard of since control
-// started.
+// nodes gives all nodes worth showing: those of the fleet, and, without a Since, those that are registered and had no
+// stream since control started. What these serve, and since when they are away, nobody knows: to keep it would be a write
+// for every stream that ends, and all end at once when a network breaks.
 func (c *Control) nodes() []fleet.Node {
 	byName := map[string]fleet.Node{}
 	for _, registered := range c.store.Nodes() {
-		byName[registered.Name] = fleet.Node{Name: registered.Name, Left: registered.Left, Since: c.started}
+		byName[registered.Name] = fleet.Node{Name: registered.Name, Left: registered.Left}
 	}
 	for _, node := range c.fleet.Nodes() {
 		if _, registered := byName[node.Name]; registered { // otherwise it was revoked, and its stream is ending
@@ -77,7 +78,11 @@ func (c *Control) nodes() []fleet.Node {
 	}
 	now := c.options.Now()
 	maps.DeleteFunc(byName, func(_ string, n fleet.Node) bool {
-		return !n.Connected && (n.Left && now.Sub(n.Since) > listLeft || now.Sub(n.Since) > listDisconnected)
+		since := n.Since
+		if since.IsZero() {
+			since = c.started
+		}
+		return !n.Connected && (n.Left && now.Sub(since) > listLeft || now.Sub(since) > listDisconnected)
 	})
 	return slices.SortedFunc(maps.Values(byName), func(a, b fleet.Node) int { return cmp.Compare(a.Name, b.Name) })
 }
@@ -89,7 +94,10 @@ func nodeStatus(n fleet.Node, active *store.Snapshot, gossip string) *operatorv1
 	}
 	row := &operatorv1.NodeStatus{
 		Name: n.Name, State: state, Revision: n.Applied.GetRevision(), Listen: n.Listen,
-		Gossip: gossip, Note: note, Since: timestamppb.New(n.Since), Version: n.Version,
+		Gossip: gossip, Note: note, Version: n.Version,
+	}
+	if !n.Since.IsZero() {
+		row.Since = timestamppb.New(n.Since)
 	}
 	if digest, err := bundle.ParseDigest(n.Applied.GetDigest()); err == nil {
 		row.Digest = digest.String()
@@ -118,6 +126,8 @@ func stateOf(n fleet.Node, active *store.Snapshot) (state, note string) {
 	switch {
 	case !n.Connected && n.Left:
 		return "left", ""
+	case !n.Connected && n.Since.IsZero():
+		return "disconnected", "it had no stream since this control started"
 	case !n.Connected:
 		return "disconnected", "its stream is gone"
 	case n.Rejected || behind && len(n.Refusals) > 0:

@@ -38,7 +38,8 @@ func TestStateOfANode(t *testing.T) {
 	}{
 		"left":                              {fleet.Node{Left: true}, active, "left", ""},
 		"left, and had refused":             {fleet.Node{Left: true, Rejected: true, Refusals: why}, active, "left", ""},
-		"gone":                              {fleet.Node{Applied: release(5)}, active, "disconnected", "its stream is gone"},
+		"gone":                              {fleet.Node{Applied: release(5), Since: time.Now()}, active, "disconnected", "its stream is gone"},
+		"never there":                       {fleet.Node{}, active, "disconnected", "it had no stream since this control started"},
 		"new, nothing applied":              {fleet.Node{Connected: true}, nil, "joining", "no configuration yet: pyservectl apply FILE"},
 		"new":                               {fleet.Node{Connected: true}, active, "joining", "receiving its first configuration"},
 		"new and refuses":                   {fleet.Node{Connected: true, Refused: 5, Rejected: true, Refusals: why}, active, "rejected", "server.port: in use"},
@@ -71,14 +72,14 @@ func TestGossipAndNotesOfANode(t *testing.T) {
 		{fleet.Node{Connected: true}, "alive", "alive", "no configuration yet: pyservectl apply FILE"},
 		{fleet.Node{Connected: true, Applied: &fleetv1.Release{}}, "", "suspect", "gossip has not seen it yet"},
 		{fleet.Node{Connected: true}, "", "suspect", "no configuration yet: pyservectl apply FILE"},
-		{fleet.Node{}, "", "dead", "its stream is gone"},
-		{fleet.Node{}, "suspect", "suspect", "its stream is gone"},
+		{fleet.Node{Since: time.Now()}, "", "dead", "its stream is gone"},
+		{fleet.Node{Since: time.Now()}, "suspect", "suspect", "its stream is gone"},
 		{fleet.Node{Left: true}, "", "left", ""},
 		// What a node says beside its state; of one that is not there, it is not known to be true.
 		{fleet.Node{Connected: true, Applied: &fleetv1.Release{}, Notes: []string{"a", "b"}}, "alive", "alive", "a; b"},
 		{fleet.Node{Connected: true, Applied: &fleetv1.Release{}, Notes: []string{"a"}}, "", "suspect", "a"},
 		{fleet.Node{Connected: true, Rejected: true, Refusals: []*fleetv1.Refusal{{Reason: "no"}}, Notes: []string{"a"}}, "alive", "alive", "no; a"},
-		{fleet.Node{Notes: []string{"a"}}, "", "dead", "its stream is gone"},
+		{fleet.Node{Since: time.Now(), Notes: []string{"a"}}, "", "dead", "its stream is gone"},
 	} {
 		if row := nodeStatus(tt.node, nil, tt.gossip); row.GetGossip() != tt.want || row.GetNote() != tt.note {
 			t.Errorf("%+v seen as %q: got %s (%s), want %s (%s)", tt.node, tt.gossip, row.GetGossip(), row.GetNote(), tt.want, tt.note)
@@ -292,12 +293,41 @@ func TestCollectorTellsEveryState(t *testing.T) {
 		}
 		return out
 	}
-	if got := read(); got["revision"] != 0 || got["converged"] != 0 || got["leads"] != 1 || got["controls"] != 1 || len(got) != 10 {
+	if got := read(); got["revision"] != 0 || got["converged"] != 0 || got["leads"] != 1 || got["controls"] != 1 || got["disk_writable"] != 1 || len(got) != 11 {
 		t.Errorf("before the first apply: %v", got)
 	}
 	join(t, c, &fleettest.Node{Name: "n1"})
 	applied(t, c, document(1))
 	if got := read(); got["revision"] != 1 || got["converged"] != 1 || got["nodes ready"] != 1 || got["nodes joining"] != 0 {
 		t.Errorf("after it: %v", got)
+	}
+}
+
+// TestANodeThatWasNotHeardOfSinceAStartIsShownForADay, which is as long as control can know that it is away.
+func TestANodeThatWasNotHeardOfSinceAStartIsShownForADay(t *testing.T) {
+	clock := newClock()
+	o := optionsFor(t.TempDir())
+	o.Now = clock.Now
+	c := start(t, o)
+	for _, n := range []store.Node{{Name: "n1", Enrolled: clock.Now()}, {Name: "n2", Enrolled: clock.Now(), Left: true}} {
+		if err := c.store.PutNode(t.Context(), n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, step := range []struct {
+		later time.Duration
+		shown []string
+	}{{0, []string{"n1", "n2"}}, {2 * time.Hour, []string{"n1"}}, {23 * time.Hour, nil}} {
+		clock.turn(step.later)
+		var names []string
+		for _, row := range c.Status().GetNodes() {
+			names = append(names, row.GetName())
+			if row.GetSince() != nil || row.GetRevision() != 0 || row.GetDigest() != "" {
+				t.Errorf("it is said to be %v", row)
+			}
+		}
+		if !slices.Equal(names, step.shown) {
+			t.Errorf("after %s more: %v, want %v", step.later, names, step.shown)
+		}
 	}
 }

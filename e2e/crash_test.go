@@ -62,7 +62,7 @@ server:
 	if s.Revision != before.Revision || s.Digest != before.Digest {
 		t.Errorf("control came back with %+v, it had %+v", s, before)
 	}
-	if got := s.row("n3"); got.State != "disconnected" || s.Converged {
+	if got := s.row("n3"); got.State != "disconnected" || got.Note != "it had no stream since this control started" || s.Converged {
 		t.Errorf("a node that is dead: %+v, converged: %t", got, s.Converged)
 	}
 	c.apply(document+fmt.Sprintf("    - {path: /new, host: 127.0.0.1, port: %d}\n", b1.port)).must(t, 0, "applied: revision 2", "served by 2 nodes")

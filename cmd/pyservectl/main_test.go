@@ -44,6 +44,29 @@ func sample() statusOutput {
 	})
 }
 
+// TestStatusOfANodeThatControlHasNotHeardOf says that, and nothing that is not known.
+func TestStatusOfANodeThatControlHasNotHeardOf(t *testing.T) {
+	status := statusOf(&operatorv1.GetStatusResponse{Revision: 3, Nodes: []*operatorv1.NodeStatus{
+		{Name: "n1", State: "disconnected", Gossip: "dead", Note: "it had no stream since this control started"},
+		{Name: "n2", State: "left", Gossip: "left"},
+	}})
+	var out bytes.Buffer
+	if err := (&settings{output: "table"}).printStatus(&out, status); err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []string{
+		"n1    disconnected  -         -       dead    -    it had no stream since this control started\n",
+		"n2    left          -         -       left    -\n",
+	} {
+		if !strings.Contains(out.String(), row) {
+			t.Errorf("no row %qin\n%s", row, out.String())
+		}
+	}
+	if status.Nodes[0].Since != "" {
+		t.Errorf("for programs it is away since %s", status.Nodes[0].Since)
+	}
+}
+
 func TestStatusTellsOfTroubleOfControl(t *testing.T) {
 	status := statusOf(&operatorv1.GetStatusResponse{Revision: 3, Digest: strings.Repeat("ab", 32), Notes: []string{"control c1: its disk is full"}})
 	var out bytes.Buffer

@@ -40,11 +40,15 @@ type nodeOutput struct {
 func statusOf(m *operatorv1.GetStatusResponse) statusOutput {
 	out := statusOutput{m.GetRevision(), m.GetDigest(), m.GetConverged(), []nodeOutput{}, m.GetNotes()}
 	for _, n := range m.GetNodes() {
-		since := n.GetSince().AsTime()
-		out.Nodes = append(out.Nodes, nodeOutput{
+		row := nodeOutput{
 			Name: n.GetName(), State: n.GetState(), Revision: n.GetRevision(), Digest: n.GetDigest(), Listen: n.GetListen(),
-			Gossip: n.GetGossip(), Note: n.GetNote(), Since: since.Format(time.RFC3339), Version: n.GetVersion(), since: since,
-		})
+			Gossip: n.GetGossip(), Note: n.GetNote(), Version: n.GetVersion(),
+		}
+		if n.GetSince() != nil {
+			row.since = n.GetSince().AsTime()
+			row.Since = row.since.Format(time.RFC3339)
+		}
+		out.Nodes = append(out.Nodes, row)
 	}
 	return out
 }
@@ -181,9 +185,13 @@ func (s *settings) nodeTable(out io.Writer, nodes []nodeOutput) error {
 	}
 	var rows [][]string
 	for _, n := range nodes {
-		row := []string{n.Name, n.State, strconv.FormatUint(n.Revision, 10), n.Listen, n.Gossip, age(n.since), n.Note}
+		revision := strconv.FormatUint(n.Revision, 10)
+		if n.since.IsZero() && (n.State == "disconnected" || n.State == "left") {
+			revision = "" // control has not heard of it since its own start
+		}
+		row := []string{n.Name, n.State, revision, n.Listen, n.Gossip, age(n.since), n.Note}
 		if s.output == "wide" {
-			row = []string{n.Name, n.State, strconv.FormatUint(n.Revision, 10), short(n.Digest), n.Listen, n.Gossip, age(n.since), n.Version, n.Note}
+			row = []string{n.Name, n.State, revision, short(n.Digest), n.Listen, n.Gossip, age(n.since), n.Version, n.Note}
 		}
 		rows = append(rows, row)
 	}

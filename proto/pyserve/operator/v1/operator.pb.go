@@ -1062,7 +1062,7 @@ type NodeStatus struct {
 	// alive, suspect, dead or left, as gossip has it.
 	Gossip string `protobuf:"bytes,6,opt,name=gossip,proto3" json:"gossip,omitempty"`
 	Note   string `protobuf:"bytes,7,opt,name=note,proto3" json:"note,omitempty"`
-	// When it came into this state.
+	// When it came into this state. Unset: it had no stream since control started, and what it serves is not known either.
 	Since         *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=since,proto3" json:"since,omitempty"`
 	Version       string                 `protobuf:"bytes,9,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
