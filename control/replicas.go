@@ -4,13 +4,16 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -66,7 +69,7 @@ type Replication struct {
 }
 
 // joiningFile marks a data directory whose control has begun to join and whose store is not there yet: started without
-// --join, it would take the identity that it was given for that of a new cluster.
+// --join, it would take the identity that it was given for that of a new cluster. It holds what the join is asked for with.
 const joiningFile = "joining"
 
 // enter lets the control in where it is to join and has not yet. It gives the id that the others know its disk by.
@@ -84,11 +87,12 @@ func (c *Control) enter(ctx context.Context) (serverID string, err error) {
 		}
 		return "", nil
 	}
-	if err := identity.WriteSecret(marker, nil); err != nil {
+	wish, err := joiningWish(marker)
+	if err != nil {
 		return "", err
 	}
 	answer, err := o.Replication.Join(ctx, &fleetv1.JoinRequest{
-		Name: o.Name, RaftAddress: o.Replication.Address, Endpoint: o.Endpoint, Version: o.Version,
+		Name: o.Name, RaftAddress: o.Replication.Address, Endpoint: o.Endpoint, Version: o.Version, RequestId: wish[:],
 	})
 	if err != nil {
 		return "", err
@@ -102,6 +106,22 @@ func (c *Control) enter(ctx context.Context) (serverID string, err error) {
 	}
 	o.Logger.Info("let in as a replica", "id", answer.GetServerId())
 	return answer.GetServerId(), nil
+}
+
+// joiningWish gives what a join is asked for with, the same at every attempt: a token for one is then not used up by one that
+// failed half way.
+func joiningWish(marker string) (store.RequestID, error) {
+	data, err := os.ReadFile(marker)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return store.RequestID{}, fmt.Errorf("look for an earlier attempt to join: %w", err)
+	}
+	if raw, err := hex.DecodeString(strings.TrimSpace(string(data))); err == nil {
+		if wish, err := store.ParseRequestID(raw); err == nil && len(raw) > 0 {
+			return wish, nil
+		}
+	}
+	wish := store.NewRequestID()
+	return wish, identity.WriteSecret(marker, []byte(hex.EncodeToString(wish[:])+"\n"))
 }
 
 func (c *Control) storeDir() string { return filepath.Join(c.options.DataDir, "store") }
@@ -166,7 +186,7 @@ func (c *Control) Join(ctx context.Context, m *fleetv1.JoinRequest) (*fleetv1.Jo
 	if err != nil {
 		return nil, err
 	}
-	if err := c.redeem(ctx, m.GetToken(), identity.TokenControl, store.Node{Name: m.GetName(), Enrolled: c.options.Now()}); err != nil {
+	if err := c.redeemOnce(ctx, m.GetToken(), store.Node{Name: m.GetName(), Enrolled: c.options.Now()}, m.GetRequestId()); err != nil {
 		return nil, err
 	}
 	if err := c.putOwn(ctx); err != nil {

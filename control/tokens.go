@@ -2,11 +2,13 @@ package control
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -143,7 +145,35 @@ func (c *Control) redeem(ctx context.Context, token string, kind identity.TokenK
 			return err
 		}
 	}
-	return c.store.UseToken(ctx, id, kind.String(), n)
+	return c.store.UseToken(ctx, id, kind.String(), n, store.RequestID{})
+}
+
+// redeemOnce is redeem for a control, which is no node: that it asks again, since its way in failed further on, its request
+// says. It may be let in by the use that was counted then, as long as the token is good for its name.
+func (c *Control) redeemOnce(ctx context.Context, token string, n store.Node, asked []byte) error {
+	wish, err := store.ParseRequestID(asked)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	id := identity.TokenID(token)
+	stored, ok := c.store.Token(id)
+	if !ok {
+		return fmt.Errorf("token %.80q: %w", id, store.ErrTokenGone)
+	}
+	var request store.RequestID
+	if wish != (store.RequestID{}) {
+		// Not what was asked with: an operator chooses the request id of an apply, and knows of no token.
+		sum := sha256.Sum256(slices.Concat([]byte("join"), []byte(id), stored.Hash[:], wish[:]))
+		copy(request[:], sum[:])
+		if _, again := c.store.Result(request); again {
+			stored.MaxUses = 0
+			return stored.Admits(identity.TokenControl.String(), n.Name, n.Enrolled)
+		}
+	}
+	if err := stored.Admits(identity.TokenControl.String(), n.Name, n.Enrolled); err != nil {
+		return err
+	}
+	return c.store.UseToken(ctx, id, identity.TokenControl.String(), n, request)
 }
 
 // makeTokens makes the token files that are missing or hold no token that works. A token is registered before its file

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,6 +37,9 @@ type member struct {
 	raft  net.Listener
 	stop  func()
 
+	// Keeps the log from being opened to others, once.
+	unopened atomic.Bool
+
 	mu      sync.Mutex
 	dialled []net.Conn // to others' logs
 }
@@ -53,10 +57,15 @@ func newMember(t *testing.T, name string, joins *member) *member {
 // startMember is newMember with a token of the test's own; empty: the right one.
 func startMember(t *testing.T, name string, joins *member, token string) (_ *member, err error) {
 	t.Helper()
+	return startMemberIn(t, t.TempDir(), name, joins, token)
+}
+
+func startMemberIn(t *testing.T, dir, name string, joins *member, token string) (_ *member, err error) {
+	t.Helper()
 	l, raft := loopback(t), loopback(t)
 	logger := slog.New(slog.DiscardHandler)
 	m := &member{
-		site: &site{dir: t.TempDir(), address: l.Addr().String(), done: make(chan struct{}), now: time.Now}, name: name, raft: raft,
+		site: &site{dir: dir, address: l.Addr().String(), done: make(chan struct{}), now: time.Now}, name: name, raft: raft,
 	}
 	m.peers = NewPeers(func() (*tls.Config, error) { return m.control.PeerTLS() })
 	o := control.Options{
@@ -65,7 +74,12 @@ func startMember(t *testing.T, name string, joins *member, token string) (_ *mem
 			Address: raft.Addr().String(), Peers: m.peers,
 			Network: func(server, client *tls.Config) *store.Network {
 				n := Network("", server, client)
-				n.Listen = func() (net.Listener, error) { return newSecured(raft, server), nil }
+				n.Listen = func() (net.Listener, error) {
+					if m.unopened.CompareAndSwap(true, false) {
+						return nil, errors.New("the address is taken")
+					}
+					return newSecured(raft, server), nil
+				}
 				dial := n.Dial
 				n.Dial = func(address string, timeout time.Duration) (net.Conn, error) {
 					conn, err := dial(address, timeout)
@@ -288,6 +302,30 @@ func TestWhoMayNotJoinIsToldWhy(t *testing.T) {
 		if _, err := startMember(t, try.name, c1, try.token); err == nil || !strings.Contains(err.Error(), text) {
 			t.Errorf("as %s: %v, want %q", try.name, err, text)
 		}
+	}
+	if n := len(c1.control.Controls()); n != 2 {
+		t.Errorf("there are %d controls", n)
+	}
+}
+
+func TestJoinThatFailedHalfWayIsTriedAgainByATokenForOne(t *testing.T) {
+	c1 := newMember(t, "c1", nil)
+	made, err := operatorv1.NewAccessClient(c1.operator(t)).CreateToken(deadline(t), &operatorv1.CreateTokenRequest{
+		Kind: operatorv1.TokenKind_TOKEN_KIND_CONTROL, Uses: 1,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c1.unopened.Store(true)
+	dir := t.TempDir()
+	if _, err := startMemberIn(t, dir, "c2", c1, made.GetToken()); err == nil || !strings.Contains(err.Error(), "the address is taken") {
+		t.Fatalf("got %v", err)
+	}
+	if _, err := startMember(t, "c3", c1, made.GetToken()); err == nil || !strings.Contains(err.Error(), "used up") {
+		t.Errorf("another one by the same token: %v", err)
+	}
+	if _, err := startMemberIn(t, dir, "c2", c1, made.GetToken()); err != nil {
+		t.Errorf("the same one again: %v", err)
 	}
 	if n := len(c1.control.Controls()); n != 2 {
 		t.Errorf("there are %d controls", n)

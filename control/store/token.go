@@ -185,11 +185,15 @@ func (s *Store) RemoveToken(ctx context.Context, id string) error {
 
 // UseToken lets somebody in by a token, whose secret the caller has checked: a node, where the token is for nodes, is
 // registered with its name and key hash, in the place of what was registered under its name. Of two that come at once
-// by a token for one, one is let in. It fails with the errors of [Token.Admits] and with [ErrTokenGone].
-func (s *Store) UseToken(ctx context.Context, id, kind string, n Node) error {
+// by a token for one, one is let in. A request that is not zero names the wish: asking again with it counts no other use. It
+// fails with the errors of [Token.Admits] and with [ErrTokenGone].
+func (s *Store) UseToken(ctx context.Context, id, kind string, n Node, request RequestID) error {
 	c := &storev1.Command{Action: &storev1.Command_UseToken{UseToken: &storev1.UseToken{
 		Id: id, Kind: kind, Name: n.Name, KeyHash: n.KeyHash[:], At: timestamppb.New(n.Enrolled),
 	}}}
+	if request != (RequestID{}) {
+		c.RequestId = request[:]
+	}
 	if err := s.write(ctx, c); err != nil {
 		return fmt.Errorf("let %.80q in by token %.80q: %w", n.Name, id, err)
 	}
