@@ -219,9 +219,9 @@ func (c *Control) openStore(ctx context.Context) (err error) {
 	}
 	if o.Replication.Peers != nil {
 		so.Forward = c.forward
-		so.Unled = func(s *store.Store) {
+		so.Unled = func(s *store.Store) (int, error) {
 			c.store = s // which Open returns later
-			c.announceBy(ctx)
+			return c.announceBy(ctx)
 		}
 	}
 	c.store, err = store.Open(ctx, so)

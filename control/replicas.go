@@ -34,6 +34,10 @@ var (
 	ErrControlRuns = errors.New("a control of that name runs")
 	// ErrNoControl says that there is no control of that name.
 	ErrNoControl = errors.New("there is no control of that name")
+	// ErrRemoved says that this control is none of the cluster's any more.
+	ErrRemoved = errors.New("this control was removed from the cluster (pyservectl control remove), and what its --data-dir holds is of no use any more: to take it in again, move that away and start it with --join and a control token")
+	// ErrUnreached says that nobody answers where another control should be.
+	ErrUnreached = errors.New("the control cannot be reached")
 )
 
 // Peers is how this control speaks to the others.
@@ -43,7 +47,8 @@ type Peers interface {
 	// Write has the control there put a command into the log. What that refuses is told as [store.ErrConflict] or an
 	// error of no kind; that it does not lead, as [store.ErrNotLeader]; that nobody knows, as [store.ErrUnknown].
 	Write(ctx context.Context, endpoint string, command []byte) error
-	// Announce tells the cluster, by any control of it, where this one is.
+	// Announce tells the cluster, by any control of it, where this one is. It fails with [ErrRemoved] where the one that
+	// leads does not know this control any more, and with [ErrUnreached].
 	Announce(ctx context.Context, endpoint string, m *replicav1.AnnounceRequest) error
 	// Verdicts gives what the nodes that are connected to the control there say of backends.
 	Verdicts(ctx context.Context, endpoint string) ([]*replicav1.NodeVerdict, error)
@@ -277,11 +282,15 @@ const announceInterval = 2 * time.Second
 func (c *Control) announce(ctx context.Context) {
 	ticker := time.NewTicker(announceInterval)
 	defer ticker.Stop()
+	told := false
 	for {
 		attempt, cancel := context.WithTimeout(ctx, announceInterval)
 		if err := c.putOwn(attempt); err != nil && ctx.Err() == nil {
 			c.options.Logger.Debug("the others do not know yet where this control is", "error", err)
-			c.announceBy(ctx)
+			if _, err := c.announceBy(ctx); err != nil && !told {
+				c.options.Logger.Error("the others do not take this control", "error", err)
+				told = true
+			}
 		}
 		cancel()
 		select {
@@ -292,25 +301,40 @@ func (c *Control) announce(ctx context.Context) {
 	}
 }
 
-func (c *Control) announceBy(ctx context.Context) {
+// announceBy tells one of the others where this control is, and says how many answered. It fails with [ErrRemoved].
+func (c *Control) announceBy(ctx context.Context) (reached int, err error) {
 	own := c.own()
-	for _, other := range c.others() {
+	others := c.others()
+	for _, other := range others {
 		attempt, cancel := context.WithTimeout(ctx, announceInterval)
 		err := c.options.Replication.Peers.Announce(attempt, other.Endpoint, &replicav1.AnnounceRequest{
 			ServerId: own.ID, Name: own.Name, RaftAddress: own.RaftAddress, Endpoint: own.Endpoint,
 			GossipAddress: own.GossipAddress, Version: own.Version,
 		})
 		cancel()
-		if err == nil || ctx.Err() != nil {
-			return
+		switch {
+		case err == nil:
+			return len(others), nil // it was written, so that enough are there
+		case errors.Is(err, ErrRemoved):
+			return reached, err
+		case ctx.Err() != nil:
+			return reached, nil
+		case !errors.Is(err, ErrUnreached):
+			reached++
 		}
 	}
+	return reached, nil
 }
 
 // Announced takes in where another control is now. name is what its certificate says.
 func (c *Control) Announced(ctx context.Context, name string, m *replicav1.AnnounceRequest) error {
 	known, ok := c.store.Server(m.GetServerId())
-	if !ok || known.Name != name {
+	switch {
+	case !ok && c.store.Leads():
+		return fmt.Errorf("%q: %w", name, ErrRemoved)
+	case !ok: // or it came in a moment ago
+		return fmt.Errorf("%q: %w, and does not know the control", name, ErrNotLeading)
+	case known.Name != name:
 		return fmt.Errorf("%q: %w", name, ErrNoControl)
 	}
 	known.RaftAddress, known.Endpoint, known.GossipAddress, known.Version = m.GetRaftAddress(), m.GetEndpoint(), m.GetGossipAddress(), m.GetVersion()

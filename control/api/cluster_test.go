@@ -363,6 +363,37 @@ func TestControlThatStoppedIsRemoved(t *testing.T) {
 	}
 }
 
+func TestRemovedControlThatIsStartedAgainSaysSo(t *testing.T) {
+	c1, _, c3 := newCluster(t)
+	c3.stop()
+	eventually(t, "c3 is removed", func() bool { return c1.control.RemoveControl(deadline(t), "c3") == nil })
+	_, err := startMemberIn(t, c3.dir, "c3", nil, "")
+	if !errors.Is(err, control.ErrRemoved) || !strings.Contains(err.Error(), "--join") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestLoneControlOfSeveralServesWhatItHolds(t *testing.T) {
+	c1, c2, c3 := newCluster(t)
+	if _, err := apply(t, c1.operators(t), document(part("", sample))...); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "c3 has it", func() bool { return c3.control.Status().GetRevision() == 1 })
+	for _, m := range []*member{c3, c1, c2} {
+		m.stop()
+	}
+	again, err := startMemberIn(t, c3.dir, "c3", nil, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := again.control.Status().GetRevision(); n != 1 {
+		t.Errorf("it is at revision %d", n)
+	}
+	if again.control.Leads() || again.control.Leader() != "" {
+		t.Error("somebody leads")
+	}
+}
+
 func TestTwoControlsJoinAtOnce(t *testing.T) {
 	c1 := newMember(t, "c1", nil)
 	names := []string{"c2", "c3"}

@@ -12,10 +12,12 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
+	"github.com/pyserve/pyserve/control"
 	"github.com/pyserve/pyserve/control/fleet"
 	"github.com/pyserve/pyserve/control/identity"
 	"github.com/pyserve/pyserve/control/store"
@@ -131,6 +133,14 @@ func (p *Peers) Announce(ctx context.Context, endpoint string, m *replicav1.Anno
 		return err
 	}
 	_, err = replicav1.NewReplicaClient(conn).Announce(ctx, m)
+	switch {
+	case err == nil:
+		return nil
+	case status.Code(err) == codes.FailedPrecondition:
+		return control.ErrRemoved
+	case conn.GetState() != connectivity.Ready:
+		return fmt.Errorf("%w: %s", control.ErrUnreached, status.Convert(err).Message())
+	}
 	return err
 }
 

@@ -266,6 +266,7 @@ func coded(err error) error {
 		{control.ErrControlRuns, codes.AlreadyExists},
 		{store.ErrNoBackup, codes.InvalidArgument},
 		{store.ErrForeignBackup, codes.InvalidArgument},
+		{control.ErrRemoved, codes.FailedPrecondition}, // which nothing else that is announced ends with
 		{control.ErrNoControl, codes.NotFound},
 		{control.ErrDrains, codes.FailedPrecondition},
 		{control.ErrUnwilling, codes.FailedPrecondition},

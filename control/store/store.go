@@ -27,8 +27,10 @@ const (
 	// returnTimeout is how much longer that is where somebody leads: raft's leader tries a follower that was away for some
 	// time only every ten seconds.
 	returnTimeout = 12 * time.Second
-	// unledInterval is how long to wait for word of a leader before asking for it: an election takes less.
+	// unledInterval is how long to wait for word of a leader before asking for it: an election takes less. Where too few
+	// others answered missedAsking times in a row, Open waits no longer: they may be away for days.
 	unledInterval = 1500 * time.Millisecond
+	missedAsking  = 2
 	// closeTimeout bounds the wait of Close for writes under way before it cuts them off.
 	closeTimeout = 5 * time.Second
 )
@@ -62,8 +64,8 @@ type Options struct {
 	// another leads.
 	Forward func(ctx context.Context, leader Server, command []byte) error
 	// Unled is called by Open, now and then, while no leader is heard of: where this control has moved, somebody has to be
-	// told. It may read the store. nil: nobody asks.
-	Unled func(s *Store)
+	// told. It may read the store, and gives how many others answered; an error ends the opening. nil: nobody asks.
+	Unled func(s *Store) (reached int, err error)
 	// Alone makes this control the only one, whatever others the log knows: the way out where most are lost for good.
 	Alone bool
 	// Hung is called, once, when the disk has not taken a write for HungAfter: a leader whose disk hangs would lead for
@@ -245,7 +247,7 @@ func (s *Store) awaitOthers(ctx context.Context) error {
 	look, unled := time.NewTicker(10*time.Millisecond), time.NewTicker(unledInterval)
 	defer look.Stop()
 	defer unled.Stop()
-	extended := false
+	extended, missed := false, 0
 	for {
 		applied, committed := s.Applied()
 		if _, led := s.Leader(); led && committed > 0 && applied >= committed && s.consumed(committed) || s.Leads() {
@@ -257,8 +259,16 @@ func (s *Store) awaitOthers(ctx context.Context) error {
 		select {
 		case <-look.C:
 		case <-unled.C:
-			if _, led := s.Leader(); !led && s.options.Unled != nil {
-				s.options.Unled(s)
+			missing, err := s.askUnled()
+			if err != nil {
+				return err
+			}
+			if missed++; !missing {
+				missed = 0
+			}
+			if missed == missedAsking {
+				s.warnUnled()
+				return nil
 			}
 		case <-patience.C:
 			if _, led := s.Leader(); led && !extended {
@@ -266,7 +276,7 @@ func (s *Store) awaitOthers(ctx context.Context) error {
 				patience.Reset(returnTimeout)
 				continue
 			}
-			s.logger.Warn("no control brings this one up to date: too few of them can be reached; serving what it holds, and taking no changes")
+			s.warnUnled()
 			return nil
 		case <-ctx.Done():
 			return ctx.Err()
@@ -277,6 +287,19 @@ func (s *Store) awaitOthers(ctx context.Context) error {
 // Trouble is why this control's disk takes no writes, a [*DiskError]; nil: as far as is known, it does. What can be read
 // stays as it is, and it is over by itself when the disk takes writes again.
 func (s *Store) Trouble() error { return s.storage.trouble() }
+
+func (s *Store) warnUnled() {
+	s.logger.Warn("no control brings this one up to date: too few of them can be reached; serving what it holds, and taking no changes")
+}
+
+// askUnled asks the others, where none leads. missing says that so few answer that none can.
+func (s *Store) askUnled() (missing bool, err error) {
+	if _, led := s.Leader(); led || s.options.Unled == nil {
+		return false, nil
+	}
+	reached, err := s.options.Unled(s)
+	return 1+reached < len(s.Voters())/2+1, err
+}
 
 // explain adds why the disk does not take writes, where that is known.
 func (s *Store) explain(err error) error {
