@@ -18,7 +18,7 @@ const module = "github.com/pyserve/pyserve/"
 // floors are the packages by floor; a package imports lower floors only, or, within a floor, nothing but what
 // "beside" allows. A package that is not listed is one that nobody has thought about: a failure.
 var floors = map[string]int{
-	"proto/pyserve/resource/v1": 0, "proto/pyserve/fleet/v1": 0, "proto/pyserve/operator/v1": 0, "proto/pyserve/store/v1": 0, "proto/pyserve/replica/v1": 0,
+	"proto/pyserve/resource/v1": 0, "proto/pyserve/fleet/v1": 0, "proto/pyserve/operator/v1": 0, "proto/pyserve/store/v1": 0, "proto/pyserve/replica/v1": 0, "proto/pyserve/peer/v1": 0,
 	"config": 0, "config/bundle": 0, "voucher": 0,
 
 	"node/http1": 1, "node/upstream": 1, "node/balance": 1, "node/route": 1, "node/splice": 1, "node/socket": 1, "node/vote": 1,
@@ -29,7 +29,7 @@ var floors = map[string]int{
 	"node/forward/xconnect": 1,
 	"cluster/state":         1, "control/rollout": 1, "control/audit": 1, "control/journal": 1,
 
-	"node/health": 2, "node/tunnel": 2, "node/listener": 2, "node/forward": 2,
+	"node/peer": 2, "node/health": 2, "node/tunnel": 2, "node/listener": 2, "node/forward": 2,
 	"cluster/gossip": 2,
 	"control/store":  2, "control/fleet": 2, "control/identity": 2,
 
@@ -51,6 +51,7 @@ var beside = map[[2]string]string{
 	{"proto/pyserve/store/v1", "proto/pyserve/fleet/v1"}:    "a stored revision holds its release",
 	{"proto/pyserve/replica/v1", "proto/pyserve/fleet/v1"}:  "a follower's nodes are offered what a leader's are",
 	{"proto/pyserve/operator/v1", "proto/pyserve/fleet/v1"}: "what a node has counted is passed on as it is",
+	{"proto/pyserve/peer/v1", "proto/pyserve/fleet/v1"}:     "a peer tells which release it serves",
 	{"node/upstream", "node/balance"}:                       "a pool picks by a schedule",
 	{"node/upstream", "node/socket"}:                        "its connections are read and written by it",
 	{"node/forward", "node/tunnel"}:                         "an upgraded request ends in a tunnel",

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -76,6 +77,9 @@ type Options struct {
 	// Merge gets what another member's State gave, in the goroutine of Receive; the bytes are its own. It has to stand the
 	// same again and again. nil: nobody listens.
 	Merge func(from Origin, state []byte)
+	// TakeTLS gets the connections that others open to Bind's TCP port and that begin as TLS does; they are its own, and are
+	// not closed by Stop. It must not block. nil: they are closed.
+	TakeTLS func(net.Conn)
 	// Logger takes what happens to members; nil: nobody.
 	Logger *slog.Logger
 	// RejoinInterval is the time between two rounds of joining members that are not seen alive, with a quarter of it as
@@ -231,6 +235,7 @@ func (c *Cluster) Start() error {
 		Receive:   c.receive,
 		Merge:     c.merge,
 		State:     c.ownState,
+		TakeTLS:   c.options.TakeTLS,
 		Logger:    c.options.Logger,
 	})
 	if err != nil {

@@ -178,7 +178,8 @@ func (c *Cluster) merge(raw []byte) {
 // Dropped counts by reason, since the start, what was not believed of others, each time that it came, and what got lost on
 // this side: "malformed", "unvouched" (of a name that control did not vouch for), "forged" (not signed by the name's
 // holder), "replayed" (facts older than those known), "oversize", "overflow" (too many messages at once; the oldest went),
-// "untold" (a message told too seldom, since there were too many), "state_unsent" (ours was larger than MaxState).
+// "untold" (a message told too seldom, since there were too many), "state_unsent" (ours was larger than MaxState),
+// "connection" (too many that said nothing, or TLS where nobody takes it).
 func (c *Cluster) Dropped() map[string]uint64 {
 	counts := map[string]uint64{malformed: 0, unvouched: 0, forged: 0, replayed: 0, "state_unsent": 0}
 	c.messages.mu.Lock()
@@ -191,6 +192,7 @@ func (c *Cluster) Dropped() map[string]uint64 {
 		drops = g.Dropped()
 	}
 	counts["oversize"], counts["overflow"], counts["untold"] = drops.Oversize, drops.Overflow, drops.Untold
+	counts["connection"] = drops.Connections
 	counts["state_unsent"] += drops.Unsent
 	return counts
 }

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -58,6 +59,9 @@ type Options struct {
 	// Receive and Merge take the messages and the states of others, one at a time, from a goroutine of ours; what they are
 	// given is theirs. While they are slow, the oldest that waits gives way. nil: they are counted and dropped.
 	Receive, Merge func([]byte)
+	// TakeTLS gets the connections that others open to our TCP port and that begin as TLS does; they are its own. It must not
+	// block for long. nil: they are closed. Unused with a Transport.
+	TakeTLS func(net.Conn)
 	// State gives what a full exchange carries beside the list of members, at most MaxState bytes; nil: nothing. It is
 	// called from several goroutines, while others wait: it must be quick.
 	State  func() []byte
@@ -222,6 +226,9 @@ func (g *Gossip) Conflicts() <-chan Conflict { return g.delegate.conflicts }
 func (g *Gossip) Dropped() Drops {
 	drops := g.delegate.inbox.dropped()
 	drops.Untold = g.delegate.outbox.dropped()
+	if sockets, ok := g.transport.(*socketTransport); ok {
+		drops.Connections = sockets.doorman.refused.Load()
+	}
 	return drops
 }
 

@@ -25,6 +25,8 @@ type Drops struct {
 	Unheard uint64
 	// Untold messages gave way to others before they were told often enough.
 	Untold uint64
+	// Connections were closed at once: too many that said nothing, or TLS where nobody takes it.
+	Connections uint64
 	// Unsent states are ours, and longer than MaxState.
 	Unsent uint64
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -20,10 +21,17 @@ type (
 	Address   = memberlist.Address
 )
 
-// socketTransport is memberlist's own, but for streams that end with the transport and not with their timeout.
+// socketTransport is memberlist's own, but for streams that end with the transport and not with their timeout, and for a
+// doorman at its TCP port.
 type socketTransport struct {
 	*memberlist.NetTransport
-	ctx context.Context
+	ctx     context.Context
+	cancel  context.CancelFunc
+	doorman *doorman
+	// stopped ends the doorman, and running waits for it.
+	stopped chan struct{}
+	running sync.WaitGroup
+	once    sync.Once
 }
 
 // openTransport gives the transport of the options or opens sockets, and what ends its streams.
@@ -36,7 +44,23 @@ func openTransport(o Options, logger *log.Logger) (Transport, context.CancelFunc
 		return nil, nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	return &socketTransport{NetTransport: sockets, ctx: ctx}, cancel, nil
+	t := &socketTransport{
+		NetTransport: sockets, ctx: ctx, cancel: cancel, doorman: newDoorman(sockets.StreamCh(), o.TakeTLS), stopped: make(chan struct{}),
+	}
+	t.running.Go(func() { t.doorman.run(ctx, t.stopped) })
+	return t, cancel, nil
+}
+
+// StreamCh carries the connections of members.
+func (t *socketTransport) StreamCh() <-chan net.Conn { return t.doorman.streams }
+
+// Shutdown closes the sockets. The doorman goes last: while somebody may still come, somebody has to take it.
+func (t *socketTransport) Shutdown() error {
+	t.cancel()
+	err := t.NetTransport.Shutdown()
+	t.once.Do(func() { close(t.stopped) })
+	t.running.Wait()
+	return err
 }
 
 // portTries is how often a port is picked anew when the one that TCP got is taken for UDP.

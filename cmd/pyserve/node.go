@@ -19,6 +19,7 @@ import (
 	"github.com/pyserve/pyserve/node"
 	"github.com/pyserve/pyserve/node/accesslog"
 	"github.com/pyserve/pyserve/node/agent"
+	"github.com/pyserve/pyserve/node/peer"
 )
 
 // nodeOptions are the flags of pyserve node.
@@ -167,11 +168,15 @@ func startNode(ctx context.Context, o nodeOptions, logger *slog.Logger) (_ *node
 	registry.MustRegister(newGossipMetrics(m.joined))
 	a, err := agent.New(agent.Options{
 		Node: p.node, Identity: id, Controls: o.controls, DataDir: o.dataDir, Version: version,
-		Gossip: m.address, Welcomed: m.welcomed, Logger: logger,
+		Gossip: m.address, Welcomed: m.welcomed, Peers: m.peers, Logger: logger,
 	})
 	if err != nil {
 		return nil, err
 	}
+	server := peer.NewServer(peer.ServerOptions{Identity: a.PeerIdentity, Holding: a.Holding, Logger: logger})
+	p.undo.add(server.Stop)
+	m.takeTLS = server.Take
+	registry.MustRegister(newPeerMetrics(a, server))
 	stopping := func(context.Context) error {
 		a.Stopping()
 		return nil
@@ -313,6 +318,7 @@ type membership struct {
 	options nodeOptions
 	logger  *slog.Logger
 	node    *node.Node
+	takeTLS func(net.Conn) // of other members, on the port of gossip
 
 	mu      sync.Mutex // guards what follows
 	cluster *cluster.Cluster
@@ -334,12 +340,13 @@ func (m *membership) start(id *agent.Identity) error {
 	}
 	c, err := cluster.New(cluster.Options{
 		Name: id.Name, Role: cluster.RoleNode, ClusterID: id.ClusterID, Bind: m.options.gossip, Advertise: host,
-		Keys: id.GossipKeys, Key: id.Signer(), Issuer: id.ReleaseKey, Voucher: id.Voucher, Seeds: append(m.options.join, id.GossipSeeds...), Logger: m.logger,
-		RememberFile: filepath.Join(m.options.dataDir, "peers.json"),
+		Keys: id.GossipKeys, Key: id.Signer(), Issuer: id.ReleaseKey, Seeds: append(m.options.join, id.GossipSeeds...), Logger: m.logger,
+		RememberFile: filepath.Join(m.options.dataDir, "peers.json"), TakeTLS: m.takeTLS,
 	})
 	if err != nil {
 		return err
 	}
+	m.vouch(c, id)
 	if err := c.Start(); err != nil {
 		return fmt.Errorf("--gossip: %w", err)
 	}
@@ -377,10 +384,15 @@ func (m *membership) welcomed(id *agent.Identity) {
 		return
 	}
 	m.cluster.SetSeeds(id.GossipSeeds)
+	m.vouch(m.cluster, id)
+}
+
+// vouch tells the others control's word for this node. A node that has none, or one that is not good, serves all the same.
+func (m *membership) vouch(c *cluster.Cluster, id *agent.Identity) {
 	if len(id.Voucher) == 0 {
-		return // of a control of an older version
+		return // from a control of an older version
 	}
-	if err := m.cluster.SetVoucher(id.Voucher); err != nil {
+	if err := c.SetVoucher(id.Voucher); err != nil {
 		m.logger.Error("other members will not believe this one", "error", err)
 	}
 }
@@ -402,6 +414,22 @@ func (m *membership) tell(ctx context.Context, c *cluster.Cluster) {
 			return
 		}
 	}
+}
+
+// peers gives the other nodes that take part and say that they serve something.
+func (m *membership) peers() []agent.Peer {
+	c := m.joined()
+	if c == nil {
+		return nil
+	}
+	var out []agent.Peer
+	for _, member := range c.Members() {
+		if member.Role != cluster.RoleNode || member.Name == m.options.name || member.State.Gone() || member.Facts.Revision == 0 {
+			continue
+		}
+		out = append(out, agent.Peer{Name: member.Name, Address: member.Address, Epoch: member.Facts.Epoch, Revision: member.Facts.Revision})
+	}
+	return out
 }
 
 // joined is nil before start had what it needs.

@@ -25,18 +25,28 @@ func Sign(key ed25519.PrivateKey, epoch, revision uint64, digest Digest) *fleetv
 	}
 }
 
-// Verify says whether release is signed by key and is a release of b. It fails with [ErrSignature] where the
+// VerifyRelease says whether release is signed by key, whatever it is a release of. It fails with [ErrSignature] where the
 // signature is not good.
-func Verify(key ed25519.PublicKey, release *fleetv1.Release, b *Bundle) error {
+func VerifyRelease(key ed25519.PublicKey, release *fleetv1.Release) (Digest, error) {
 	if len(key) != ed25519.PublicKeySize {
-		return fmt.Errorf("a release key has %d bytes, this one has %d", ed25519.PublicKeySize, len(key))
+		return Digest{}, fmt.Errorf("a release key has %d bytes, this one has %d", ed25519.PublicKeySize, len(key))
 	}
 	digest, err := ParseDigest(release.GetDigest())
 	if err != nil {
-		return err
+		return Digest{}, err
 	}
 	if !ed25519.Verify(key, signed(release.GetEpoch(), release.GetRevision(), digest), release.GetSignature()) {
-		return ErrSignature
+		return Digest{}, ErrSignature
+	}
+	return digest, nil
+}
+
+// Verify says whether release is signed by key and is a release of b. It fails with [ErrSignature] where the
+// signature is not good.
+func Verify(key ed25519.PublicKey, release *fleetv1.Release, b *Bundle) error {
+	digest, err := VerifyRelease(key, release)
+	if err != nil {
+		return err
 	}
 	if digest != b.digest {
 		return fmt.Errorf("the bundle's digest is %s, its release says %s", b.digest.Short(), digest.Short())

@@ -52,19 +52,33 @@ type Options struct {
 	// Welcomed is called with what control says about gossip, whenever a stream begins and when it gave another voucher; nil:
 	// nobody asks.
 	Welcomed func(*Identity)
+	// Peers gives the members of the cluster that serve something, for when control is away; nil: none are asked.
+	Peers func() []Peer
 	// Logger is required.
 	Logger *slog.Logger
 	// Now is the clock for certificate renewal and trials; nil: time.Now.
 	Now func() time.Time
 }
 
-// Agent is driven by one goroutine, which calls Boot and then Run or Outlast; only Stopping may be called beside it.
+// Agent is driven by one goroutine, which calls Boot and then Run or Outlast; only Stopping, Holding, PeerIdentity and
+// FromPeers may be called beside it.
 type Agent struct {
 	options  Options
 	identity atomic.Pointer[Identity]
 	bootID   string
 	pause    backoff
-	memory   memory
+	held     atomic.Pointer[holding]
+	peers    peerCounts
+	attended atomic.Bool // a control is there; as gone says
+
+	// mu is held by whoever drives the node: for each event of control's stream, and while a bundle of a peer is taken in.
+	// It guards what follows, apart from pause and troubles, which belong to Run's goroutine.
+	mu     sync.Mutex
+	memory memory
+	// gone is since when no control has said anything; zero: one is there.
+	gone time.Time
+	// giver is the peer that what is served came from; empty: it came from control, or from the disk.
+	giver string
 
 	applied  *bundle.Bundle // what the node serves; nil: nothing
 	waiting  bool           // there is a bundle on disk that could not be served yet
@@ -94,7 +108,23 @@ func New(o Options) (*Agent, error) {
 		a.memory.epoch = mark.Release.GetEpoch() // it was served
 	}
 	a.identity.Store(o.Identity)
+	a.gone = o.Now()
 	return a, nil
+}
+
+// driving does something while nobody else drives the node.
+func (a *Agent) driving(act func() error) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return act()
+}
+
+// controlIsGone is called with mu held.
+func (a *Agent) controlIsGone() {
+	if a.gone.IsZero() {
+		a.gone = a.options.Now()
+		a.attended.Store(false)
+	}
 }
 
 // Stopping says that the process was told to end: however it ends from now on, that is not held against the bundle that is
@@ -116,6 +146,9 @@ func (a *Agent) tellRefusals(release *fleetv1.Release, what string, refusals []*
 func (a *Agent) Run(ctx context.Context) {
 	var watching sync.WaitGroup
 	watching.Go(func() { a.memory.trial.watch(ctx) })
+	if a.options.Peers != nil {
+		watching.Go(func() { a.follow(ctx) })
+	}
 	defer watching.Wait()
 	var round controls
 	for ctx.Err() == nil {
@@ -137,10 +170,12 @@ func (a *Agent) Run(ctx context.Context) {
 		} else {
 			a.tellTrouble(address, err)
 		}
+		a.mu.Lock()
 		if a.waiting && a.applied == nil {
-			a.Boot()
+			a.boot()
 		}
 		a.saveWhenDue()
+		a.mu.Unlock()
 		if a.pause.wait(ctx) != nil {
 			return
 		}

@@ -18,7 +18,6 @@ import (
 
 	"github.com/pyserve/pyserve/config"
 	"github.com/pyserve/pyserve/config/bundle"
-	"github.com/pyserve/pyserve/node"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 )
 
@@ -54,12 +53,8 @@ type offer struct {
 
 // prepared is a bundle that awaits Commit.
 type prepared struct {
-	nonce      uint64
-	release    *fleetv1.Release
-	bundle     *bundle.Bundle
-	generation *node.Generation
-	staged     *bundle.Staged
-	tries      uint64 // which one it is
+	nonce uint64 // of the offer
+	candidate
 }
 
 const (
@@ -118,18 +113,18 @@ func (c *conversation) wait() {
 	close(c.stop)
 	c.cancel()
 	c.group.Wait()
-	c.drop()
+	_ = c.agent.driving(func() error {
+		c.drop()
+		c.agent.controlIsGone()
+		return nil
+	})
 }
 
 // run is the stream's only sender.
 func (c *conversation) run(ctx context.Context) error {
 	c.group.Go(c.receive)
 	c.group.Go(func() { c.hurry(ctx) })
-	hello := &fleetv1.Hello{
-		Name: c.agent.identity.Load().Name, BootId: c.agent.bootID, Version: c.agent.options.Version,
-		Applied: c.agent.options.Node.Applied(), Stored: c.agent.memory.stored,
-	}
-	if err := c.stream.Send(&fleetv1.FromNode{Message: &fleetv1.FromNode_Hello{Hello: hello}}); err != nil {
+	if err := c.agent.driving(c.hello); err != nil {
 		return c.sendFailure(err)
 	}
 	ticker := time.NewTicker(statusInterval)
@@ -137,28 +132,38 @@ func (c *conversation) run(ctx context.Context) error {
 	changed := c.agent.options.Node.Changed()
 	var pause <-chan time.Time
 	for {
-		var err error
+		var act func() error
 		select {
 		case m := <-c.received:
-			err = c.handle(ctx, m)
+			act = func() error { return c.handle(ctx, m) }
 		case <-ticker.C:
-			c.renewWhenDue(ctx)
-			c.agent.saveWhenDue()
-			err = c.sendStatus(false)
+			act = func() error {
+				c.renewWhenDue(ctx)
+				c.agent.saveWhenDue()
+				return c.sendStatus(false)
+			}
 		case <-changed:
-			err = c.sendStatus(true)
+			act = func() error { return c.sendStatus(true) }
 			changed, pause = nil, time.After(changePause)
 		case <-pause:
 			changed, pause = c.agent.options.Node.Changed(), nil
+			continue
 		case err := <-c.failed:
 			return err
 		case <-ctx.Done():
 			return c.leave()
 		}
-		if err != nil {
+		if err := c.agent.driving(act); err != nil {
 			return c.sendFailure(err)
 		}
 	}
+}
+
+func (c *conversation) hello() error {
+	return c.stream.Send(&fleetv1.FromNode{Message: &fleetv1.FromNode_Hello{Hello: &fleetv1.Hello{
+		Name: c.agent.identity.Load().Name, BootId: c.agent.bootID, Version: c.agent.options.Version,
+		Applied: c.agent.options.Node.Applied(), Stored: c.agent.memory.stored,
+	}}})
 }
 
 // sendFailure gives the reason why a Send failed: gRPC tells a sender only io.EOF, and the receiver the reason.
@@ -236,6 +241,8 @@ func (c *conversation) handle(ctx context.Context, m *fleetv1.ToNode) error {
 func (c *conversation) welcome(ctx context.Context, m *fleetv1.Welcome) error {
 	a := c.agent
 	a.pause.reset()
+	a.gone = time.Time{}
+	a.attended.Store(true)
 	clear(a.troubles)
 	a.options.Logger.Info("connected to control", "control", m.GetControlName(), "address", c.address)
 	id := *a.identity.Load()
@@ -367,12 +374,6 @@ func (c *conversation) part(m *fleetv1.OfferPart) error {
 	return c.prepare(o)
 }
 
-// isOlder says that a release comes before the one that is served, in the same history. Going back is a new revision; an older
-// one comes from a control that has forgotten.
-func isOlder(offered, served *fleetv1.Release) bool {
-	return served != nil && offered.GetEpoch() == served.GetEpoch() && offered.GetRevision() < served.GetRevision()
-}
-
 func (c *conversation) prepare(o *offer) error {
 	nonce, release := o.head.GetNonce(), o.head.GetRelease()
 	b, err := c.assemble(o)
@@ -383,27 +384,13 @@ func (c *conversation) prepare(o *offer) error {
 		}})
 	case err != nil: // sending it again would change nothing
 		return c.refuse(nonce, release, refusal("", err))
-	case release.GetEpoch() < c.agent.memory.epoch:
-		return c.refuse(nonce, release, refusal("", fmt.Errorf("the bundle is of epoch %d, and the node has one of epoch %d: control has lost what it stored since; pyservectl restore begins a higher epoch", release.GetEpoch(), c.agent.memory.epoch)))
-	case isOlder(release, c.agent.options.Node.Applied()):
-		return c.refuse(nonce, release, refusal("", fmt.Errorf("the node serves revision %d of the same epoch, which this control does not know: it has lost what it had stored; restore a backup, which begins another epoch",
-			c.agent.options.Node.Applied().GetRevision())))
 	}
-	if failed := c.agent.memory.trial.failed(); failed != nil && sameRelease(failed, release) {
-		return c.refuse(nonce, release, refusal("", crashError{release.GetRevision()}))
-	}
-	generation, refusals := c.agent.compile(release, b)
+	ready, refusals := c.agent.ready(release, b)
 	if refusals != nil {
 		return c.refuse(nonce, release, refusals)
 	}
-	tries := c.agent.memory.trial.tries(release)
-	staged, err := c.agent.memory.directory.Stage(release, b, tries)
-	if err != nil {
-		c.agent.options.Node.Discard(generation)
-		return c.refuse(nonce, release, refusal("--data-dir", withAdvice(err)))
-	}
 	c.agent.refusals = nil
-	c.prepared = &prepared{nonce, release, b, generation, staged, tries}
+	c.prepared = &prepared{nonce, *ready}
 	return c.answer(nonce, nil)
 }
 
@@ -442,25 +429,17 @@ func (c *conversation) answer(nonce uint64, refusals []*fleetv1.Refusal) error {
 	}})
 }
 
-// commit serves what was prepared. The mark of its trial comes before the swap, so that a crash right after it counts. The
-// bundle's place on disk comes after: a node whose disk fails now serves what the fleet serves, and says so.
+// commit serves what was prepared.
 func (c *conversation) commit(nonce uint64) error {
 	p, a := c.prepared, c.agent
 	if p == nil || p.nonce != nonce {
 		return nil
 	}
 	c.prepared = nil
-	stood := a.stood()
-	a.memory.trial.begin(p.release, p.staged, p.tries)
-	a.options.Node.Apply(p.generation)
-	if applied := a.options.Node.Applied(); applied != p.release {
-		a.memory.trial.withdraw(p.release) // the node began to drain meanwhile
-		p.staged.Discard()
-		return c.committed(nonce, applied)
+	if !a.serve(&p.candidate) {
+		return c.committed(nonce, a.options.Node.Applied())
 	}
-	a.applied, a.memory.epoch, a.waiting = p.bundle, p.release.GetEpoch(), false
-	a.save(p.staged, p.release, p.bundle, stood)
-	a.options.Logger.Info("serving a new revision", "revision", p.release.GetRevision(), "digest", p.bundle.Digest().Short())
+	a.giver = ""
 	// First what follows from it, its address and backends: an apply returns with Committed, and whoever asks then is to
 	// be told of now.
 	if err := c.sendStatus(true); err != nil {

@@ -372,6 +372,7 @@ type rigOptions struct {
 	identity    *Identity
 	now         func() time.Time
 	welcomed    func(*Identity)
+	peers       func() []Peer
 }
 
 // newRig makes a node that listens on a port of its own and its agent, and boots it.
@@ -402,7 +403,7 @@ func newRig(t *testing.T, s *script, o rigOptions) *rig {
 	})
 	r.Agent, err = New(Options{
 		Node: r.node, Identity: o.identity, Controls: o.controls, DataDir: o.dir, Version: "test",
-		Gossip: func() string { return "127.0.0.1:7946" }, Welcomed: o.welcomed, Logger: r.log.logger(), Now: o.now,
+		Gossip: func() string { return "127.0.0.1:7946" }, Welcomed: o.welcomed, Peers: o.peers, Logger: r.log.logger(), Now: o.now,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -67,6 +67,13 @@ func (a *Agent) load() (*fleetv1.Release, *bundle.Bundle, error) {
 // Boot lets the node serve the last known good bundle from disk. A node without one, or with one that cannot be read
 // or served, is left as it is, and the log says why: control has the bundle as well.
 func (a *Agent) Boot() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.boot()
+}
+
+// boot is called with mu held.
+func (a *Agent) boot() {
 	release, b, err := a.load()
 	again := a.waiting
 	a.waiting = false
@@ -89,7 +96,8 @@ func (a *Agent) Boot() {
 	}
 	a.memory.trial.resume(release)
 	a.options.Node.Apply(prepared)
-	a.applied, a.refusals = b, nil
+	a.hold(release, b)
+	a.refusals = nil
 	a.options.Logger.Info("serving the last known good bundle", "revision", release.GetRevision(), "digest", b.Digest().Short())
 	if failed := a.memory.trial.failed(); failed != nil && !sameRelease(failed, release) {
 		a.tellRefusals(failed, "fell back to the revision before", refusal("", crashError{failed.GetRevision()}))
@@ -147,6 +155,9 @@ func (a *Agent) notes() []string {
 	}
 	if u := m.unsaved; u != nil {
 		notes = append(notes, fmt.Sprintf("revision %d is not on its disk, and a restart without control would serve the one before: %v", u.release.GetRevision(), u.reason))
+	}
+	if a.giver != "" {
+		notes = append(notes, fmt.Sprintf("revision %d is from peer %s: no control was there when it came", a.options.Node.Applied().GetRevision(), a.giver))
 	}
 	if failed := m.trial.failed(); failed != nil && sameRelease(failed, a.options.Node.Applied()) {
 		notes = append(notes, fmt.Sprintf("its process ended %d times within %s of serving revision %d, without being told to; there is no older one on its disk to serve in its place",
