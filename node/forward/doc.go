@@ -7,9 +7,9 @@
 //
 // A [Front] carries the connections of one listener, one goroutine each, which does all of a request's work but for two
 // things: a request's body that has not come with its head goes to the backend in a goroutine of its own, since answers may
-// begin before it ends; and the front's sweeper, one goroutine for all, watches deadlines and clients that go away. An
-// exchange, with its buffers, is taken from a pool when a client has sent something and given back when it is answered, so
-// that a connection that waits holds none.
+// begin before it ends; and the front's sweeper, one goroutine for all, watches deadlines and clients that go away. One more
+// for all sums up in the log what was too much to be told there one by one. An exchange, with its buffers, is taken from a
+// pool when a client has sent something and given back when it is answered, so that a connection that waits holds none.
 //
 // Order of calls: New once; for each generation NewRoute for every route, and a Table of them; for each listener NewFront,
 // Serve for every connection, and Drain.

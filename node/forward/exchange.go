@@ -280,12 +280,32 @@ func (x *exchange) fail(f *failure) {
 	case ClassOurs:
 		level = slog.LevelError
 	}
+	x.tell(f, level)
+}
+
+// tell logs a failure. Those that are more than details are not told one by one.
+func (x *exchange) tell(f *failure, level slog.Level) {
 	if !x.logger.Enabled(context.Background(), level) {
 		return
 	}
-	x.logger.Log(context.Background(), level, "request failed", "class", string(f.class), "status", x.status, "route", x.routeName(),
-		"method", string(x.request.MethodName()), "path", string(x.path), "client", x.origin.real, "request_id", string(x.origin.id),
-		"sentence", f.sentence, "error", f.err)
+	about := []any{"class", string(f.class), "status", x.status, "route", x.routeName(), "method", string(x.request.MethodName()),
+		"path", string(x.path), "client", x.origin.real, "request_id", string(x.origin.id), "sentence", f.sentence}
+	if level > slog.LevelDebug {
+		withheld, ok := x.notices.admit(subject{x.routeName(), f.class}, level, time.Now())
+		if !ok {
+			return
+		}
+		if withheld > 0 {
+			about = append(about, "withheld", withheld)
+		}
+	}
+	if x.asked != nil {
+		about = append(about, "backend", x.asked.Address())
+	}
+	if f.err != nil {
+		about = append(about, "error", f.err)
+	}
+	x.logger.Log(context.Background(), level, "request failed", about...)
 }
 
 func (x *exchange) routeName() string {

@@ -114,6 +114,7 @@ type Proxy struct {
 	headTimeout time.Duration
 	idleTimeout time.Duration
 	unrouted    *meter.Route
+	notices     notices
 	exchanges   sync.Pool
 }
 
@@ -139,6 +140,7 @@ func New(o Options) (*Proxy, error) {
 	if p.logger == nil {
 		p.logger = slog.New(slog.DiscardHandler)
 	}
+	p.notices.logger = p.logger
 	if p.headTimeout <= 0 {
 		p.headTimeout = defaultHeadTimeout
 	}

@@ -59,6 +59,7 @@ func (f *Front) enter() {
 		f.sweeping = done
 		f.tick(time.Now()) // the clock has stood still until now
 		f.swept.Go(func() { f.run(done) })
+		f.swept.Go(func() { f.notices.run(done) }) // not the sweeper: a log may wait, and limits must not
 	}
 }
 
