@@ -147,8 +147,8 @@ func (c *conn) carry() bool {
 			c.unread = x.at < x.have || !x.bodyRead()
 			return false
 		}
-		if cause(c.cause.Load()) != causeNone { // the backend was interrupted, not this connection
-			c.nc.SetReadDeadline(noDeadline) // but for a body that stood still: all of it was read before
+		if cause(c.cause.Load()) != causeNone { // what was interrupted was the backend, or over already
+			c.nc.SetDeadline(noDeadline)
 			c.main.due.Store(0)
 			c.upload.due.Store(0)
 			c.cause.Store(uint32(causeNone))
