@@ -5,11 +5,11 @@ import (
 	"os"
 	"runtime"
 	"sync"
-	"syscall"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pyserve/pyserve/node/socket"
 )
 
 const (
@@ -76,19 +76,16 @@ func (rs *reactors) stop() {
 
 // reactor moves the bytes of many pairs with one goroutine, one epoll descriptor and one buffer.
 //
-// It does not block in the kernel: the descriptor is itself waited for by Go's poller, so the scheduler knows when there is
-// something to do, and no thread is held. turn is called with every wake-up, and once before the first. What comes after
-// it has looked wakes it again, so it may go to wait when it was given less than it had room for.
+// It waits in poll. turn is called with every wake-up, and once before the first. What comes after it has looked wakes it again,
+// so it may go to wait when it was given less than it had room for.
 type reactor struct {
-	file  *os.File
-	raw   syscall.RawConn // of file
+	poll  *socket.Poll
 	began time.Time
 	done  chan struct{}
 
 	// mu guards what follows, the pairs, their descriptors and the set of those that the kernel has. It is held while one
 	// round of bytes moves, which blocks nowhere. Set.mu is taken under it, never the other way round.
 	mu     sync.Mutex
-	epoll  int // file's; -1 once it is closed
 	slots  []slot
 	free   []uint32
 	again  []event // have more to read than they had their turn for; each is there once
@@ -124,53 +121,37 @@ func newReactor() (*reactor, error) {
 
 // openReactor makes one that does nothing by itself.
 func openReactor() (*reactor, error) {
-	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	poll, err := socket.NewPoll("tunnels")
 	if err != nil {
-		return nil, os.NewSyscallError("epoll_create1", err)
-	}
-	// os asks Go's poller to wait for what is not to be waited for in the kernel.
-	if err := unix.SetNonblock(fd, true); err != nil {
-		unix.Close(fd)
-		return nil, os.NewSyscallError("fcntl", err)
-	}
-	r := &reactor{
-		file: os.NewFile(uintptr(fd), "tunnels"), epoll: fd, began: time.Now(),
-		done: make(chan struct{}), buffer: make([]byte, longSize),
-	}
-	r.raw, err = r.file.SyscallConn()
-	if err == nil {
-		err = r.file.SetReadDeadline(time.Now().Add(tick)) // fails where the poller would not have it
-	}
-	if err != nil {
-		r.file.Close()
 		return nil, err
 	}
+	if err := poll.SetDeadline(time.Now().Add(tick)); err != nil {
+		poll.Close()
+		return nil, err
+	}
+	r := &reactor{poll: poll, began: time.Now(), done: make(chan struct{}), buffer: make([]byte, longSize)}
 	return r, nil
 }
 
-// stop ends the reactor and waits for it. A pair that comes too late must find no descriptor: its number may be another
-// file's by then.
+// stop ends the reactor and waits for it. A pair that comes too late is refused by poll.
 func (r *reactor) stop() {
-	r.mu.Lock()
-	r.epoll = -1
-	r.mu.Unlock()
-	r.file.Close()
+	r.poll.Close()
 	<-r.done
 }
 
-// run ends when file is closed.
+// run ends when poll is closed.
 func (r *reactor) run() {
 	defer close(r.done)
 	turn := r.turn
 	for {
-		err := r.raw.Read(turn)
+		err := r.poll.Wait(turn)
 		switch {
 		case err == nil:
 			runtime.Gosched()
 		case !errors.Is(err, os.ErrDeadlineExceeded):
 			return
 		default:
-			if r.file.SetReadDeadline(time.Now().Add(tick)) != nil {
+			if r.poll.SetDeadline(time.Now().Add(tick)) != nil {
 				return
 			}
 			r.look(time.Since(r.began))
@@ -192,7 +173,7 @@ func (r *reactor) turn(uintptr) bool {
 // waits for no more than maxEvents of them, and so does who wants the lock.
 func (r *reactor) round() bool {
 	r.mu.Lock()
-	n := r.arrived()
+	n := r.poll.Take(r.events[:])
 	for i := range n {
 		e := &r.events[i]
 		if p, d := r.find(event{e.Fd, uint32(e.Pad)}); p != nil {
@@ -218,15 +199,6 @@ func (r *reactor) takeTurns() {
 			p.advance(d)
 		}
 	}
-}
-
-// arrived takes the kernel's events without waiting for any. It fails only where the reactor is being stopped.
-func (r *reactor) arrived() int {
-	n, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(r.epoll), uintptr(unsafe.Pointer(&r.events)), maxEvents, 0, 0, 0)
-	if errno != 0 {
-		return 0
-	}
-	return int(n)
 }
 
 // unlock buries who has ended, once the lock is given back.
@@ -278,9 +250,9 @@ func (r *reactor) settle(p *pair) error {
 	for d := range p.halves {
 		name := p.event(direction(d))
 		e := unix.EpollEvent{Events: interest, Fd: name.side, Pad: int32(name.generation)}
-		if err := unix.EpollCtl(r.epoll, unix.EPOLL_CTL_ADD, int(p.halves[d].fd), &e); err != nil {
+		if err := r.poll.Add(int(p.halves[d].fd), e); err != nil {
 			r.unsettle(p, direction(d))
-			return os.NewSyscallError("epoll_ctl", err)
+			return err
 		}
 	}
 	return nil
@@ -290,7 +262,7 @@ func (r *reactor) settle(p *pair) error {
 // a reactor, so that to close the duplicates would not end the kernel's telling of them.
 func (r *reactor) unsettle(p *pair, up direction) {
 	for d := range up {
-		unix.EpollCtl(r.epoll, unix.EPOLL_CTL_DEL, int(p.halves[d].fd), nil) // was added a moment ago
+		r.poll.Remove(int(p.halves[d].fd)) // was added a moment ago
 	}
 	r.evict(p)
 }
