@@ -27,6 +27,7 @@ type conn struct {
 	peer   netip.Addr
 	secure bool
 	handed bool // to a tunnel
+	asleep bool // run has left it idle
 
 	x *exchange // nil while there is nothing from the client
 
@@ -35,6 +36,7 @@ type conn struct {
 	got    int
 	failed error
 	own    []byte // where wait is nil
+	idle   int64  // when it was idle for too long
 
 	closing bool // the answer said that the connection ends
 	unread  bool // something that the client sent was not read
@@ -56,20 +58,32 @@ func newConn(f *Front, nc net.Conn, tcp *net.TCPConn, stale func() bool) *conn {
 		c.secure = tcp != nil
 	}
 	if c.wait != nil {
-		c.ready = c.takeReady
+		c.ready, c.sleeper = c.takeReady, c.tcp
 	} else {
 		c.own = make([]byte, ownSize)
 	}
 	return c
 }
 
-// run is the life of the connection.
-func (c *conn) run() {
+// serve is the life of the connection, up to where it sleeps. It is called again then.
+func (c *conn) serve() (sleeps bool) {
+	defer func() {
+		if !sleeps { // in the end, of which a panic is one: a drain would wait for ever
+			c.end()
+			c.front.meter.Connected(c.number, -1)
+			c.front.exit()
+		}
+	}()
+	return c.run()
+}
+
+func (c *conn) run() (sleeps bool) {
 	for c.await() && c.carry() {
 	}
 	if c.x != nil {
 		c.finish()
 	}
+	return c.asleep
 }
 
 // end closes the connection, unless it is a tunnel's.
@@ -80,20 +94,41 @@ func (c *conn) end() {
 	}
 }
 
-// await waits for the client's next request. While there is nothing, the connection holds no exchange.
+// await waits for the client's next request. While there is nothing, the connection holds no exchange, and after a while it
+// sleeps, with the limit that it had before.
 func (c *conn) await() bool {
-	if !c.arm(&c.main, phaseIdle, c.front.after(c.front.idleTimeout)) {
-		return false
+	if !c.asleep {
+		c.idle = c.front.after(c.front.idleTimeout)
+		if !c.arm(&c.main, phaseIdle, c.idle) {
+			return false
+		}
 	}
+	c.asleep = false
 	if !c.awaitBytes() {
+		if c.asleep = c.toldToSleep(); c.asleep {
+			c.main.set(phaseAsleep, c.idle)
+		}
 		return false
 	}
-	if !c.arm(&c.main, phaseHead, c.front.after(c.front.headTimeout)) {
-		return false
+	if head := c.front.after(c.front.headTimeout); !c.arm(&c.main, phaseHead, head) {
+		if !c.toldToSleep() { // at the moment that the request came
+			return false
+		}
+		c.main.set(phaseHead, head)
 	}
 	if c.parked.Load() {
 		c.unpark()
 	}
+	return true
+}
+
+// toldToSleep is whether the sweeper interrupted the wait for that alone. It is undone then.
+func (c *conn) toldToSleep() bool {
+	if c.interrupted() != causeSleep {
+		return false
+	}
+	c.nc.SetReadDeadline(noDeadline)
+	c.cause.Store(uint32(causeNone))
 	return true
 }
 
@@ -392,7 +427,7 @@ func (c *conn) reply(status int, kind string, body []byte) error {
 	x.out = out
 	x.status, x.headSent = status, true
 	if !c.arm(&c.main, phaseBody, c.front.after(writeTimeout)) { // it was the backend that was too slow
-		c.main.due.Store(c.front.after(writeTimeout)<<phaseBits | int64(phaseBody))
+		c.main.set(phaseBody, c.front.after(writeTimeout))
 	}
 	if _, err := c.nc.Write(out); err != nil {
 		c.closing = true

@@ -38,15 +38,18 @@ func (p *Proxy) NewFront() *Front {
 // Serve speaks HTTP/1 on conn, in the caller's goroutine, until it ends or was handed to a tunnel. tcp is the connection below
 // TLS, or conn itself; nil where it is none. stale is asked before each answer, which says that the connection closes when it
 // is true; nil: never.
-func (f *Front) Serve(nc net.Conn, tcp *net.TCPConn, stale func() bool) {
+//
+// It also returns where an idle connection needs no goroutine any more; wake is not nil then, and has to be called when there is
+// something to read, or earlier. It does as Serve, and sleeps is true where it is to be called again.
+func (f *Front) Serve(nc net.Conn, tcp *net.TCPConn, stale func() bool) (wake func() (sleeps bool)) {
 	c := newConn(f, nc, tcp, stale)
 	f.enter()
-	defer f.exit() // deferred, as what follows: a drain would wait for ever for a connection that a panic has ended
 	f.watch(&c.watch, c.number)
 	f.meter.Connected(c.number, 1)
-	defer f.meter.Connected(c.number, -1)
-	defer c.end()
-	c.run()
+	if c.serve() {
+		return c.serve
+	}
+	return nil
 }
 
 // enter counts a connection, and starts the sweeper with the first.

@@ -80,7 +80,8 @@ type settings struct {
 	tls     *tls.Config
 	dial    func(ctx context.Context, network, address string) (net.Conn, error)
 	stale   func() bool
-	options Options // but for what start sets itself
+	asleep  func(*net.TCPConn) // what goes before each wake; nil: nothing
+	options Options            // but for what start sets itself
 }
 
 func start(t testing.TB, sites ...site) *proxy {
@@ -136,7 +137,7 @@ func (p *proxy) accept(l net.Listener, s settings, serving *sync.WaitGroup) {
 		serving.Go(func() {
 			tcp := nc.(*net.TCPConn)
 			if s.tls == nil {
-				p.front.Serve(nc, tcp, s.stale)
+				p.serve(tcp, s)
 				return
 			}
 			secured := tls.Server(nc, s.tls)
@@ -150,6 +151,15 @@ func (p *proxy) accept(l net.Listener, s settings, serving *sync.WaitGroup) {
 			}
 			p.front.Serve(secured, tcp, s.stale)
 		})
+	}
+}
+
+func (p *proxy) serve(tcp *net.TCPConn, s settings) {
+	wake := p.front.Serve(tcp, tcp, s.stale)
+	for sleeps := wake != nil; sleeps; sleeps = wake() {
+		if s.asleep != nil {
+			s.asleep(tcp)
+		}
 	}
 }
 

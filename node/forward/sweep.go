@@ -2,6 +2,7 @@ package forward
 
 import (
 	"context"
+	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -17,6 +18,7 @@ type phase int64
 const (
 	phaseNone   phase = iota // nothing that takes time
 	phaseIdle                // the client's next request
+	phaseAsleep              // the same, without a goroutine
 	phaseHead                // the rest of a request's head
 	phaseAnswer              // a connection to the backend, or the head of its answer
 	phaseBody                // the answer's body, from the backend or to the client
@@ -42,11 +44,15 @@ const (
 	causeUpload           // the request's body stood still
 	causeClientGone       // the client has closed its side
 	causeCut              // a drain has come to its end
+	causeSleep            // nothing is over: the connection may wait without its goroutine
 )
 
 // limit is when a phase's time is up: nanoseconds of the front's clock and the phase, in one word. One goroutine arms it, the
 // sweeper finds it due; whichever changes the word first has won, and the loser knows.
 type limit struct{ due atomic.Int64 }
+
+// set begins a phase where there is none, or one whose limit was reached.
+func (l *limit) set(p phase, due int64) { l.due.Store(due<<phaseBits | int64(p)) }
 
 // watch is what the sweeper sees of a connection or, over HTTP/2, a stream.
 type watch struct {
@@ -59,7 +65,8 @@ type watch struct {
 	dialing  atomic.Pointer[context.CancelFunc]
 	client   deadlines
 	raw      syscall.RawConn // of the client's socket; nil: that it goes away is seen elsewhere
-	parked   atomic.Bool     // in the list of idle connections
+	parked   atomic.Bool     // in the lists of idle connections
+	sleeper  *net.TCPConn    // may sleep; nil: the goroutine has to wait
 
 	shard *shard
 
@@ -121,6 +128,10 @@ func (w *watch) expire(l *limit, seen int64, c cause) {
 
 // interrupt wakes whoever waits in phase p. Errors mean that the connection is closed, which wakes as well.
 func (w *watch) interrupt(p phase, c cause) {
+	if p == phaseAsleep {
+		w.sleeper.CloseRead() // which is something to read
+		return
+	}
 	if p == phaseIdle || p == phaseHead {
 		w.client.SetReadDeadline(longAgo)
 		if c == causeCut {
@@ -151,6 +162,10 @@ const (
 	slowSweeps = 5
 	idleSweeps = 20
 	shardCount = 16
+	// Who was idle at sleepLooks looks sleeps, and at once where a shard has maxAwake that are idle and do not. So one whose
+	// client comes by every second has no more to do for it, and many that come at once have never had a stack each for long.
+	sleepLooks = 2
+	maxAwake   = 64
 )
 
 // The lists of a shard.
@@ -158,6 +173,7 @@ const (
 	hot = iota
 	slow
 	idle
+	asleep // or about to be
 	listCount
 	none = -1 // not watched any more
 )
@@ -281,6 +297,7 @@ func (s *sweeper) sweep() {
 		}
 		if hurry || s.rounds%idleSweeps == 0 {
 			s.sweepList(shard, idle)
+			s.sweepList(shard, asleep)
 		}
 		shard.mu.Unlock()
 	}
@@ -307,7 +324,7 @@ func (s *sweeper) inspect(w *watch) {
 	case due < 0:
 	case s.cutAll.Load():
 		w.expire(&w.main, due, causeCut)
-	case p == phaseIdle && s.closeIdle.Load():
+	case (p == phaseIdle || p == phaseAsleep) && s.closeIdle.Load():
 		w.expire(&w.main, due, causeTimeout)
 	case p == phaseNone:
 	case now >= due>>phaseBits:
@@ -339,6 +356,8 @@ func (s *sweeper) place(shard *shard, w *watch) {
 		shard.move(w, slow)
 	case w.list == slow && (waits || w.looks == 0):
 		shard.move(w, hot)
+	case w.list == idle && w.looks > sleepLooks:
+		s.sleep(shard, w)
 	}
 }
 
@@ -350,5 +369,17 @@ func (s *sweeper) park(shard *shard, w *watch) {
 	if phase(w.main.due.Load()&phaseMask) != phaseIdle {
 		w.parked.Store(false)
 		shard.move(w, hot)
+	} else if len(shard.lists[idle]) > maxAwake {
+		s.sleep(shard, w)
 	}
+}
+
+// sleep asks the goroutine of an idle connection to leave it. It does unless there is a request at this moment.
+func (s *sweeper) sleep(shard *shard, w *watch) {
+	due := w.main.due.Load()
+	if w.sleeper == nil || phase(due&phaseMask) != phaseIdle {
+		return
+	}
+	w.expire(&w.main, due, causeSleep)
+	shard.move(w, asleep)
 }

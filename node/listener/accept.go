@@ -27,7 +27,7 @@ func (l *Listener) accept() {
 			pause = firstPause
 			l.lastAccepted.Store(time.Now().UnixNano())
 			l.conns.Add(1)
-			l.assign(accepted{tcp, r.config(l.tls())})
+			l.assign(accepted{tcp: tcp, config: r.config(l.tls())})
 			continue
 		}
 		<-l.slots
@@ -94,10 +94,11 @@ func (n *notice) due(now time.Time) (times int, due bool) {
 	return times, true
 }
 
-// accepted is a connection and what it is to speak; nil: no TLS.
+// accepted is a connection.
 type accepted struct {
 	tcp    *net.TCPConn
-	config *tls.Config
+	config *tls.Config          // what it is to speak; nil: no TLS
+	wake   func() (sleeps bool) // of Front, for one that sleeps; nil: it has not slept
 }
 
 const (
@@ -142,23 +143,36 @@ func (l *Listener) rest(limit *time.Timer) (accepted, bool) {
 	}
 }
 
-// serve is what a goroutine does for a connection. Its frame stays while the connection idles, so what only a handshake needs is
-// kept out of it.
+// serve is what a goroutine does for a connection, until it ends or sleeps.
 func (l *Listener) serve(a accepted) {
-	defer l.end(a.tcp)
-	if a.config == nil {
-		l.front.Serve(a.tcp, a.tcp, l.plainIsStale)
-		return
+	for l.speak(&a) {
+		if l.sleepers.add(a) {
+			return // it is another goroutine's from now on
+		}
 	}
-	l.serveTLS(a.tcp, a.config)
+	<-l.slots
+	l.conns.Done()
 }
 
-// end must be deferred itself, to recover: one connection's panic is not the others' end.
-func (l *Listener) end(tcp *net.TCPConn) {
+// speak has Front speak, and says whether the connection sleeps. Its frame stays while one idles that cannot sleep, so what only a
+// handshake needs is kept out of it.
+func (l *Listener) speak(a *accepted) (sleeps bool) {
+	defer l.recovered(a.tcp)
+	switch {
+	case a.wake != nil:
+		return a.wake()
+	case a.config != nil:
+		l.serveTLS(a.tcp, a.config)
+		return false
+	}
+	a.wake = l.front.Serve(a.tcp, a.tcp, l.plainIsStale)
+	return a.wake != nil
+}
+
+// recovered must be deferred itself: one connection's panic is not the others' end.
+func (l *Listener) recovered(tcp *net.TCPConn) {
 	if cause := recover(); cause != nil {
 		l.logger.Error("serving a connection panicked", "client", tcp.RemoteAddr(), "panic", cause, "stack", string(debug.Stack()))
 		tcp.Close() // mostly open still, and if not, an error is no news
 	}
-	<-l.slots
-	l.conns.Done()
 }

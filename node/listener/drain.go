@@ -23,6 +23,7 @@ func (l *Listener) Drain(ctx context.Context) error {
 	go func() {
 		l.conns.Wait()
 		l.workers.Wait()
+		l.sleepers.stop()
 		close(ended)
 	}()
 	err := l.drainFront(ctx, ended)

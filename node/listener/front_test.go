@@ -54,15 +54,16 @@ func (f *front) enter(conn net.Conn) {
 
 func (f *front) exit(conn net.Conn) { f.change(func() { delete(f.conns, conn) }) }
 
-func (f *front) Serve(conn net.Conn, tcp *net.TCPConn, stale func() bool) {
+func (f *front) Serve(conn net.Conn, tcp *net.TCPConn, stale func() bool) func() bool {
 	f.enter(conn)
 	defer f.exit(conn)
 	if f.http1 == nil {
 		f.answer(conn, stale)
 	} else if f.http1(conn, tcp, stale) {
-		return
+		return nil
 	}
 	conn.Close()
+	return nil
 }
 
 func (f *front) ServeHTTP2(conn *tls.Conn, _ func() bool) {

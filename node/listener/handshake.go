@@ -19,7 +19,9 @@ func (l *Listener) serveTLS(tcp *net.TCPConn, config *tls.Config) {
 	case conn.ConnectionState().NegotiatedProtocol == "h2":
 		l.front.ServeHTTP2(conn, l.tlsIsStale)
 	default:
-		l.front.Serve(conn, tcp, l.tlsIsStale)
+		for wake := l.front.Serve(conn, tcp, l.tlsIsStale); wake != nil && wake(); {
+			// What TLS has read already would wake nobody, so this goroutine waits.
+		}
 	}
 }
 

@@ -20,7 +20,7 @@ import (
 // idler is an engine that waits for bytes without a buffer, and closes when there are some, or the end.
 type idler struct{ waiting sync.WaitGroup }
 
-func (i *idler) Serve(conn net.Conn, tcp *net.TCPConn, _ func() bool) {
+func (i *idler) Serve(conn net.Conn, tcp *net.TCPConn, _ func() bool) func() bool {
 	raw, err := tcp.SyscallConn()
 	if err != nil {
 		panic(err)
@@ -33,6 +33,7 @@ func (i *idler) Serve(conn net.Conn, tcp *net.TCPConn, _ func() bool) {
 		return ready
 	})
 	conn.Close()
+	return nil
 }
 
 func (i *idler) ServeHTTP2(conn *tls.Conn, _ func() bool) { conn.Close() }
@@ -164,9 +165,10 @@ type silent struct {
 	ended chan struct{}
 }
 
-func (s *silent) Serve(conn net.Conn, _ *net.TCPConn, _ func() bool) {
+func (s *silent) Serve(conn net.Conn, _ *net.TCPConn, _ func() bool) func() bool {
 	conn.Close()
 	s.ended <- struct{}{}
+	return nil
 }
 
 func TestSocketsAreKeptAliveAndDoNotDelay(t *testing.T) {

@@ -1,8 +1,9 @@
 // Package listener owns the sockets that clients connect to: binding them, accepting, TLS, the limit on connections, and the
 // drain. What is spoken on a connection is the business of the Front it is given.
 //
-// Each connection has one goroutine, from the accept to the end of Front's call; a TLS handshake is part of it. The Listener
-// waits for all of them. What Front has handed over to another owner, as after an upgrade, is not its concern any more.
+// Each connection has one goroutine, from the accept to the end of Front's call; a TLS handshake is part of it. An idle connection
+// may give it back: it sleeps, and gets one again when there is something to read. The Listener waits for all of them. What Front
+// has handed over to another owner, as after an upgrade, is not its concern any more.
 //
 // Order of calls: Bind, then either Close, if the socket is not wanted after all, or Start and, once, Drain. Between Bind
 // and Start the kernel takes connections and lets them wait.
@@ -30,7 +31,11 @@ type Front interface {
 	// connection below TLS, or conn itself where that is plain, for Front to look at the socket. It is called in the
 	// connection's own goroutine, after Leave as well. stale is asked before each answer; true: the connection is to be
 	// closed after it, because TLS was turned on or off since it came, or because clients are sent away.
-	Serve(conn net.Conn, tcp *net.TCPConn, stale func() bool)
+	//
+	// Not nil, wake goes on with a connection that may sleep: it is called when there is something to read from tcp, its end
+	// included, which a CloseRead makes too, or at once where the system cannot wait for that. It does as Serve, and says
+	// whether the connection may sleep again. The socket must stay open until then.
+	Serve(conn net.Conn, tcp *net.TCPConn, stale func() bool) (wake func() (sleeps bool))
 	// ServeHTTP2 does so with HTTP/2, chosen by ALPN. The handshake is done.
 	ServeHTTP2(conn *tls.Conn, stale func() bool)
 	// GoAway tells clients that can be told without an answer, over HTTP/2, to send no more requests on the connections that
@@ -121,6 +126,7 @@ type Listener struct {
 	accepts    sync.WaitGroup
 	conns      sync.WaitGroup // connections
 	handshakes handshakes
+	sleepers   sleepers
 
 	// Goroutines that have served a connection and wait for the next, with the stack that they have grown.
 	spare    chan accepted
@@ -147,7 +153,7 @@ func Bind(ctx context.Context, address string, o Options) (*Listener, error) {
 }
 
 func newListener(socket *net.TCPListener, o Options) *Listener {
-	return &Listener{
+	l := &Listener{
 		socket:           socket,
 		take:             socket.AcceptTCP,
 		front:            o.Front,
@@ -161,6 +167,8 @@ func newListener(socket *net.TCPListener, o Options) *Listener {
 		restTime:         restTime,
 		leaving:          make(chan struct{}),
 	}
+	l.sleepers.wake = l.assign
+	return l
 }
 
 // bind listens on address, next to a listener of ours where there is one in the way.
