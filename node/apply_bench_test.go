@@ -83,3 +83,19 @@ func serve(b *testing.B, n *Node, base *bundle.Bundle, d bundle.Delta) *bundle.B
 	n.Apply(g)
 	return made
 }
+
+// BenchmarkEachBackendOf100000 is what a node looks through for its status after an apply.
+func BenchmarkEachBackendOf100000(b *testing.B) {
+	n, err := New(Options{Listen: "127.0.0.1:0"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer stop(n, 0)
+	serve(b, n, nil, bundle.Between(nil, manyRoutes(b, 30_001)))
+	b.ReportAllocs()
+	for b.Loop() {
+		for s := range n.EachBackend() {
+			_ = s
+		}
+	}
+}

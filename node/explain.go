@@ -33,8 +33,12 @@ func (n *Node) Explain(q *fleetv1.Question) *fleetv1.Answer {
 	if e.Target != "" {
 		a.Forward = &fleetv1.Forward{Method: text(e.Method), Path: text(e.Target), Host: text(e.Authority)}
 	}
-	all := statuses(e.Route.Name(), e.Route.Pool().Members())
-	a.BackendCount, a.Backends = uint32(len(all)), all[:min(len(all), maxExplained)]
+	eachStatus(e.Route, func(s BackendStatus) bool {
+		if a.BackendCount++; a.BackendCount <= maxExplained {
+			a.Backends = append(a.Backends, s.Message())
+		}
+		return true
+	})
 	return a
 }
 

@@ -113,9 +113,9 @@ func total(d *prometheus.Desc, n uint64, labels ...string) prometheus.Metric {
 func (g *gauges) collectVerdicts(out chan<- prometheus.Metric) {
 	type key struct{ route, address string }
 	up := make(map[key]float64)
-	for _, s := range g.node.Backends() {
-		at := key{s.GetRoute(), s.GetAddress()}
-		up[at] = max(up[at], upValue(s.GetState()))
+	for s := range g.node.EachBackend() {
+		at := key{s.Route, s.Address}
+		up[at] = max(up[at], upValue(s.State))
 	}
 	for at, value := range up {
 		out <- level(g.backendUp, value, at.route, at.address)

@@ -231,6 +231,17 @@ func TestVerdictsAreCarriedOver(t *testing.T) {
 	}
 }
 
+func TestABackendThatIsListedTwiceIsToldOnce(t *testing.T) {
+	n := newNode(t, Options{})
+	b := nodetest.NewBuild().Route("/", 2, 1, 2)
+	b.Pools["/"].Backends[0].Weight = 0
+	apply(t, n, 1, b)
+	s := n.Backends()
+	if len(s) != 2 || s[0].GetAddress() != "127.0.0.1:1" || s[1].GetState() != fleetv1.BackendState_BACKEND_STATE_HEALTHY {
+		t.Errorf("%v", s)
+	}
+}
+
 func TestABackendOfWeight0Drains(t *testing.T) {
 	n := newNode(t, Options{})
 	b := nodetest.NewBuild().Route("/", saying(t, "x"))

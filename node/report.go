@@ -1,11 +1,15 @@
 package node
 
 import (
-	"maps"
+	"cmp"
+	"iter"
 	"slices"
+	"strings"
+	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/pyserve/pyserve/node/forward"
 	"github.com/pyserve/pyserve/node/upstream"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 )
@@ -46,44 +50,74 @@ func (n *Node) signal() {
 // verdictChanged is the registry's hook; who changed the verdict has logged it.
 func (n *Node) verdictChanged(*upstream.Backend) { n.signal() }
 
-// Backends is the verdict on every backend of every live route, sorted by route and address.
-func (n *Node) Backends() []*fleetv1.BackendStatus {
-	g := n.live.Load()
-	if g == nil {
-		return nil
+// BackendStatus is the verdict on a backend of a route.
+type BackendStatus struct {
+	Route, Address string
+	State          fleetv1.BackendState
+	Reason         string
+	Since          time.Time
+}
+
+// Message is what control is told.
+func (s BackendStatus) Message() *fleetv1.BackendStatus {
+	m := &fleetv1.BackendStatus{Route: s.Route, Address: s.Address, State: s.State, Reason: s.Reason}
+	if !s.Since.IsZero() {
+		m.Since = timestamppb.New(s.Since)
 	}
+	return m
+}
+
+// EachBackend gives the verdict on every backend of every live route, sorted by route and address. It makes nothing of
+// them, since it is looked through after every apply and change of health, and there may be very many.
+func (n *Node) EachBackend() iter.Seq[BackendStatus] {
+	return func(yield func(BackendStatus) bool) {
+		g := n.live.Load()
+		if g == nil {
+			return
+		}
+		for _, r := range g.routes {
+			if !eachStatus(r, yield) {
+				return
+			}
+		}
+	}
+}
+
+// Backends gives what EachBackend does as messages.
+func (n *Node) Backends() []*fleetv1.BackendStatus {
 	var all []*fleetv1.BackendStatus
-	for _, r := range g.routes {
-		all = append(all, statuses(r.Name(), r.Pool().Members())...)
+	for s := range n.EachBackend() {
+		all = append(all, s.Message())
 	}
 	return all
 }
 
-// statuses are those of one route. A backend that is listed twice is one.
-func statuses(route string, members []upstream.Member) []*fleetv1.BackendStatus {
-	weights := make(map[*upstream.Backend]uint64, len(members))
-	for _, m := range members {
-		weights[m.Backend] += uint64(m.Weight)
+// eachStatus gives those of one route, a backend that is listed twice once, until yield returns false.
+func eachStatus(r *forward.Route, yield func(BackendStatus) bool) bool {
+	members := r.Pool().Members()
+	if len(members) > 1 {
+		members = merged(members)
 	}
-	backends := slices.SortedFunc(maps.Keys(weights), func(a, b *upstream.Backend) int {
-		if order := slices.Compare([]byte(a.Address()), []byte(b.Address())); order != 0 {
-			return order
-		}
-		return boolOrder(a.Spec().TLS != nil, b.Spec().TLS != nil)
-	})
-	out := make([]*fleetv1.BackendStatus, 0, len(backends))
-	for _, b := range backends {
-		v := b.Verdict()
-		s := &fleetv1.BackendStatus{Route: route, Address: b.Address(), State: stateOf(v.State), Reason: v.Reason}
-		if weights[b] == 0 {
+	for _, m := range members {
+		v := m.Backend.Verdict()
+		s := BackendStatus{Route: r.Name(), Address: m.Backend.Address(), State: stateOf(v.State), Reason: v.Reason, Since: v.Since}
+		if m.Weight == 0 {
 			s.State = fleetv1.BackendState_BACKEND_STATE_DRAINING
 		}
-		if !v.Since.IsZero() {
-			s.Since = timestamppb.New(v.Since)
+		if !yield(s) {
+			return false
 		}
-		out = append(out, s)
 	}
-	return out
+	return true
+}
+
+// merged gives each backend once, with the largest of its weights, sorted by address.
+func merged(members []upstream.Member) []upstream.Member {
+	members = slices.SortedFunc(slices.Values(members), func(a, b upstream.Member) int {
+		return cmp.Or(strings.Compare(a.Backend.Address(), b.Backend.Address()),
+			boolOrder(a.Backend.Spec().TLS != nil, b.Backend.Spec().TLS != nil), cmp.Compare(b.Weight, a.Weight))
+	})
+	return slices.CompactFunc(members, func(kept, m upstream.Member) bool { return kept.Backend == m.Backend })
 }
 
 func boolOrder(a, b bool) int {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"slices"
 	"sync"
 	"syscall"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/pyserve/pyserve/config"
 	"github.com/pyserve/pyserve/config/bundle"
+	"github.com/pyserve/pyserve/node"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 )
 
@@ -37,9 +39,9 @@ type conversation struct {
 
 	offer     *offer
 	prepared  *prepared
-	told      map[backendKey]*fleetv1.BackendStatus // what control knows of backends; nil: nothing
-	authority []byte                                // told to issue certificates now; nil: nothing to do about it
-	renewal   time.Time                             // not before it; zero: nothing went wrong
+	told      map[backendKey]node.BackendStatus // what control knows of backends; nil: nothing
+	authority []byte                            // told to issue certificates now; nil: nothing to do about it
+	renewal   time.Time                         // not before it; zero: nothing went wrong
 }
 
 type backendKey struct{ route, address string }
@@ -468,7 +470,7 @@ func (c *conversation) sendStatus(look bool) error {
 	if !look && c.told != nil {
 		return c.stream.Send(&fleetv1.FromNode{Message: &fleetv1.FromNode_Status{Status: m}})
 	}
-	return c.sendBackends(m, n.Backends())
+	return c.sendBackends(m, n.EachBackend())
 }
 
 // statusBytes is how much of backends one Status carries, well under the 4 MiB that control takes.
@@ -476,21 +478,19 @@ const statusBytes = 1 << 20
 
 // sendBackends sends m with the backends whose state control does not know yet, and more messages where they are many.
 // When a backend has gone, all are told anew.
-func (c *conversation) sendBackends(m *fleetv1.Status, backends []*fleetv1.BackendStatus) error {
-	if len(backends) < len(c.told) || !c.tellsAll(backends) {
-		c.told, m.BackendsFull = nil, true
-	}
-	if c.told == nil {
-		c.told = make(map[backendKey]*fleetv1.BackendStatus, len(backends))
+func (c *conversation) sendBackends(m *fleetv1.Status, backends iter.Seq[node.BackendStatus]) error {
+	if c.told == nil || !c.toldAreIn(backends) {
+		c.told, m.BackendsFull = make(map[backendKey]node.BackendStatus), true
 	}
 	size := 0
-	for _, b := range backends {
-		b.Reason = sendable(b.GetReason())
-		key := backendKey{b.GetRoute(), b.GetAddress()}
-		if proto.Equal(c.told[key], b) {
+	for s := range backends {
+		key := backendKey{s.Route, s.Address}
+		if known, ok := c.told[key]; ok && known == s {
 			continue
 		}
-		c.told[key] = b
+		c.told[key] = s
+		b := s.Message()
+		b.Reason = sendable(b.GetReason())
 		if size += proto.Size(b) + 8; size > statusBytes && len(m.GetBackends()) > 0 {
 			if err := c.stream.Send(&fleetv1.FromNode{Message: &fleetv1.FromNode_Status{Status: m}}); err != nil {
 				return err
@@ -503,11 +503,11 @@ func (c *conversation) sendBackends(m *fleetv1.Status, backends []*fleetv1.Backe
 	return c.stream.Send(&fleetv1.FromNode{Message: &fleetv1.FromNode_Status{Status: m}})
 }
 
-// tellsAll says whether every backend that control was told of is still there.
-func (c *conversation) tellsAll(backends []*fleetv1.BackendStatus) bool {
+// toldAreIn says whether every backend that control was told of is still there.
+func (c *conversation) toldAreIn(backends iter.Seq[node.BackendStatus]) bool {
 	here := 0
-	for _, b := range backends {
-		if _, ok := c.told[backendKey{b.GetRoute(), b.GetAddress()}]; ok {
+	for s := range backends {
+		if _, ok := c.told[backendKey{s.Route, s.Address}]; ok {
 			here++
 		}
 	}

@@ -7,15 +7,16 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/pyserve/pyserve/config"
 	"github.com/pyserve/pyserve/config/bundle"
+	"github.com/pyserve/pyserve/node"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 )
 
@@ -337,11 +338,11 @@ func TestBundleLargerThanItsLimitIsRefused(t *testing.T) {
 }
 
 // backends makes verdicts; the same number is the same verdict.
-func backends(n, state int, reason string) []*fleetv1.BackendStatus {
-	var out []*fleetv1.BackendStatus
+func backends(n int, state fleetv1.BackendState, reason string) []node.BackendStatus {
+	var out []node.BackendStatus
 	for i := range n {
-		out = append(out, &fleetv1.BackendStatus{
-			Route: "/", Address: fmt.Sprintf("127.0.0.1:%d", i), State: fleetv1.BackendState(state), Reason: reason, Since: timestamppb.New(timestamppb.Now().AsTime().Truncate(1e15)),
+		out = append(out, node.BackendStatus{
+			Route: "/", Address: fmt.Sprintf("127.0.0.1:%d", i), State: state, Reason: reason, Since: time.Unix(1, 0),
 		})
 	}
 	return out
@@ -350,10 +351,10 @@ func backends(n, state int, reason string) []*fleetv1.BackendStatus {
 func TestStatusCarriesOnlyBackendsThatChanged(t *testing.T) {
 	sent := &recorder{}
 	c := &conversation{stream: sent}
-	told := func(full bool, of []*fleetv1.BackendStatus) (got []*fleetv1.Status) {
+	told := func(full bool, of []node.BackendStatus) (got []*fleetv1.Status) {
 		t.Helper()
 		sent.sent = nil
-		if err := c.sendBackends(&fleetv1.Status{Listen: "x", BackendsFull: full}, of); err != nil {
+		if err := c.sendBackends(&fleetv1.Status{Listen: "x", BackendsFull: full}, slices.Values(of)); err != nil {
 			t.Fatal(err)
 		}
 		for _, m := range sent.sent {
@@ -393,8 +394,8 @@ func TestStatusCarriesOnlyBackendsThatChanged(t *testing.T) {
 	check("none", told(false, nil), true, 0)
 	// Names of routes can be long.
 	many := backends(3000, 2, "")
-	for _, b := range many {
-		b.Route = strings.Repeat("r", 2000)
+	for i := range many {
+		many[i].Route = strings.Repeat("r", 2000)
 	}
 	got = told(true, many)
 	if check("many", got, true, 3000); len(got) < 5 {
