@@ -142,6 +142,7 @@ type telling interface {
 
 // follow shows what a call tells until its result, which decides the exit code.
 func (s *settings) follow(cmd *cobra.Command, stream telling, v *applyView) error {
+	defer v.changes.end() // also where the call breaks off
 	for {
 		event, err := stream.Recv()
 		if errors.Is(err, io.EOF) {

@@ -39,24 +39,44 @@ func (c change) print(to io.Writer, p painter) {
 	}
 }
 
-// shownChanges is how many objects are told one by one where people read, of those created, changed and removed each,
-// lest the few that are removed drown in what is created; of more there is a summary.
-const shownChanges = 50
+const (
+	// listedChanges is how many objects are told one by one where people read.
+	listedChanges = 1000
+	// shownChanges is how many are where there are more: of those created, changed and removed each, lest the few that are
+	// removed drown in what is created. Of the rest there is a summary.
+	shownChanges = 100
+)
 
-// changeList prints changes as they come.
+// changeList prints changes, all of them or some and how many more there are.
 type changeList struct {
 	out   io.Writer
 	paint painter
 	all   bool              // no summary
-	shown map[string]int    // by action
+	held  []change          // not printed: they may all be
+	shown map[string]int    // by action; nil: nothing is summed up yet
 	rest  map[[2]string]int // by kind and action: those that are not shown
 }
 
 func (l *changeList) add(c change) {
-	if l.rest == nil {
+	switch {
+	case l.all:
+		c.print(l.out, l.paint)
+	case l.shown != nil:
+		l.show(c)
+	case len(l.held) < listedChanges:
+		l.held = append(l.held, c)
+	default:
 		l.shown, l.rest = map[string]int{}, map[[2]string]int{}
+		for _, held := range append(l.held, c) {
+			l.show(held)
+		}
+		l.held = nil
 	}
-	if l.all || l.shown[c.Action] < shownChanges {
+}
+
+// show prints a change of which there are few so far, and counts others.
+func (l *changeList) show(c change) {
+	if l.shown[c.Action] < shownChanges {
 		l.shown[c.Action]++
 		c.print(l.out, l.paint)
 		return
@@ -64,8 +84,12 @@ func (l *changeList) add(c change) {
 	l.rest[[2]string{c.Kind, c.Action}]++
 }
 
-// end prints what is left to say, once.
+// end prints what is left to say. It may be called again.
 func (l *changeList) end() {
+	for _, c := range l.held {
+		c.print(l.out, l.paint)
+	}
+	l.held = nil
 	var parts []string
 	for _, kind := range []string{"listener", "certificate", "route"} {
 		for _, action := range []string{"created", "changed", "removed"} {

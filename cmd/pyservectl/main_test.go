@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -17,6 +18,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 	"gopkg.in/yaml.v3"
+
+	"github.com/spf13/cobra"
 
 	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
 )
@@ -304,29 +307,62 @@ func TestApplyIsTold(t *testing.T) {
 	}
 }
 
-// A document of 50,000 routes must not scroll what matters away.
-func TestManyChangesAreSummedUp(t *testing.T) {
-	show := func(all bool) string {
-		var out bytes.Buffer
-		v := newApplyView(&out, io.Discard, "f", false)
-		v.changes.all = all
-		for i := range 2*shownChanges + 7 {
-			action := operatorv1.ChangeAction_CHANGE_ACTION_CREATED
-			if i == 2*shownChanges {
-				action = operatorv1.ChangeAction_CHANGE_ACTION_REMOVED
-			}
-			v.take(&operatorv1.ApplyEvent{Event: &operatorv1.ApplyEvent_Change{Change: &operatorv1.Change{Action: action, Kind: "route", Name: "/x"}}})
+// showChanges is what an apply prints that creates so many routes and removes one.
+func showChanges(created int, all bool) string {
+	var out bytes.Buffer
+	v := newApplyView(&out, io.Discard, "f", false)
+	v.changes.all = all
+	for i := range created + 1 {
+		action := operatorv1.ChangeAction_CHANGE_ACTION_CREATED
+		if i == created {
+			action = operatorv1.ChangeAction_CHANGE_ACTION_REMOVED
 		}
-		v.take(node("n1", committed, ""))
-		v.finish(&operatorv1.ApplyResult{Outcome: 1, Revision: 1, Digest: "d"})
-		return out.String()
+		v.take(&operatorv1.ApplyEvent{Event: &operatorv1.ApplyEvent_Change{Change: &operatorv1.Change{Action: action, Kind: "route", Name: "/x"}}})
 	}
-	out := show(false)
-	if strings.Count(out, "route /x created") != shownChanges || !strings.Contains(out, "- route /x removed\nand more: 56 routes created; -o wide shows all\nnode n1: serving\n") {
+	v.take(node("n1", committed, ""))
+	v.finish(&operatorv1.ApplyResult{Outcome: 1, Revision: 1, Digest: "d"})
+	return out.String()
+}
+
+// A document of 50,000 routes must not scroll what matters away.
+func TestVeryManyChangesAreSummedUp(t *testing.T) {
+	out := showChanges(listedChanges, false)
+	want := fmt.Sprintf("- route /x removed\nand more: %d routes created; -o wide shows all\nnode n1: serving\n", listedChanges-shownChanges)
+	if strings.Count(out, "route /x created") != shownChanges || strings.Count(out, want) != 1 {
 		t.Errorf("printed\n%s", out)
 	}
-	if out := show(true); strings.Count(out, "route /x") != 2*shownChanges+7 || strings.Contains(out, "and more") {
+	if out := showChanges(listedChanges, true); strings.Count(out, "route /x") != listedChanges+1 || strings.Contains(out, "and more") {
 		t.Errorf("printed\n%s", out)
+	}
+}
+
+func TestEveryChangeHasALineAsLongAsTheyCanBeRead(t *testing.T) {
+	out := showChanges(listedChanges-1, false)
+	if strings.Count(out, "route /x created\n") != listedChanges-1 || !strings.Contains(out, "- route /x removed\nnode n1: serving\n") || strings.Contains(out, "and more") {
+		t.Errorf("printed\n%s", out)
+	}
+}
+
+// broken is a call that ends after one change.
+type broken struct{ told bool }
+
+func (b *broken) Recv() (*operatorv1.ApplyEvent, error) {
+	if b.told {
+		return nil, io.ErrUnexpectedEOF
+	}
+	b.told = true
+	return &operatorv1.ApplyEvent{Event: &operatorv1.ApplyEvent_Change{Change: &operatorv1.Change{
+		Action: operatorv1.ChangeAction_CHANGE_ACTION_CREATED, Kind: "route", Name: "/x",
+	}}}, nil
+}
+
+func TestACallThatBreaksOffHasToldItsChanges(t *testing.T) {
+	var out bytes.Buffer
+	cmd := &cobra.Command{}
+	cmd.SetContext(t.Context())
+	err := (&settings{output: "table"}).follow(cmd, &broken{}, newApplyView(&out, io.Discard, "f", false))
+	if err == nil || out.String() != "+ route /x created\n" {
+		t.Errorf("printed %q, %v", out.String(), err)
 	}
 }
 
