@@ -53,8 +53,11 @@ func (c *Control) Apply(ctx context.Context, author string, document Document, o
 	if reason := c.unexpected(o); reason != "" {
 		return c.refused(reason), nil
 	}
-	if active := c.store.Active(); active != nil && active.Bundle.Digest() == next.Digest() {
-		return c.unchanged(ctx, o, emit)
+	if active := c.store.Active(); active != nil {
+		if active.Bundle.Digest() == next.Digest() {
+			return c.unchanged(ctx, o, emit)
+		}
+		next = next.Sharing(active.Bundle) // the fleet keeps some of them, to make deltas against
 	}
 	return c.advance(ctx, candidate{resources, next, document.Data, author, o.GetMessage(), false, request}, o, emit)
 }

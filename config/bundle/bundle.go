@@ -99,11 +99,14 @@ type Bundle struct {
 type sum = [sha256.Size]byte
 
 // New makes a bundle of resources in any order. It is an error if two have one key or a limit is passed.
-func New(resources []Resource) (*Bundle, error) {
+func New(resources []Resource) (*Bundle, error) { return makeOf(slices.Clone(resources)) }
+
+// makeOf keeps the slice.
+func makeOf(resources []Resource) (*Bundle, error) {
 	if len(resources) > MaxResources {
 		return nil, fmt.Errorf("a bundle holds at most %d resources, got %d", MaxResources, len(resources))
 	}
-	b := &Bundle{resources: slices.Clone(resources), sums: make([]sum, len(resources))}
+	b := &Bundle{resources: resources, sums: make([]sum, len(resources))}
 	byKey := func(x, y Resource) int { return x.Key.compare(y.Key) }
 	if !slices.IsSortedFunc(b.resources, byKey) {
 		slices.SortFunc(b.resources, byKey)
@@ -194,7 +197,7 @@ func Encode(r *config.Resources) (*Bundle, error) {
 	if err := errors.Join(problems...); err != nil {
 		return nil, err
 	}
-	return New(out)
+	return makeOf(out)
 }
 
 // byName gives what is in a map in the order of its keys.

@@ -73,6 +73,22 @@ func (d Delta) Apply(base *Bundle) (*Bundle, error) {
 	return base.merge(brought, removed)
 }
 
+// Sharing gives the same bundle as b, but what base holds as well is in memory once, with base. Who keeps several bundles
+// that have much in common keeps little more than one.
+func (b *Bundle) Sharing(base *Bundle) *Bundle {
+	shared := &Bundle{resources: slices.Clone(b.resources), sums: b.sums, digest: b.digest}
+	j := 0
+	for i := range shared.resources {
+		for base.compareAt(j, b, i) < 0 {
+			j++
+		}
+		if base.compareAt(j, b, i) == 0 && base.sums[j] == b.sums[i] {
+			shared.resources[i] = base.resources[j]
+		}
+	}
+	return shared
+}
+
 // Follow gives the bundle at the end of a way of deltas that begins at base, at the cost of one delta however many there
 // are. Whether the result is the wanted one, only its digest says.
 func Follow(base *Bundle, way []Delta) (*Bundle, error) {

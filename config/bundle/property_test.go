@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"slices"
 	"testing"
+	"unsafe"
 
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
@@ -85,6 +86,23 @@ func TestAWayOfDeltasLeadsWhereEachOfThemDoes(t *testing.T) {
 			t.Fatal(err)
 		}
 		checkSame(t, "the end of the way", got, at)
+	})
+}
+
+func TestASharingBundleIsTheSame(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		b, base := drawBundle(t, "bundle"), drawBundle(t, "base")
+		got := b.Sharing(base)
+		checkSame(t, "shared", got, b)
+		if !slices.Equal(got.sums, b.sums) {
+			t.Fatal("its sums are others")
+		}
+		for i, r := range got.resources {
+			at, ok := slices.BinarySearchFunc(base.resources, r.Key, func(r Resource, k Key) int { return r.Key.compare(k) })
+			if ok && bytes.Equal(base.resources[at].Body, r.Body) && unsafe.SliceData(base.resources[at].Body) != unsafe.SliceData(r.Body) {
+				t.Fatalf("%v is in memory twice (%d)", r, i)
+			}
+		}
 	})
 }
 
