@@ -138,25 +138,25 @@ func (s *checkSettings) refuseKeys(r *reader, kind string) {
 
 // grpcService looks at a path that names a service of gRPC. Any name may be registered there, so what is refused is what was
 // meant to be something else: a method, a query, an escape that nobody would undo.
-func (r *reader) grpcService(v value, path string) {
+func (r *reader) grpcService(at place, path string) {
 	name := path[1:]
 	if service, _, method := strings.Cut(name, "/"); method && service != "" {
-		r.errorf(v, `%s is more than the name of a service: write "/%s"`, quote(path), service)
+		r.errorf(at, `%s is more than the name of a service: write "/%s"`, quote(path), service)
 	} else if strings.ContainsAny(name, "/?%") {
-		r.errorf(v, `%s does not name a service of gRPC: write "/" and its name, such as "/shop.Cart"`, quote(path))
+		r.errorf(at, `%s does not name a service of gRPC: write "/" and its name, such as "/shop.Cart"`, quote(path))
 	}
 }
 
 // escapes looks at the percent-encoding of a path, which type http sends as it is and the WebSocket client takes apart.
-func (r *reader) escapes(v value, path string) {
+func (r *reader) escapes(at place, path string) {
 	if _, err := url.ParseRequestURI(path); err != nil {
-		r.errorf(v, "%s has a %% that two hexadecimal digits do not follow: write %%25", quote(path))
+		r.errorf(at, "%s has a %% that two hexadecimal digits do not follow: write %%25", quote(path))
 	}
 }
 
 func (s *checkSettings) warnOfUnused(r *reader) {
-	for _, at := range []value{s.interval.at, s.timeout.at, s.healthy.at, s.unhealthy.at} {
-		if at.node != nil {
+	for _, at := range []place{s.interval.at, s.timeout.at, s.healthy.at, s.unhealthy.at} {
+		if at.isSet() {
 			r.warnf(at, "is not used: type none probes nothing")
 		}
 	}

@@ -153,6 +153,9 @@ func (r *reader) routes(v value) (*routeSet, bool) {
 		if e, ok := r.entry(item); ok {
 			set.add(e)
 		}
+		if !r.aliased {
+			item.node.Content = nil // the tree of 100,000 routes is as large as all that is made of them
+		}
 	})
 	return set, ok
 }

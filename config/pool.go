@@ -95,7 +95,7 @@ func (s *routeSet) claim(e *entry) bool {
 	for _, host := range e.claimedHosts() {
 		if other, ok := s.claims[claim{e.rule(), host}]; ok {
 			s.r.errorf(e.hosts.at, "%s has a route for %s already, on line %d: write the same hosts in both, or take it out of one",
-				quote(host), e.rule(), other.first.at.node.Line)
+				quote(host), e.rule(), other.first.at.line)
 			return false
 		}
 	}
@@ -138,7 +138,7 @@ func agree[V any](r *reader, have *option[V], other option[V], same func(a, b V)
 	case !have.isSet():
 		*have = other
 	case !same(have.value, other.value):
-		r.errorf(other.at, "is different on line %d, in another entry of the same route: write the same in both, or leave one out", have.at.node.Line)
+		r.errorf(other.at, "is different on line %d, in another entry of the same route: write the same in both, or leave one out", have.at.line)
 	}
 }
 
@@ -205,7 +205,7 @@ func (g *routeGroup) uniqueBackends(r *reader) []*resourcev1.Backend {
 			b.again(r, out[first.index], one, first.line)
 			continue
 		}
-		seen[name] = place{len(out), b.at.node.Line}
+		seen[name] = place{len(out), int(b.at.line)}
 		out = append(out, one)
 	}
 	return out

@@ -17,7 +17,7 @@ const (
 
 // entry is one item of reverse_proxy as written.
 type entry struct {
-	at                      value
+	at                      place
 	path                    option[string]
 	match                   option[string]
 	hosts                   option[[]string]
@@ -136,7 +136,7 @@ func (r *reader) hostPatterns(v value) ([]string, bool) {
 
 // backend is one server of a route as written.
 type backend struct {
-	at     value
+	at     place
 	host   option[string]
 	port   option[uint32]
 	weight option[uint32]
@@ -165,7 +165,7 @@ func (r *reader) backends(v value) ([]backend, bool) {
 	before := r.errorCount()
 	var out []backend
 	r.list(v, "a list such as [{host: 10.0.0.1, port: 8000}]", func(item value) {
-		b := backend{at: item}
+		b := backend{at: item.where()}
 		if isNull(item.node) {
 			r.errorf(item, "nothing stands here: write %s", backendSection.form)
 		} else if backendSection.read(r, item, &b) {
@@ -182,7 +182,7 @@ func (r *reader) backends(v value) ([]backend, bool) {
 // where the entry is not fit to be put together with others.
 func (r *reader) entry(v value) (*entry, bool) {
 	before := r.errorCount()
-	e := &entry{at: v}
+	e := &entry{at: v.where()}
 	if isNull(v.node) {
 		r.errorf(v, "nothing stands here: write %s", entrySection.form)
 		return nil, false
@@ -198,7 +198,7 @@ func (r *reader) entry(v value) (*entry, bool) {
 	if e.backends.isSet() {
 		r.refuseBackendKeys(e)
 	} else {
-		e.backends.value = []backend{{at: v, host: e.host, port: e.port, ssl: e.ssl}}
+		e.backends.value = []backend{{at: e.at, host: e.host, port: e.port, ssl: e.ssl}}
 	}
 	for i := range e.backends.value {
 		if b := &e.backends.value[i]; b.ssl.value && !b.port.isSet() {

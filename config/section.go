@@ -51,6 +51,8 @@ type reader struct {
 	report
 	files *fileCache
 	now   time.Time
+	// aliased says that nodes of the tree may be read more than once.
+	aliased bool
 	// expressions counts the instructions of all regular expressions.
 	expressions int
 }
@@ -121,17 +123,33 @@ func target(node *yaml.Node) *yaml.Node {
 	return node
 }
 
-func (r *reader) errorf(v value, format string, args ...any) {
-	r.at(false, v.node, v.step, format, args...)
+// place is where something stands in the document. It holds no node: what is read outlives the tree.
+type place struct {
+	line, column int32
+	step         *step
 }
 
-func (r *reader) warnf(v value, format string, args ...any) {
-	r.at(true, v.node, v.step, format, args...)
+// located is a value, or the place of one that was read.
+type located interface{ where() place }
+
+func (v value) where() place { return placeOf(v.node, v.step) }
+
+func (p place) where() place { return p }
+
+func placeOf(node *yaml.Node, way *step) place {
+	return place{int32(node.Line), int32(node.Column), way}
 }
 
-func (r *reader) at(warning bool, node *yaml.Node, way *step, format string, args ...any) {
-	r.add(warning, node.Line, node.Column, func() (string, string) {
-		return way.String(), fmt.Sprintf(format, args...)
+func (p place) isSet() bool { return p.line != 0 }
+
+func (r *reader) errorf(l located, format string, args ...any) { r.tell(false, l, format, args...) }
+
+func (r *reader) warnf(l located, format string, args ...any) { r.tell(true, l, format, args...) }
+
+func (r *reader) tell(warning bool, l located, format string, args ...any) {
+	at := l.where()
+	r.add(warning, int(at.line), int(at.column), func() (string, string) {
+		return at.step.String(), fmt.Sprintf(format, args...)
 	})
 }
 
@@ -156,11 +174,11 @@ func (s *section[T]) read(r *reader, v value, into *T) bool {
 		case supported:
 			k.read(r, child, into)
 		case later:
-			r.at(false, name, child.step, "is not supported yet: leave it out")
+			r.errorf(placeOf(name, child.step), "is not supported yet: leave it out")
 		case unused:
-			r.at(true, name, child.step, "%s", k.note)
+			r.warnf(placeOf(name, child.step), "%s", k.note)
 		case misplaced:
-			r.at(false, name, child.step, "does not belong here: %s", k.note)
+			r.errorf(placeOf(name, child.step), "does not belong here: %s", k.note)
 		}
 	}
 	return true
@@ -245,10 +263,10 @@ func yieldMerged(mapping *yaml.Node, merges []*yaml.Node, yield func(*yaml.Node,
 // option is a value that may be left out, with where it was set.
 type option[V any] struct {
 	value V
-	at    value
+	at    place
 }
 
-func (o *option[V]) isSet() bool { return o.at.node != nil }
+func (o *option[V]) isSet() bool { return o.at.isSet() }
 
 // or gives the value, or what to use where it was left out.
 func (o *option[V]) or(initial V) V {
@@ -261,6 +279,6 @@ func (o *option[V]) or(initial V) V {
 // take reads into an option: parse reports whether there is anything to take.
 func take[V any](o *option[V], v value, parse func(value) (V, bool)) {
 	if x, ok := parse(v); ok {
-		*o = option[V]{x, v}
+		*o = option[V]{x, v.where()}
 	}
 }

@@ -115,9 +115,9 @@ var sslSection = section[sslSettings]{
 
 // certificate makes the certificate of an ssl section, nil where TLS is off. An ssl section that is off may name files
 // that do not exist: they are not read.
-func (r *reader) certificate(v value, s *sslSettings) *resourcev1.Certificate {
+func (r *reader) certificate(at place, s *sslSettings) *resourcev1.Certificate {
 	if !s.enabled.isSet() && s.certFile.isSet() {
-		r.warnf(v, "TLS is off: write enabled: true if it should be on")
+		r.warnf(at, "TLS is off: write enabled: true if it should be on")
 	}
 	if !s.enabled.value {
 		return nil

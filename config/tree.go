@@ -36,6 +36,7 @@ type treeCheck struct {
 func checkTree(r *reader, root *yaml.Node) bool {
 	c := treeCheck{r: r, anchored: make(map[*yaml.Node]extent)}
 	c.node(root, 1)
+	r.aliased = len(c.anchored) > 0
 	return !c.refused
 }
 
