@@ -57,7 +57,7 @@ func (c *Control) CreateContext(ctx context.Context, author, name string, role i
 	// A certificate that the trail does not know is not handed out, nor one that is in no list.
 	audit.Describe(ctx, "context %s, role %s, until %s", name, role, leaf.NotAfter.UTC().Format(time.RFC3339))
 	err = c.store.PutContext(ctx, store.Context{
-		KeyHash: hash, Name: name, Role: role.String(), Issued: c.options.Now(), Expires: leaf.NotAfter, Author: author,
+		KeyHash: hash, Name: name, Role: role.String(), Issued: identity.IssuedAt(leaf), Expires: leaf.NotAfter, Author: author,
 	})
 	if err != nil {
 		return nil, err

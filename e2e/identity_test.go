@@ -230,6 +230,47 @@ func TestRoles(t *testing.T) {
 	}
 }
 
+// TestARevokedContext is refused, over a restart of control too, and another one of its name is not.
+func TestARevokedContext(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	create := func(file string) (path string) {
+		return c.write(file, c.ctl("context", "create", "alice", "--role", "viewer").must(t, 0, "context of alice").stdout)
+	}
+	with := func(context string) result {
+		return runToEnd(t, command{name: "pyservectl", program: programs.pyservectl, args: []string{"--context", context, "get", "nodes"}, dir: c.dir}, "")
+	}
+	first := create("alice.yaml")
+	with(first).must(t, 0)
+	c.ctl("context", "revoke", "alice").must(t, 0, "context alice revoked")
+	with(first).wants(t, 2, "alice: the context was revoked")
+	second := create("alice-2.yaml")
+	c.control.kill()
+	c.restartControl()
+	with(first).wants(t, 2, "alice: the context was revoked")
+	with(second).must(t, 0)
+	var list struct {
+		Contexts []struct {
+			Name    string
+			Revoked bool
+		}
+	}
+	r := c.ctl("context", "list", "-o", "json").must(t, 0)
+	if err := json.Unmarshal([]byte(r.stdout), &list); err != nil {
+		t.Fatalf("%v\n%s", err, r.stdout)
+	}
+	var states []bool
+	for _, one := range list.Contexts {
+		if one.Name == "alice" {
+			states = append(states, one.Revoked)
+		}
+	}
+	if !slices.Equal(states, []bool{true, false}) {
+		t.Errorf("alice's contexts are revoked: %v\n%s", states, r.stdout)
+	}
+	c.ctl("context", "revoke", "alicia").wants(t, 2, "no context of that name is known")
+}
+
 // TestAudit finds in the trail who did what, and who was not let do it, over a restart.
 func TestAudit(t *testing.T) {
 	t.Parallel()

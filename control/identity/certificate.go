@@ -95,12 +95,12 @@ func (a *Authority) PeerOf(state tls.ConnectionState) (Peer, error) {
 		key = voucher.Key{} // whoever needs one says so
 	}
 	return Peer{
-		Role: role, Name: name, KeyHash: sha256.Sum256(leaf.RawSubjectPublicKeyInfo), Key: key, Until: leaf.NotAfter, Issued: issuedAt(leaf), Authority: sha256.Sum256(by.Raw),
+		Role: role, Name: name, KeyHash: sha256.Sum256(leaf.RawSubjectPublicKeyInfo), Key: key, Until: leaf.NotAfter, Issued: IssuedAt(leaf), Authority: sha256.Sum256(by.Raw),
 	}, nil
 }
 
-// issuedAt gives when a certificate was made, to the second.
-func issuedAt(leaf *x509.Certificate) time.Time { return leaf.NotBefore.Add(backdate) }
+// IssuedAt gives as of when a certificate of this cluster was made, to the second.
+func IssuedAt(leaf *x509.Certificate) time.Time { return leaf.NotBefore.Add(backdate) }
 
 // verify says whether a client's certificate, where it shows one, was issued by this cluster.
 func (a *Authority) verify(state tls.ConnectionState) error {

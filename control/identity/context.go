@@ -262,5 +262,5 @@ func (c *Context) Issued() (at time.Time, keyHash [32]byte, err error) {
 	if err != nil {
 		return time.Time{}, [32]byte{}, err
 	}
-	return issuedAt(pair.Leaf), sha256.Sum256(pair.Leaf.RawSubjectPublicKeyInfo), nil
+	return IssuedAt(pair.Leaf), sha256.Sum256(pair.Leaf.RawSubjectPublicKeyInfo), nil
 }
