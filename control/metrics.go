@@ -21,8 +21,8 @@ func (c *Control) Collector() prometheus.Collector {
 		writable:  prometheus.NewDesc("pyserve_control_disk_writable", "1 where this control's disk takes writes, as far as is known.", nil, nil),
 		controls:  prometheus.NewDesc("pyserve_control_controls", "How many controls the cluster has.", nil, nil),
 		revision:  prometheus.NewDesc("pyserve_control_revision", "The active revision; 0 before the first apply.", nil, nil),
-		converged: prometheus.NewDesc("pyserve_control_converged", "1 when every node serves the active revision.", nil, nil),
-		nodes:     prometheus.NewDesc("pyserve_control_nodes", "Nodes by state.", []string{"state"}, nil),
+		converged: prometheus.NewDesc("pyserve_control_converged", "1 when every node serves the active revision. The control that leads alone tells it.", nil, nil),
+		nodes:     prometheus.NewDesc("pyserve_control_nodes", "Nodes by state. The control that leads alone tells it.", []string{"state"}, nil),
 	}
 }
 
