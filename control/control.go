@@ -287,6 +287,7 @@ func (c *Control) follow(ctx context.Context, changed <-chan struct{}) {
 				c.options.Logger.Error("cannot take the cluster's authorities to use; trying again at the next change", "error", err)
 			}
 		case <-again.C:
+			c.sendAway()
 		case <-ctx.Done():
 			return
 		}

@@ -30,6 +30,10 @@ var (
 	ErrNotRegistered = errors.New("the node's name now belongs to another key: another machine was enrolled under it; remove this node's data directory and enrol it under a --name of its own")
 )
 
+// ErrBehind ends the streams of a control that cannot follow the one that leads: its nodes would wait for what it is never
+// told to commit.
+var ErrBehind = errors.New("this control's disk takes no writes, so that it cannot follow the one that leads; go to another control")
+
 // Enroll lets a node in by a join token. A name whose node is not connected may be taken over by a new key, as happens
 // when a machine is replaced; the old key is not believed from then on.
 func (c *Control) Enroll(ctx context.Context, token, name string, request []byte) (*fleetv1.Identity, error) {
@@ -136,6 +140,9 @@ func (c *Control) Serve(peer identity.Peer, stream fleet.Stream) error {
 	defer end()
 	if err := c.registered(peer); err != nil { // who is revoked from here on is cut
 		return err
+	}
+	if c.behind() {
+		return ErrBehind
 	}
 	// The stream's context may be over; the store's own deadline bounds the write.
 	ctx := context.WithoutCancel(stream.Context())

@@ -537,6 +537,22 @@ func (c *Control) Trouble() string {
 	return ""
 }
 
+// behind says that another control leads, and that this one cannot write down what it is sent.
+func (c *Control) behind() bool { return c.store.Trouble() != nil && c.Leader() != "" }
+
+// sendAway has this control's nodes go to others, while it is behind.
+func (c *Control) sendAway() {
+	if !c.behind() {
+		return
+	}
+	c.streams.cut(func(peer identity.Peer) error {
+		if peer.Role.IsPerson() {
+			return nil
+		}
+		return ErrBehind
+	})
+}
+
 // Partial says that this control follows, and knows only what its own nodes do: the one that leads knows all.
 func (c *Control) Partial() bool { return c.Replicated() && !c.store.Leads() }
 

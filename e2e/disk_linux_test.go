@@ -241,3 +241,47 @@ func TestANodeEnrolsWhenItsDiskHasRoom(t *testing.T) {
 	get(t, newClient(t, nil, false), "http://"+n.listen+"/a/x").seen(t)
 	c.converged()
 }
+
+// TestOneOfThreeControlsHasAFullDisk: another one leads, no apply fails, and it catches up when there is room.
+func TestOneOfThreeControlsHasAFullDisk(t *testing.T) {
+	t.Parallel()
+	c := newClusterOn(t, "control", 1024, "n1")
+	c1 := c.control
+	c.addControl("c3", c.addControl("c2", c1))
+	c.controlsShow("c2", "c3", "control")
+	b := newBackend(t, "b")
+	c.mustApply(route("/a", b.port))
+	c.converged()
+	makeRoom := fill(t, c1)
+	now := runs{revision: 1}
+	eventually(t, "the disk of the control that led takes no writes", func() string {
+		now.revision++
+		now.document = manyRoutes("/a", b.port, int(now.revision))
+		c.mustApply(now.document)
+		r := get(t, newClient(t, nil, false), "http://"+c1.admin+"/readyz")
+		if r.status == http.StatusServiceUnavailable && strings.Contains(r.body, "no space left on device") {
+			return ""
+		}
+		return fmt.Sprintf("/readyz says %d %s", r.status, r.body)
+	})
+	now.check(c)
+	c.mustApply(route("/b", b.port))
+	now = runs{route("/b", b.port), now.revision + 1}
+	now.check(c)
+
+	makeRoom()
+	eventually(t, "it has caught up", func() string {
+		rows := c.controls()
+		for _, row := range rows {
+			if !row.Reachable || row.Lag > 0 {
+				return fmt.Sprintf("%+v", rows)
+			}
+		}
+		if code := probe(c1.admin, "/readyz"); code != http.StatusOK {
+			return fmt.Sprintf("/readyz says %d", code)
+		}
+		return ""
+	})
+	now.check(c)
+	c.converged()
+}

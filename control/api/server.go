@@ -271,6 +271,7 @@ func coded(err error) error {
 		{control.ErrDrains, codes.FailedPrecondition},
 		{control.ErrUnwilling, codes.FailedPrecondition},
 		{control.ErrNotLeading, codes.Unavailable},
+		{control.ErrBehind, codes.Unavailable},
 		{store.ErrNotLeader, codes.Unavailable},
 		{store.ErrUnknown, codes.Unavailable},
 		{fleet.ErrDismissed, codes.Unavailable},

@@ -70,7 +70,7 @@ func (s *Store) write(ctx context.Context, c *storev1.Command) (err error) {
 // writeHere puts a command into the log of a leader, once: who proposes a revision has brought nodes to prepare it, which
 // another leader has not.
 func (s *Store) writeHere(ctx context.Context, c *storev1.Command) (err error) {
-	if s.patience() == leaderTimeout {
+	if !s.several() {
 		return s.write(ctx, c) // no other can lead
 	}
 	kept := attest(ctx, c, s.now())
@@ -86,7 +86,7 @@ func (s *Store) writeHere(ctx context.Context, c *storev1.Command) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
 	err = s.Take(ctx, data)
-	if !elsewhere(err) || errors.Is(err, ErrNotLeader) {
+	if !elsewhere(err) || errors.Is(err, ErrNotLeader) || errors.Is(err, ErrUnknown) {
 		return s.explain(err)
 	}
 	return s.explain(fmt.Errorf("%w: %w", ErrUnknown, err))
@@ -101,12 +101,17 @@ func unled(err error, begun bool) error {
 
 // patience is how long to wait for a leader.
 func (s *Store) patience() time.Duration {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.engine != nil && s.engine.network {
+	if s.several() {
 		return electedTimeout
 	}
 	return leaderTimeout
+}
+
+// several says whether another control may lead.
+func (s *Store) several() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.engine != nil && s.engine.network
 }
 
 // attempt tries a command here, or brings it to the leader.
@@ -129,8 +134,11 @@ func (s *Store) Take(ctx context.Context, command []byte) error {
 		return fmt.Errorf("the command cannot be read: %w", err)
 	}
 	err := s.await(ctx, func(r *raft.Raft) raft.Future { return r.Apply(command, leaderTimeout) })
-	if errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrLeadershipTransferInProgress) {
+	switch {
+	case errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrLeadershipTransferInProgress):
 		return fmt.Errorf("%w: %w", ErrNotLeader, raft.ErrNotLeader)
+	case errors.As(err, new(*DiskError)) && s.several():
+		return fmt.Errorf("%w: %w", ErrUnknown, err) // another one, whose disk takes writes, will lead
 	}
 	return err
 }
