@@ -109,14 +109,16 @@ func TestNodesWhoseNamesDifferInCaseAloneStay(t *testing.T) {
 	enrol(t, c, "n1")
 }
 
-// whenAsked gives a clock that runs do, once, in a goroutine of its own, when it is read after arm was called.
+// whenAsked gives a clock that stands, so that the time in which nodes return is not over however slow the machine is, and
+// that runs do, once, in a goroutine of its own, when it is read after arm was called.
 func whenAsked(do func()) (now func() time.Time, arm func()) {
 	var armed atomic.Bool
+	at := time.Now()
 	return func() time.Time {
 		if armed.CompareAndSwap(true, false) {
 			go do()
 		}
-		return time.Now()
+		return at
 	}, func() { armed.Store(true) }
 }
 
