@@ -34,7 +34,7 @@ var floors = map[string]int{
 	"control/store":  2, "control/fleet": 2, "control/identity": 2,
 
 	"node": 3, "cluster": 3, "control": 3,
-	"node/agent": 4, "control/api": 4, "control/web": 4,
+	"node/agent": 4, "node/inspect": 4, "control/api": 4, "control/web": 4,
 	"cmd/pyserve": 5, "cmd/pyservectl": 5,
 	"e2e": 6, "e2e/peers": 6, "e2e/scale": 6,
 
@@ -45,6 +45,7 @@ var floors = map[string]int{
 // beside allows imports within a floor, each with its reason.
 var beside = map[[2]string]string{
 	{"config", "proto/pyserve/resource/v1"}:                 "resources are these messages",
+	{"config", "proto/pyserve/operator/v1"}:                 "routes are shown to operators as these messages",
 	{"config/bundle", "config"}:                             "a bundle is made of resources",
 	{"config/bundle", "proto/pyserve/resource/v1"}:          "bodies are these messages",
 	{"config/bundle", "proto/pyserve/fleet/v1"}:             "a release travels as this message",

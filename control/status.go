@@ -16,7 +16,6 @@ import (
 	"github.com/pyserve/pyserve/control/store"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
-	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
 )
 
 // How long nodes that are not there stay in status. They are let in again whenever they come.
@@ -181,31 +180,13 @@ func (c *Control) understand(r *config.Resources, t *fleet.Target) {
 	}
 }
 
-var pathMatches = map[resourcev1.PathMatch]string{
-	resourcev1.PathMatch_PATH_MATCH_PREFIX: "prefix",
-	resourcev1.PathMatch_PATH_MATCH_EXACT:  "exact",
-	resourcev1.PathMatch_PATH_MATCH_REGEX:  "regex",
-}
-
 // Routes gives the active routes, sorted by name.
 func (c *Control) Routes() ([]*operatorv1.RouteSummary, error) {
 	r, err := c.meaning(c.store.Active())
 	if err != nil {
 		return nil, err
 	}
-	out := make([]*operatorv1.RouteSummary, 0, len(r.Routes))
-	for _, name := range slices.Sorted(maps.Keys(r.Routes)) {
-		route := r.Routes[name]
-		row := &operatorv1.RouteSummary{
-			Name: name, Path: route.GetPath(), Match: pathMatches[route.GetMatch()], Hosts: route.GetHosts(),
-			StripPath: route.GetStripPath(), PreserveHost: route.GetPreserveHost(),
-		}
-		for _, b := range r.Pools[route.GetPool()].GetBackends() {
-			row.Backends = append(row.Backends, config.BackendAddress(b))
-		}
-		out = append(out, row)
-	}
-	return out, nil
+	return r.RouteSummaries(), nil
 }
 
 // Backends gives the backends of the active routes with what the connected nodes say of them.

@@ -19,7 +19,9 @@ import (
 	"github.com/pyserve/pyserve/node"
 	"github.com/pyserve/pyserve/node/accesslog"
 	"github.com/pyserve/pyserve/node/agent"
+	"github.com/pyserve/pyserve/node/inspect"
 	"github.com/pyserve/pyserve/node/peer"
+	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 )
 
 // nodeOptions are the flags of pyserve node.
@@ -173,7 +175,14 @@ func startNode(ctx context.Context, o nodeOptions, logger *slog.Logger) (_ *node
 	if err != nil {
 		return nil, err
 	}
-	server := peer.NewServer(peer.ServerOptions{Identity: a.PeerIdentity, Holding: a.Holding, Logger: logger})
+	operators := inspect.New(inspect.Options{
+		Name: o.name, Version: version, Node: p.node, Serving: a.Served, Gossip: m.address, Members: m.members,
+		Controls: a.Controls, Connected: a.Control,
+		Sample: func(ctx context.Context, member inspect.Member, routes uint32) (*fleetv1.Sample, error) {
+			return peer.Sample(ctx, a.PeerIdentity(), peer.Node{Name: member.Name, Address: member.Address}, routes)
+		},
+	})
+	server := peer.NewServer(peer.ServerOptions{Identity: a.PeerIdentity, Holding: a.Holding, Operators: operators, Logger: logger})
 	p.undo.add(server.Stop)
 	m.takeTLS = server.Take
 	registry.MustRegister(newPeerMetrics(a, server))
@@ -428,6 +437,23 @@ func (m *membership) peers() []agent.Peer {
 			continue
 		}
 		out = append(out, agent.Peer{Name: member.Name, Address: member.Address, Epoch: member.Facts.Epoch, Revision: member.Facts.Revision})
+	}
+	return out
+}
+
+// members gives everybody that gossip knows, for operators who ask this node.
+func (m *membership) members() []inspect.Member {
+	c := m.joined()
+	if c == nil {
+		return nil
+	}
+	var out []inspect.Member
+	for _, member := range c.Members() {
+		out = append(out, inspect.Member{
+			Name: member.Name, Node: member.Role == cluster.RoleNode, Address: member.Address, Gossip: member.State.String(),
+			Draining: member.Facts.Draining, Epoch: member.Facts.Epoch, Revision: member.Facts.Revision,
+			DigestPrefix: member.Facts.DigestPrefix[:], Since: member.Since,
+		})
 	}
 	return out
 }

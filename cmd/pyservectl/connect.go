@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/pyserve/pyserve/control/identity"
@@ -48,7 +49,7 @@ const maxAnswer = 256 << 20
 // otherTime is how long a control may take to answer where there is another.
 const otherTime = 3 * time.Second
 
-// client is a connection to a control.
+// client is a connection to a control or, of a command that only reads, to a node.
 type client struct {
 	operatorv1.OperatorClient
 	conn    *grpc.ClientConn
@@ -56,7 +57,8 @@ type client struct {
 }
 
 // connect loads the context and gives a client of the first control that answers. Nothing is sent to a control that
-// does not prove that it is the context's cluster.
+// does not prove that it is the context's cluster. A node, which answers at its gossip address, is as good where the
+// command only reads.
 func (s *settings) connect(ctx context.Context, warnings io.Writer) (*client, error) {
 	file, err := s.contextFile()
 	if err != nil {
@@ -69,7 +71,7 @@ func (s *settings) connect(ctx context.Context, warnings io.Writer) (*client, er
 	for _, warning := range operator.Warnings {
 		fmt.Fprintln(warnings, "warning:", warning)
 	}
-	tlsConfig, err := operator.ClientTLS()
+	tlsConfig, err := operator.ReaderTLS() // the first call carries nothing that a node must not see
 	if err != nil {
 		return nil, err
 	}
@@ -90,8 +92,12 @@ func (s *settings) connect(ctx context.Context, warnings io.Writer) (*client, er
 		// A first small call finds out whether this control answers, before a large one is begun, and which others there
 		// are.
 		asking, cancel := context.WithTimeout(ctx, patience)
-		known, err := c.ListControls(asking, &operatorv1.ListControlsRequest{Local: true})
+		var server peer.Peer
+		known, err := c.ListControls(asking, &operatorv1.ListControlsRequest{Local: true}, grpc.Peer(&server))
 		cancel()
+		if err == nil {
+			err = s.admit(address, server, warnings)
+		}
 		if err == nil {
 			s.learn(known.GetControls())
 			return c, nil
@@ -100,6 +106,29 @@ func (s *settings) connect(ctx context.Context, warnings io.Writer) (*client, er
 		problems = append(problems, unreachable(address, file, err))
 	}
 	return nil, errors.Join(problems...)
+}
+
+// nodeError says that a command wants a control.
+type nodeError struct{ address string }
+
+func (e nodeError) Error() string {
+	return fmt.Sprintf("%s is a node's address: a node shows what it knows, and changes nothing; name a control with --control", e.address)
+}
+
+// admit says whether whoever answers at an address will do for the command.
+func (s *settings) admit(address string, server peer.Peer, warnings io.Writer) error {
+	secured, ok := server.AuthInfo.(credentials.TLSInfo)
+	if !ok || !identity.IsNode(secured.State) {
+		return nil
+	}
+	if !s.reads {
+		return nodeError{address}
+	}
+	if !s.byNode {
+		s.byNode = true
+		fmt.Fprintf(warnings, "answered by the node at %s: what it does itself, and what it hears of the others by gossip\n", address)
+	}
+	return nil
 }
 
 func (c *client) close() { c.conn.Close() }
@@ -171,6 +200,8 @@ func unreachable(address, file string, err error) error {
 	s := status.Convert(err)
 	message := s.Message()
 	switch {
+	case errors.As(err, new(nodeError)):
+		return err
 	case strings.Contains(message, "signed by unknown authority"), strings.Contains(message, "bad certificate"), strings.Contains(message, "unknown certificate"):
 		return fmt.Errorf("the control at %s is not of the cluster that %s is for, or the authority of the cluster was replaced since", address, file)
 	case strings.Contains(message, "expired"):

@@ -49,8 +49,16 @@ type settings struct {
 	output   string
 	timeout  time.Duration
 
+	reads  bool     // the command may be answered by a node
+	byNode bool     // and one has answered it
 	learnt []string // the controls that one has told of
 	gone   string   // the control whose connection broke last
+}
+
+// readers are the commands that a node can answer as well as a control, from what it does and what it hears.
+var readers = map[string]bool{
+	"pyservectl status": true, "pyservectl get routes": true, "pyservectl get backends": true, "pyservectl get nodes": true,
+	"pyservectl explain": true, "pyservectl why": true, "pyservectl top": true,
 }
 
 func newRoot() *cobra.Command {
@@ -67,7 +75,8 @@ Exit codes: 0 done; 1 no (differences found, not converged, refused); 2 could no
   pyservectl get backends -o json`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		PersistentPreRunE: func(*cobra.Command, []string) error {
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			s.reads = readers[cmd.CommandPath()]
 			return s.validate()
 		},
 	}

@@ -247,6 +247,37 @@ func (c *Context) ClientTLS() (*tls.Config, error) {
 	}, nil
 }
 
+// ReaderTLS is ClientTLS for calls that only read and carry no secret: those a node of the cluster may answer as well, see
+// [IsNode].
+func (c *Context) ReaderTLS() (*tls.Config, error) {
+	config, err := c.ClientTLS()
+	if err != nil {
+		return nil, err
+	}
+	roots := config.RootCAs
+	config.InsecureSkipVerify = true // of the one name: VerifyConnection takes either
+	config.VerifyConnection = func(state tls.ConnectionState) error {
+		between := x509.NewCertPool()
+		for _, c := range state.PeerCertificates[1:] {
+			between.AddCert(c)
+		}
+		var err error
+		for _, name := range []string{nodeServerName, ServerName} {
+			_, err = state.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, DNSName: name})
+			if err == nil {
+				return nil
+			}
+		}
+		return err
+	}
+	return config, nil
+}
+
+// IsNode says whether the server of a connection that was made with ReaderTLS is a node, not a control.
+func IsNode(state tls.ConnectionState) bool {
+	return len(state.PeerCertificates) > 0 && state.PeerCertificates[0].VerifyHostname(nodeServerName) == nil
+}
+
 // ExpiresAt says until when the operator's certificate is good.
 func (c *Context) ExpiresAt() (time.Time, error) {
 	pair, err := c.keyPair()

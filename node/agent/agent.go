@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -69,7 +70,8 @@ type Agent struct {
 	pause    backoff
 	held     atomic.Pointer[holding]
 	peers    peerCounts
-	attended atomic.Bool // a control is there; as gone says
+	attended atomic.Bool            // a control is there; as gone says
+	control  atomic.Pointer[string] // its address; nil: none is there
 
 	// mu is held by whoever drives the node: for each event of control's stream, and while a bundle of a peer is taken in.
 	// It guards what follows, apart from pause and troubles, which belong to Run's goroutine.
@@ -124,7 +126,23 @@ func (a *Agent) controlIsGone() {
 	if a.gone.IsZero() {
 		a.gone = a.options.Now()
 		a.attended.Store(false)
+		a.control.Store(nil)
 	}
+}
+
+// Control is the address of the control that the node is connected to; empty: none. It may be called from any goroutine.
+func (a *Agent) Control() string {
+	if address := a.control.Load(); address != nil {
+		return *address
+	}
+	return ""
+}
+
+// Controls are the addresses of all that the node knows. It may be called from any goroutine.
+func (a *Agent) Controls() []string {
+	all := slices.Concat(a.options.Controls, a.identity.Load().Controls)
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // Stopping says that the process was told to end: however it ends from now on, that is not held against the bundle that is

@@ -80,6 +80,15 @@ func (a *Agent) hold(release *fleetv1.Release, b *bundle.Bundle) {
 	a.held.Store(&holding{release, b})
 }
 
+// Served gives what the node serves; nil: nothing. It may be called from any goroutine.
+func (a *Agent) Served() (*fleetv1.Release, *bundle.Bundle) {
+	h := a.held.Load()
+	if h == nil {
+		return nil, nil
+	}
+	return h.release, h.bundle
+}
+
 // Holding gives what the node serves, for its peers; nil: nothing, or a control is there, which they can ask: it knows who
 // was revoked since, and the node does not. It may be called from any goroutine.
 func (a *Agent) Holding() (*fleetv1.Release, *bundle.Bundle) {

@@ -244,6 +244,7 @@ func (c *conversation) welcome(ctx context.Context, m *fleetv1.Welcome) error {
 	a := c.agent
 	a.pause.reset()
 	a.gone = time.Time{}
+	a.control.Store(&c.address)
 	a.attended.Store(true)
 	clear(a.troubles)
 	a.options.Logger.Info("connected to control", "control", m.GetControlName(), "address", c.address)

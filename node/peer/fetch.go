@@ -18,6 +18,7 @@ import (
 	"github.com/pyserve/pyserve/config"
 	"github.com/pyserve/pyserve/config/bundle"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
+	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
 	peerv1 "github.com/pyserve/pyserve/proto/pyserve/peer/v1"
 )
 
@@ -134,12 +135,9 @@ func askAll(ctx context.Context, o FetchOptions) (sources []*source) {
 
 // ask finds out what a node serves, and that control signed it.
 func ask(ctx context.Context, o FetchOptions, node Node) (*source, error) {
-	conn, err := grpc.NewClient("passthrough:///"+node.Address,
-		grpc.WithTransportCredentials(credentials.NewTLS(clientTLS(o.Identity, node.Name, o.Now))),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponse)),
-	)
+	conn, err := dial(o.Identity, node, o.Now)
 	if err != nil {
-		return nil, fmt.Errorf("%q is not an address: %w", node.Address, err)
+		return nil, err
 	}
 	s := &source{node: node, conn: conn, client: peerv1.NewPeerClient(conn)}
 	ctx, cancel := context.WithTimeout(ctx, headTime)
@@ -157,6 +155,34 @@ func ask(ctx context.Context, o FetchOptions, node Node) (*source, error) {
 		return nil, plain(err)
 	}
 	return s, nil
+}
+
+func dial(id Identity, node Node, now func() time.Time) (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient("passthrough:///"+node.Address,
+		grpc.WithTransportCredentials(credentials.NewTLS(clientTLS(id, node.Name, now))),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponse)),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("%q is not an address: %w", node.Address, err)
+	}
+	return conn, nil
+}
+
+// Sample asks a node what it has counted, with up to so many routes.
+func Sample(ctx context.Context, id Identity, node Node, routes uint32) (*fleetv1.Sample, error) {
+	conn, err := dial(id, node, time.Now)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	m, err := operatorv1.NewOperatorClient(conn).ListSamples(ctx, &operatorv1.ListSamplesRequest{Routes: routes, Local: true})
+	if err != nil {
+		return nil, plain(err)
+	}
+	if len(m.GetNodes()) != 1 {
+		return nil, fmt.Errorf("it tells of %d nodes, not of itself alone", len(m.GetNodes()))
+	}
+	return m.GetNodes()[0].GetSample(), nil
 }
 
 // plain takes gRPC's dress off an error of the other side.

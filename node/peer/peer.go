@@ -1,6 +1,7 @@
-// Package peer lets nodes give one another the bundle that they serve, for when control is away.
+// Package peer is a node's door for when control is away: nodes give one another the bundle that they serve, and operators are
+// shown what there is to see.
 //
-// It owns the service ([Server]) and its client ([Fetch]), the mutual TLS of both, and what is bounded of them. It does not
+// It owns who may call what, the service for nodes ([Server]) and its client ([Fetch]), the mutual TLS of both, and what is bounded of them. It does not
 // know who the other members are or when to ask whom (package agent decides that), does not listen (connections are
 // handed to it, off the port of gossip), and applies nothing. What it gets is proved by control's signature before
 // anybody sees it; who gave it counts for nothing.
@@ -14,6 +15,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -32,8 +34,8 @@ type Identity struct {
 	ReleaseKey []byte
 }
 
-// serverTLS takes nodes and controls of the cluster whose certificates are good today: what a bundle holds, private keys
-// among it, is given to nobody who could not get it from control.
+// serverTLS takes members and operators of the cluster whose certificates are good today; which of them may call what, admit
+// says.
 func serverTLS(identity func() Identity, now func() time.Time) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
@@ -48,7 +50,7 @@ func serverTLS(identity func() Identity, now func() time.Time) *tls.Config {
 				ClientCAs:              id.Authorities,
 				SessionTicketsDisabled: true,
 				VerifyConnection: func(state tls.ConnectionState) error {
-					_, err := nameIn(state, id.ClusterID, "node", "control")
+					_, _, err := whoIs(state, id.ClusterID)
 					return err
 				},
 			}, nil
@@ -65,26 +67,35 @@ func clientTLS(id Identity, node string, now func() time.Time) *tls.Config {
 		RootCAs:      id.Authorities,
 		Certificates: []tls.Certificate{id.Certificate},
 		VerifyConnection: func(state tls.ConnectionState) error {
-			name, err := nameIn(state, id.ClusterID, "node")
-			if err == nil && name != node {
-				err = fmt.Errorf("node %s answers in place of %s", name, node)
+			role, name, err := whoIs(state, id.ClusterID)
+			if err == nil && (role != roleNode || name != node) {
+				err = fmt.Errorf("%s %s answers in place of node %s", role, name, node)
 			}
 			return err
 		},
 	}
 }
 
-// nameIn gives the name in a verified certificate, which has to be of the cluster and of one of the roles.
-func nameIn(state tls.ConnectionState, cluster string, roles ...string) (string, error) {
+// Roles in certificates.
+const (
+	roleNode    = "node"
+	roleControl = "control"
+)
+
+// people are the roles of operators, each of which may read.
+var people = []string{"viewer", "editor", "operator", "admin"}
+
+// whoIs gives role and name in a verified certificate, which has to be of the cluster.
+func whoIs(state tls.ConnectionState, cluster string) (role, name string, err error) {
 	if len(state.PeerCertificates) == 0 || len(state.PeerCertificates[0].URIs) != 1 {
-		return "", errors.New("the certificate names no identity")
+		return "", "", errors.New("the certificate names no identity")
 	}
 	uri := state.PeerCertificates[0].URIs[0].String()
-	for _, role := range roles {
-		name, ok := strings.CutPrefix(uri, "pyserve://"+cluster+"/"+role+"/")
-		if ok && name != "" && !strings.Contains(name, "/") {
-			return name, nil
-		}
+	rest, ok := strings.CutPrefix(uri, "pyserve://"+cluster+"/")
+	role, name, whole := strings.Cut(rest, "/")
+	known := role == roleNode || role == roleControl || slices.Contains(people, role)
+	if !ok || !whole || !known || name == "" || strings.Contains(name, "/") {
+		return "", "", fmt.Errorf("the certificate's identity %.200q may not ask or answer here", uri)
 	}
-	return "", fmt.Errorf("the certificate's identity %.200q may not ask or answer here", uri)
+	return role, name, nil
 }

@@ -357,7 +357,7 @@ func TestANodeThatAnswersForAnotherIsNotAsked(t *testing.T) {
 	h.set(sign(a, 1, 7, b), b)
 	node, _ := serving(t, enrol(t, a, "n2"), "n3", h, nil)
 	_, failed, err := fetchWith(t, enrol(t, a, "n1"), nil, node)
-	if err == nil || !strings.Contains(failed["n3"].Error(), "node n2 answers in place of n3") {
+	if err == nil || !strings.Contains(failed["n3"].Error(), "node n2 answers in place of node n3") {
 		t.Errorf("%v, told %v", err, failed)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,10 +14,12 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+	grpcpeer "google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/pyserve/pyserve/config/bundle"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
+	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
 	peerv1 "github.com/pyserve/pyserve/proto/pyserve/peer/v1"
 )
 
@@ -45,6 +48,8 @@ type ServerOptions struct {
 	Identity func() Identity
 	// Holding gives what the node has to give; a nil release: nothing. Required.
 	Holding func() (*fleetv1.Release, *bundle.Bundle)
+	// Operators answers people; nil: nobody does.
+	Operators operatorv1.OperatorServer
 	// Logger is required.
 	Logger *slog.Logger
 	// Now is the clock for certificates; nil: time.Now.
@@ -72,6 +77,18 @@ func NewServer(o ServerOptions) *Server {
 		grpc: grpc.NewServer(
 			grpc.Creds(credentials.NewTLS(serverTLS(o.Identity, o.Now))),
 			grpc.ConnectionTimeout(handshakeTime),
+			grpc.UnaryInterceptor(func(ctx context.Context, m any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+				if err := admit(ctx, o.Identity().ClusterID, info.FullMethod); err != nil {
+					return nil, err
+				}
+				return handle(ctx, m)
+			}),
+			grpc.StreamInterceptor(func(service any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+				if err := admit(stream.Context(), o.Identity().ClusterID, info.FullMethod); err != nil {
+					return err
+				}
+				return handle(service, stream)
+			}),
 			grpc.MaxRecvMsgSize(maxRequest),
 			grpc.MaxConcurrentStreams(maxTransfers+1),
 			grpc.KeepaliveParams(keepalive.ServerParameters{
@@ -81,12 +98,40 @@ func NewServer(o ServerOptions) *Server {
 		),
 	}
 	peerv1.RegisterPeerServer(s.grpc, s)
+	if o.Operators != nil {
+		operatorv1.RegisterOperatorServer(s.grpc, o.Operators)
+	}
 	s.serving.Go(func() {
 		if err := s.grpc.Serve(s.door); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 			o.Logger.Error("this node gives its configuration to no other any more", "error", err)
 		}
 	})
 	return s
+}
+
+// admit says who may call what: what a bundle holds, private keys among it, is given to nobody who could not get it from
+// control, and people are shown what they may see there.
+func admit(ctx context.Context, cluster, method string) error {
+	caller, ok := grpcpeer.FromContext(ctx)
+	if !ok {
+		return status.Error(codes.Unauthenticated, "the call has no connection")
+	}
+	secured, ok := caller.AuthInfo.(credentials.TLSInfo)
+	if !ok {
+		return status.Error(codes.Unauthenticated, "the call is not over TLS")
+	}
+	role, _, err := whoIs(secured.State, cluster)
+	if err != nil {
+		return status.Error(codes.Unauthenticated, err.Error())
+	}
+	member := role == roleNode || role == roleControl
+	switch {
+	case member && (strings.HasPrefix(method, "/"+peerv1.Peer_ServiceDesc.ServiceName+"/") || method == operatorv1.Operator_ListSamples_FullMethodName):
+		return nil
+	case !member && strings.HasPrefix(method, "/"+operatorv1.Operator_ServiceDesc.ServiceName+"/"):
+		return nil
+	}
+	return status.Errorf(codes.PermissionDenied, "a certificate of the role %s may not call %s here", role, method)
 }
 
 // Take serves a connection, or closes it where there are too many. It does not block.

@@ -2426,7 +2426,9 @@ func (x *ExplainedBackend) GetReason() string {
 type ListSamplesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How many routes of each node, at most 1,000.
-	Routes        uint32 `protobuf:"varint,1,opt,name=routes,proto3" json:"routes,omitempty"`
+	Routes uint32 `protobuf:"varint,1,opt,name=routes,proto3" json:"routes,omitempty"`
+	// Of a node that is asked: its own alone.
+	Local         bool `protobuf:"varint,2,opt,name=local,proto3" json:"local,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2466,6 +2468,13 @@ func (x *ListSamplesRequest) GetRoutes() uint32 {
 		return x.Routes
 	}
 	return 0
+}
+
+func (x *ListSamplesRequest) GetLocal() bool {
+	if x != nil {
+		return x.Local
+	}
+	return false
 }
 
 type ListSamplesResponse struct {
@@ -3238,9 +3247,10 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\x10ExplainedBackend\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\",\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"B\n" +
 	"\x12ListSamplesRequest\x12\x16\n" +
-	"\x06routes\x18\x01 \x01(\rR\x06routes\"L\n" +
+	"\x06routes\x18\x01 \x01(\rR\x06routes\x12\x14\n" +
+	"\x05local\x18\x02 \x01(\bR\x05local\"L\n" +
 	"\x13ListSamplesResponse\x125\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x1f.pyserve.operator.v1.NodeSampleR\x05nodes\"l\n" +
 	"\n" +

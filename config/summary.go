@@ -1,0 +1,32 @@
+package config
+
+import (
+	"maps"
+	"slices"
+
+	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
+	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
+)
+
+var pathMatches = map[resourcev1.PathMatch]string{
+	resourcev1.PathMatch_PATH_MATCH_PREFIX: "prefix",
+	resourcev1.PathMatch_PATH_MATCH_EXACT:  "exact",
+	resourcev1.PathMatch_PATH_MATCH_REGEX:  "regex",
+}
+
+// RouteSummaries are the routes as operators are shown them, sorted by name.
+func (r *Resources) RouteSummaries() []*operatorv1.RouteSummary {
+	out := make([]*operatorv1.RouteSummary, 0, len(r.Routes))
+	for _, name := range slices.Sorted(maps.Keys(r.Routes)) {
+		route := r.Routes[name]
+		row := &operatorv1.RouteSummary{
+			Name: name, Path: route.GetPath(), Match: pathMatches[route.GetMatch()], Hosts: route.GetHosts(),
+			StripPath: route.GetStripPath(), PreserveHost: route.GetPreserveHost(),
+		}
+		for _, b := range r.Pools[route.GetPool()].GetBackends() {
+			row.Backends = append(row.Backends, BackendAddress(b))
+		}
+		out = append(out, row)
+	}
+	return out
+}
