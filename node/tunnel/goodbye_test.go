@@ -20,10 +20,11 @@ const (
 	angry                  // resets
 	mumbling               // stops in the middle of a frame, and waits
 	deaf                   // does not read until it has said everything
+	parting                // ends its side, and reads on
 )
 
 // manners are in the proportion that they are met in: those that are waited for are rare.
-var manners = [...]manner{polite, polite, polite, polite, polite, rude, rude, angry, mumbling, deaf}
+var manners = [...]manner{polite, polite, polite, polite, polite, rude, rude, angry, parting, mumbling, deaf}
 
 // guest is one side of a WebSocket in the storm.
 type guest struct {
@@ -62,6 +63,8 @@ func (g *guest) speak(r *rand.Rand, masked bool) {
 	switch g.manner {
 	case polite:
 		g.Write(frame(0x88, masked, 2))
+	case parting:
+		g.CloseWrite()
 	case rude:
 		g.Close()
 	case angry:
@@ -185,6 +188,9 @@ func TestAStormOfFarewells(t *testing.T) {
 		s := newSet(Options{Spread: time.Millisecond})
 		first := rand.Uint64()
 		t.Logf("first seed: %d", first)
+		stop := make(chan struct{})
+		var watching sync.WaitGroup
+		watching.Go(func() { neverLess(t, s, stop) })
 		atOnce := make(chan struct{}, 60)
 		var all sync.WaitGroup
 		for i := range uint64(240) {
@@ -199,5 +205,26 @@ func TestAStormOfFarewells(t *testing.T) {
 		}
 		all.Wait()
 		waitFor(t, func() bool { return s.Len() == 0 })
+		close(stop)
+		watching.Wait()
 	})
+}
+
+// neverLess wants the totals to grow, until stop is closed.
+func neverLess(t *testing.T, s *Set, stop <-chan struct{}) {
+	var before Totals
+	for {
+		now := s.Totals()
+		if now.ToBackend.Bytes < before.ToBackend.Bytes || now.ToClient.Bytes < before.ToClient.Bytes ||
+			now.ToBackend.Messages < before.ToBackend.Messages || now.ToClient.Messages < before.ToClient.Messages {
+			t.Errorf("%v after %v", now, before)
+			return
+		}
+		before = now
+		select {
+		case <-stop:
+			return
+		case <-time.After(time.Millisecond):
+		}
+	}
 }
