@@ -288,16 +288,17 @@ func (x *exchange) tell(f *failure, level slog.Level) {
 	if !x.logger.Enabled(context.Background(), level) {
 		return
 	}
-	about := []any{"class", string(f.class), "status", x.status, "route", x.routeName(), "method", string(x.request.MethodName()),
-		"path", string(x.path), "client", x.origin.real, "request_id", string(x.origin.id), "sentence", f.sentence}
+	var withheld uint64
 	if level > slog.LevelDebug {
-		withheld, ok := x.notices.admit(subject{x.routeName(), f.class}, level, time.Now())
-		if !ok {
+		var ok bool
+		if withheld, ok = x.notices.admit(subject{x.routeName(), f.class}, level, time.Now()); !ok {
 			return
 		}
-		if withheld > 0 {
-			about = append(about, "withheld", withheld)
-		}
+	}
+	about := []any{"class", string(f.class), "status", x.status, "route", x.routeName(), "method", string(x.request.MethodName()),
+		"path", string(x.path), "client", x.origin.real, "request_id", string(x.origin.id), "sentence", f.sentence}
+	if withheld > 0 {
+		about = append(about, "withheld", withheld)
 	}
 	if x.asked != nil {
 		about = append(about, "backend", x.asked.Address())
