@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -73,7 +74,11 @@ func (f *flow) finishFrame() (rest []byte, ok bool) {
 			if f.src.SetReadDeadline(limit) != nil {
 				return nil, false
 			}
-			if rest, err = f.receive(); err != nil {
+			rest, err = f.receive()
+			switch {
+			case errors.Is(err, errLeave) && !theirs && f.opposite.closeSent.Load():
+				continue // meanwhile there is a Close, and so there is longer
+			case err != nil:
 				return nil, false
 			}
 		}

@@ -295,6 +295,31 @@ func TestAFrameThatNeverEndsIsNotWaitedForLong(t *testing.T) {
 	})
 }
 
+// TestAFrameUnderWayHasLongerWhereTheOtherSideHasClosed: its Close was under way when the tunnel was to be ended, and the
+// two are left to finish it.
+func TestAFrameUnderWayHasLongerWhereTheOtherSideHasClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewSet(Options{})
+		client, near := net.Pipe()
+		backend, far := net.Pipe()
+		j := joinAs(t, s, Tunnel{Client: near, Backend: far, WebSocket: true}, client, backend)
+		message := frame(0x82, true, 1000)
+		go client.Write(message[:500])
+		want(t, backend, "backend", message[:500])
+		go backend.Write(serverClose[:1])
+		want(t, client, "client", serverClose[:1])
+		s.Retain(nobody)
+		<-time.After(finishTime / 2)
+		go backend.Write(serverClose[1:])
+		want(t, client, "client", serverClose[1:])
+		<-time.After(finishTime)
+		rest := append(message[500:], frame(0x88, true, 2)...)
+		go client.Write(rest)
+		want(t, backend, "backend", rest)
+		wantEnded(t, j)
+	})
+}
+
 func TestADrainTellsWebSocketsEvenlyAndInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := NewSet(Options{})
