@@ -29,6 +29,7 @@ up: build ## the main job: a control, three nodes, demo backends, all on this ma
 test: ## everything that a clone must pass: unit tests, with the race detector where there is a C compiler, and e2e
 	@if [ -z "$(RACE)" ]; then echo "no C compiler: the tests run without the race detector"; fi
 	go test $(RACE) -timeout 10m $$(go list ./... | grep -v /e2e)
+	go test -timeout 10m -run 'LargeCluster|LossKillsNobody' ./cluster # 128 members in fake time, too many for the race detector
 	go test -timeout 10m ./e2e/...
 
 .PHONY: e2e

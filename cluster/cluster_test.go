@@ -103,22 +103,24 @@ func address(i int) string { return fmt.Sprintf("10.0.0.%d:7946", i) }
 // start starts the node n<i> at address(i), with change to its options.
 func (w *world) start(i int, change ...func(*Options)) *Cluster {
 	w.t.Helper()
-	transport, err := w.network.Listen(address(i))
-	if err != nil {
-		w.t.Fatal(err)
-	}
 	options := Options{
 		Name:      fmt.Sprint("n", i),
 		Role:      RoleNode,
 		ClusterID: "test",
 		Keys:      [][]byte{key},
-		Transport: transport,
 		Logger:    slog.New(slog.NewTextHandler(w.log, nil)),
 	}
 	for _, f := range change {
 		f(&options)
 	}
 	vouch(w.t, &options)
+	if options.Transport == nil {
+		transport, err := w.network.Listen(address(i))
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		options.Transport = transport
+	}
 	c, err := New(options)
 	if err != nil {
 		w.t.Fatal(err)

@@ -8,9 +8,10 @@ import (
 
 // Timing is how fast things go; 0 anywhere stands for the default. Members of one cluster should agree.
 type Timing struct {
-	// ProbeInterval is the time between two probes that we send, each to the next member in turn. Default 1 s.
+	// ProbeInterval is the time between two probes that we send, each to the next member in turn. Default 500 ms, half of the
+	// library's: a killed member is to be known among 128 within 6 s.
 	ProbeInterval time.Duration
-	// ProbeTimeout is how long an answer may take before others are asked to try. Default 500 ms.
+	// ProbeTimeout is how long an answer may take before others are asked to try. Default 250 ms.
 	ProbeTimeout time.Duration
 	// GossipInterval is the time between two packets of news. Default 200 ms.
 	GossipInterval time.Duration
@@ -28,7 +29,7 @@ type Timing struct {
 }
 
 // The suspicion times: a suspect is dead after 3 to 9 probe intervals in a small cluster, 3 as soon as another member
-// confirms; with the logarithm of its size as a factor above ten members. Half of the library's own times: membership
+// confirms; with the logarithm of its size as a factor above ten members. A fraction of the library's own times: membership
 // decides nothing that a wrong verdict would hurt, and the verdict is taken back when the member objects.
 const (
 	suspicionMult    = 3
@@ -36,8 +37,8 @@ const (
 )
 
 func (t Timing) apply(c *memberlist.Config) {
-	c.ProbeInterval = orDefault(t.ProbeInterval, c.ProbeInterval)
-	c.ProbeTimeout = orDefault(t.ProbeTimeout, c.ProbeTimeout)
+	c.ProbeInterval = orDefault(t.ProbeInterval, 500*time.Millisecond)
+	c.ProbeTimeout = orDefault(t.ProbeTimeout, 250*time.Millisecond)
 	c.GossipInterval = orDefault(t.GossipInterval, c.GossipInterval)
 	c.PushPullInterval = orDefault(t.PushPullInterval, 10*time.Second)
 	c.TCPTimeout = orDefault(t.StreamTimeout, 5*time.Second)
