@@ -647,6 +647,69 @@ func TestAReactorThatHasStoppedTakesNoPair(t *testing.T) {
 	}
 }
 
+// leaveDescriptors has the process no more than n descriptors to be had, until the test ends or back is called.
+func leaveDescriptors(t *testing.T, n int) (back func()) {
+	t.Helper()
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	back = sync.OnceFunc(func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(back)
+	free := make([]int, n+1) // the kernel gives the lowest that are free
+	for i := range free {
+		var err error
+		if free[i], err = unix.Dup(0); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(free[i])
+	}
+	scarce := unix.Rlimit{Cur: uint64(free[n]), Max: limit.Max}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &scarce); err != nil {
+		t.Fatal(err)
+	}
+	return back
+}
+
+// TestWithoutDescriptorsGoroutinesMoveTheBytes: a pair takes two, and a reactor one.
+func TestWithoutDescriptorsGoroutinesMoveTheBytes(t *testing.T) {
+	for name, c := range map[string]struct {
+		reactor bool
+		left    int
+	}{
+		"for a reactor": {false, 0}, "for the client's side": {true, 0}, "for the backend's side": {true, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newReactorSet(t)
+			if s.reactors.limit = 1; c.reactor {
+				s.reactors.pick()
+			}
+			client, near := tcpPair(t)
+			backend, far := tcpPair(t)
+			before := descriptors(t)
+			back := leaveDescriptors(t, c.left)
+			j := join(t, s, client, backend, near, far, nil)
+			back()
+			if anyTunnel(s, func(l live) bool { _, is := l.(*pair); return is }) {
+				t.Error("there were descriptors")
+			}
+			if after := descriptors(t); after != before {
+				t.Errorf("%d descriptors, before %d", after, before)
+			}
+			echo(t, client, backend, []byte("hello"), []byte("there"))
+			client.Close()
+			backend.Close()
+			if err := <-j.done; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // BenchmarkIdlePair reports the memory of a pair that says nothing, all of its set's and its reactors' included.
 func BenchmarkIdlePair(b *testing.B) {
 	var limit unix.Rlimit
