@@ -148,16 +148,17 @@ func (b *Bundle) manifestDigest() Digest {
 	h.Write([]byte(manifestMagic))
 	var scratch []byte
 	for i, r := range b.resources {
-		scratch = appendString(scratch[:0], string(r.Kind))
-		scratch = appendString(scratch, r.Name)
+		scratch = appendField(scratch[:0], r.Kind)
+		scratch = appendField(scratch, r.Name)
 		scratch = append(scratch, b.sums[i][:]...)
 		h.Write(scratch)
 	}
 	return Digest(h.Sum(nil))
 }
 
-func appendString(to []byte, s string) []byte {
-	return append(binary.AppendUvarint(to, uint64(len(s))), s...)
+// appendField appends text behind its length.
+func appendField[T ~string | ~[]byte](to []byte, text T) []byte {
+	return append(binary.AppendUvarint(to, uint64(len(text))), text...)
 }
 
 // Digest is the SHA-256 of the manifest.

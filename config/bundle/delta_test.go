@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/pyserve/pyserve/config"
+	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 )
 
 func route(name, body string) Resource { return Resource{Key{config.KindRoute, name}, []byte(body)} }
@@ -99,6 +100,16 @@ func BenchmarkApplyOneOf10kRoutes(b *testing.B) {
 	d := Between(base, target)
 	for b.Loop() {
 		if made, err := d.Apply(base); err != nil || made.Digest() != target.Digest() {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkMarshal100kRoutes(b *testing.B) {
+	whole := large(b, 100_000, "")
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Marshal(&fleetv1.Release{}, whole); err != nil {
 			b.Fatal(err)
 		}
 	}

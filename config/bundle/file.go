@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
 
 	"google.golang.org/protobuf/proto"
 
@@ -23,15 +24,29 @@ func Marshal(release *fleetv1.Release, b *Bundle) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode the release: %w", err)
 	}
-	out := appendString([]byte(fileMagic), string(head))
+	out := make([]byte, 0, b.fileBytes()+len(head)) // growing it would leave three times as much behind
+	out = appendField(append(out, fileMagic...), head)
 	out = binary.AppendUvarint(out, uint64(len(b.resources)))
 	for _, r := range b.resources {
-		out = appendString(out, string(r.Kind))
-		out = appendString(out, r.Name)
-		out = appendString(out, string(r.Body))
+		out = appendField(out, r.Kind)
+		out = appendField(out, r.Name)
+		out = appendField(out, r.Body)
 	}
 	return seal(out), nil
 }
+
+// fileBytes is how long the bundle's file is at most, without the release.
+func (b *Bundle) fileBytes() int {
+	size := len(fileMagic) + 2*binary.MaxVarintLen64 + sha256.Size
+	for i := range b.resources {
+		r := &b.resources[i]
+		size += fieldBytes(len(r.Kind)) + fieldBytes(len(r.Name)) + fieldBytes(len(r.Body))
+	}
+	return size
+}
+
+// fieldBytes is how long a field of so many bytes is with its length.
+func fieldBytes(length int) int { return length + (bits.Len(uint(length)|1)+6)/7 }
 
 // seal ends a file with the SHA-256 of it.
 func seal(data []byte) []byte {

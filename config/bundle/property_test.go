@@ -3,7 +3,9 @@ package bundle
 import (
 	"bytes"
 	"crypto/ed25519"
+	"encoding/binary"
 	"slices"
+	"strings"
 	"testing"
 	"unsafe"
 
@@ -86,6 +88,22 @@ func TestAWayOfDeltasLeadsWhereEachOfThemDoes(t *testing.T) {
 			t.Fatal(err)
 		}
 		checkSame(t, "the end of the way", got, at)
+	})
+}
+
+func TestAFileIsAsLongAsWasThought(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		b := made(t, []Resource{
+			{Key{config.KindPool, strings.Repeat("n", rapid.SampledFrom([]int{0, 127, 128, 16383, 16384}).Draw(t, "name"))}, nil},
+			{Key{config.KindRoute, ""}, make([]byte, rapid.SampledFrom([]int{0, 127, 128, 16383, 16384, 2097151, 2097152}).Draw(t, "body"))},
+		})
+		data, err := Marshal(&fleetv1.Release{}, b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if most := b.fileBytes(); len(data) > most || len(data) < most-2*binary.MaxVarintLen64 {
+			t.Fatalf("the file has %d bytes, at most %d were thought of", len(data), most)
+		}
 	})
 }
 

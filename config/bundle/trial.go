@@ -33,7 +33,7 @@ func (t Trial) marshal() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode the release: %w", err)
 	}
-	return seal(binary.AppendUvarint(appendString([]byte(trialMagic), string(head)), t.Tries)), nil
+	return seal(binary.AppendUvarint(appendField([]byte(trialMagic), head), t.Tries)), nil
 }
 
 func unmarshalTrial(data []byte) (*Trial, error) {
