@@ -1,27 +1,36 @@
 package node
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/pyserve/pyserve/config"
 	"github.com/pyserve/pyserve/config/bundle"
 )
 
-// manyRoutes is the bundle of a document of 100,000 routes to one backend, but for the one in the middle, which leads to a
-// port of its own.
-func manyRoutes(b *testing.B, middle int) *bundle.Bundle {
+// manyRoutes is the bundle of a document of 100,000 routes that lead to one port, but for the one in the middle, and /live.
+type manyRoutes struct{ port, middle, live uint32 }
+
+func (m manyRoutes) bundle(b *testing.B) *bundle.Bundle {
 	b.Helper()
-	const routes = 100_000
+	const routes = 100_000 - 1
 	var document bytes.Buffer
 	document.WriteString("server:\n  host: 127.0.0.1\n  port: 1\n  reverse_proxy:\n")
+	line := "    - {path: %s, host: 127.0.0.1, port: %d, health_check: {type: none}}\n"
+	fmt.Fprintf(&document, line, "/live", m.live)
 	for i := range routes {
-		port := 30_000
+		port := m.port
 		if i == routes/2 {
-			port = middle
+			port = m.middle
 		}
-		fmt.Fprintf(&document, "    - {path: /service/%06d, host: 127.0.0.1, port: %d, health_check: {type: none}}\n", i, port)
+		fmt.Fprintf(&document, line, fmt.Sprintf("/service/%06d", i), port)
 	}
 	resources, problems := config.Parse(document.Bytes(), nil)
 	if resources == nil {
@@ -37,7 +46,7 @@ func manyRoutes(b *testing.B, middle int) *bundle.Bundle {
 // BenchmarkApply100000 is what a node does with the first bundle that comes, between its last byte and the swap, but for
 // the disk.
 func BenchmarkApply100000(b *testing.B) {
-	whole := bundle.Between(nil, manyRoutes(b, 30_001))
+	whole := bundle.Between(nil, manyRoutes{30_000, 30_001, 30_000}.bundle(b))
 	b.ReportAllocs()
 	for b.Loop() {
 		b.StopTimer()
@@ -55,7 +64,7 @@ func BenchmarkApply100000(b *testing.B) {
 
 // BenchmarkApplyOneOf100000 is the same where one route of them leads to another backend.
 func BenchmarkApplyOneOf100000(b *testing.B) {
-	one, other := manyRoutes(b, 30_001), manyRoutes(b, 30_002)
+	one, other := manyRoutes{30_000, 30_001, 30_000}.bundle(b), manyRoutes{30_000, 30_002, 30_000}.bundle(b)
 	n, err := New(Options{Listen: "127.0.0.1:0"})
 	if err != nil {
 		b.Fatal(err)
@@ -91,11 +100,95 @@ func BenchmarkEachBackendOf100000(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer stop(n, 0)
-	serve(b, n, nil, bundle.Between(nil, manyRoutes(b, 30_001)))
+	serve(b, n, nil, bundle.Between(nil, manyRoutes{30_000, 30_001, 30_000}.bundle(b)))
 	b.ReportAllocs()
 	for b.Loop() {
 		for s := range n.EachBackend() {
 			_ = s
+		}
+	}
+}
+
+// BenchmarkRequestsDuringApply reports how long requests take, a thousand of them a second over one connection, while the
+// node is given one bundle of 100,000 routes after the other, and while it is not. The client, which has the same
+// processors, and whatever else runs on the machine are in it.
+func BenchmarkRequestsDuringApply(b *testing.B) {
+	live := saying(b, "x")
+	from := manyRoutes{30_000, 30_001, live}
+	base := from.bundle(b)
+	for what, to := range map[string]manyRoutes{
+		"nothing": from, "one": {30_000, 30_002, live}, "whole": {30_003, 30_004, live},
+	} {
+		b.Run(what, func(b *testing.B) {
+			other := base
+			if to != from {
+				other = to.bundle(b)
+			}
+			requestsDuring(b, base, other)
+		})
+	}
+}
+
+func requestsDuring(b *testing.B, one, other *bundle.Bundle) {
+	n, err := New(Options{Listen: "127.0.0.1:0"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer stop(n, 0)
+	serve(b, n, nil, bundle.Between(nil, one))
+	there, back := bundle.Between(one, other), bundle.Between(other, one)
+	done := make(chan struct{})
+	took := make(chan []time.Duration)
+	go func() { took <- requests(b, n.ListenAddress(), done) }()
+	pause := time.NewTicker(time.Second / 10) // what an apply takes, about
+	defer pause.Stop()
+	for b.Loop() {
+		if one == other {
+			<-pause.C
+			continue
+		}
+		one = serve(b, n, one, there)
+		there, back = back, there
+	}
+	close(done)
+	all := <-took
+	if len(all) == 0 {
+		return
+	}
+	slices.Sort(all)
+	b.ReportMetric(float64(all[len(all)*99/100])/1e6, "p99-ms")
+	b.ReportMetric(float64(all[len(all)-1])/1e6, "longest-ms")
+}
+
+// requests sends one every millisecond until done is closed, and gives how long each took since it was due.
+func requests(b *testing.B, address string, done <-chan struct{}) (took []time.Duration) {
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		b.Error(err)
+		return nil
+	}
+	defer c.Close()
+	in := bufio.NewReader(c)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case due := <-tick.C:
+			if _, err := io.WriteString(c, "GET /live/x HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+				b.Error(err)
+				return took
+			}
+			answer, err := http.ReadResponse(in, nil)
+			if err == nil {
+				_, err = io.Copy(io.Discard, answer.Body)
+			}
+			if err != nil || answer.StatusCode != http.StatusOK {
+				b.Error(err, answer)
+				return took
+			}
+			took = append(took, time.Since(due))
+		case <-done:
+			return took
 		}
 	}
 }
