@@ -10,6 +10,8 @@ SOAK    ?= 5m
 BENCH   ?= .
 COUNT   ?= 6
 CHAOS   ?= 8m
+# Tests of many nodes in virtual time, which say how long things took.
+VIRTUAL := ALargeCluster|LossKills|ProbesOfABackend|KilledBackend
 
 .DEFAULT_GOAL := help
 
@@ -88,4 +90,10 @@ chaos: ## kill and cut off leaders of the store for CHAOS (8m: 200 of them) and 
 .PHONY: bench-control
 bench-control: ## control under a thousand node streams: applies, restarts, swaps; tables to bin/scale.md; SCALE="-short" are flags
 	@mkdir -p bin
-	go run ./e2e/scale -markdown bin/scale.md $(SCALE)
+	go run ./e2e/scale -only 'apply|reconnect|swap|failover' -markdown bin/scale.md $(SCALE)
+
+.PHONY: bench-cluster
+bench-cluster: ## members, health checks and drains of many nodes, in virtual time and real; tables to bin/cluster.md; CLUSTER="-rounds 3" are flags
+	@mkdir -p bin
+	go test -count=1 -v -run '$(VIRTUAL)' ./cluster ./node/health | sed -n 's/^ *[a-z_]*_test\.go:[0-9]*: //p'
+	go run ./e2e/scale -only 'outage|leave' -markdown bin/cluster.md $(CLUSTER)

@@ -7,6 +7,6 @@
 // has made already is shared, so that a thousand nodes hold one bundle. Whatever it starts, it ends; it sends nothing off
 // 127.0.0.1.
 //
-// The way of a run: main reads the flags, each of the scenarios (applies, reconnect, swap, failover) starts its own cluster and
+// The way of a run: main reads the flags, each of the scenarios (applies, reconnect, swap, failover, outage, leave) starts its own cluster and
 // measures in rounds, and report turns what they found into tables.
 package main

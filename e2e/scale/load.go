@@ -21,6 +21,10 @@ type backend struct {
 }
 
 func (b *bench) startBackend() (*backend, error) {
+	return b.startServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, answer) }))
+}
+
+func (b *bench) startServer(handler http.Handler) (*backend, error) {
 	address, err := b.ports.take()
 	if err != nil {
 		return nil, err
@@ -30,7 +34,7 @@ func (b *bench) startBackend() (*backend, error) {
 		return nil, err
 	}
 	out := &backend{port: l.Addr().(*net.TCPAddr).Port, done: make(chan struct{})}
-	out.server = &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, answer) })}
+	out.server = &http.Server{Handler: handler}
 	go func() {
 		defer close(out.done)
 		out.server.Serve(l) // until close

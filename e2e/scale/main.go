@@ -153,6 +153,8 @@ var scenarios = []struct {
 	{"reconnect", (*bench).measureReconnects},
 	{"swap", (*bench).measureSwaps},
 	{"failover", (*bench).measureFailovers},
+	{"outage", (*bench).measureOutages},
+	{"leave", (*bench).measureLeave},
 }
 
 func scenarioNames() []string {

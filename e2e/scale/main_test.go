@@ -57,6 +57,12 @@ func TestEveryScenario(t *testing.T) {
 	if f := r.Failovers; f == nil || len(f.Killed) != 1 || len(f.Handed) != 1 || f.Written != 4 || f.Lost+f.Twice != 0 {
 		t.Errorf("no failover was measured, or it lost a write: %+v", f)
 	}
+	if o := r.Outages; o == nil || len(o.Rounds) != 1 || o.Rounds[0].Newer < askAfter || o.Rounds[0].Fresh == 0 {
+		t.Errorf("no outage was measured: %+v", o)
+	}
+	if l := r.Leaves; l == nil || l.InOrder != l.Sockets || l.Sockets == 0 || l.ByApply+l.Broken+l.Refused != 0 {
+		t.Errorf("WebSockets were not all closed in order: %+v", l)
+	}
 	file := filepath.Join(t.TempDir(), "tables.md")
 	if err := r.writeMarkdown(file); err != nil {
 		t.Fatal(err)

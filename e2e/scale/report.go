@@ -23,6 +23,8 @@ type report struct {
 	Reconnects *reconnects `json:"reconnects,omitempty"`
 	Swaps      *swaps      `json:"swaps,omitempty"`
 	Failovers  *failovers  `json:"failovers,omitempty"`
+	Outages    *outages    `json:"outages,omitempty"`
+	Leaves     *leaves     `json:"leaves,omitempty"`
 }
 
 // The targets.
@@ -109,6 +111,12 @@ func (r *report) writeTables(w io.Writer) error {
 	}
 	if r.Failovers != nil {
 		r.Failovers.table(&b)
+	}
+	if r.Outages != nil {
+		r.Outages.table(&b)
+	}
+	if r.Leaves != nil {
+		r.Leaves.table(&b)
 	}
 	_, err := w.Write(b.Bytes())
 	return err

@@ -3,11 +3,7 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"path/filepath"
 	"time"
-
-	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
 )
 
 // swaps are bundles that a real node took while requests went through it.
@@ -57,7 +53,7 @@ func (b *bench) measureSwaps(ctx context.Context, r *report) error {
 		return err
 	}
 	defer backend.close()
-	n, err := c.startRealNode(ctx)
+	n, err := c.startRealNode(ctx, "real")
 	if err != nil {
 		return err
 	}
@@ -128,41 +124,4 @@ func (s *swaps) sort(samples []sample) {
 		d.Preparing.add(samples, at(r.Offered), at(r.Prepared))
 		d.Swapping.add(samples, at(r.Prepared), at(r.Returned+swapTail))
 	}
-}
-
-// realNode is pyserve node as a process.
-type realNode struct {
-	process       *process
-	listen, admin string
-}
-
-func (c *cluster) startRealNode(ctx context.Context) (*realNode, error) {
-	n := &realNode{}
-	argv := []string{c.bench.pyserve, "node", "--name", "real", "--control", c.fleet.addresses[0],
-		"--data-dir", filepath.Join(c.dir, "node"), "--token-file", filepath.Join(c.data(), "join-token")}
-	for _, flag := range []struct {
-		name    string
-		address *string
-	}{{"--listen", &n.listen}, {"--admin", &n.admin}, {"--gossip", new(string)}} {
-		address, err := c.bench.ports.take()
-		if err != nil {
-			return nil, err
-		}
-		*flag.address = address
-		argv = append(argv, flag.name, address)
-	}
-	var err error
-	if n.process, err = start(c.dir, "node", argv...); err != nil {
-		return nil, err
-	}
-	// It is connected when an apply finds it; until then control says that nothing is converged.
-	err = poll(ctx, 10*time.Millisecond, func() (bool, error) {
-		m, err := c.operator.client.GetStatus(ctx, &operatorv1.GetStatusRequest{})
-		return len(m.GetNodes()) == 1 && m.GetNodes()[0].GetState() == "joining" && m.GetNodes()[0].GetVersion() != "", err
-	})
-	if err != nil {
-		n.process.kill()
-		return nil, fmt.Errorf("the node does not connect: %w\n%s", err, n.process.said())
-	}
-	return n, nil
 }
