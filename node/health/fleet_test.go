@@ -586,7 +586,7 @@ func TestRestartedNodeIsBelievedThoughItsClockWentBack(t *testing.T) {
 	inFleet(t, 1, 3, []string{backend}, func(fl *fleet) {
 		ahead := vote.Vote{
 			Key: fl.nodes["n0"].backends[0].Identity(), Origin: "n0", Sequence: uint64(time.Now().Add(time.Hour).UnixMicro()),
-			State: vote.Unhealthy, Interval: 5 * time.Second, Heard: time.Now(),
+			State: vote.Unhealthy, Repeat: 5 * time.Second, Heard: time.Now(),
 		}
 		message, _ := vote.Encode([]vote.Vote{ahead}, time.Now(), MaxMessage)
 		for _, n := range fl.nodes {

@@ -20,8 +20,15 @@ const (
 
 	// tidyInterval is the time between two sweeps of the table.
 	tidyInterval = time.Minute
-	// maxRepeated bounds how many votes are looked at that might be repeated beside one that is told.
+	// maxRepeated bounds how many votes are looked at that might be repeated beside others that are told.
 	maxRepeated = 32
+	// gather is how long news waits for more of it, unless there was none for so long.
+	gather = 100 * time.Millisecond
+	// repeatIntervals is how soon a vote is repeated. Gossip carries some 15 KB a second among all nodes: where votes of voteSize
+	// bytes, by all probers of all backends, would take more than shareOfGossip of it, they are repeated less often.
+	repeatIntervals = 2
+	voteSize        = 50
+	shareOfGossip   = 8 << 10
 	// maxAhead is how far another node's clock may be ahead: by more, its word could not be replaced for too long.
 	maxAhead = 24 * time.Hour
 	// distrustFor is how long the question whether this node distrusts itself is not asked again where more than maxAsked
@@ -63,6 +70,8 @@ type shared struct {
 	tidied   time.Time
 	sequence uint64
 	own      *list.List // of *watch: those that others are told of, the one told longest ago first
+	news     []*watch   // those that others are to be told of
+	told     time.Time  // when others were told of any last
 	passing  int        // how many watches have passed their newest probe
 	failing  map[*watch]bool
 	// Whether this node distrusts itself, and when that was asked.
@@ -254,7 +263,7 @@ func (p *Prober) stopProbing(w *watch) {
 
 // silence ends the repetition of what was said of w.
 func (p *Prober) silence(w *watch) {
-	w.said = said{}
+	w.said, w.word, w.news = said{}, upstream.Verdict{}, false
 	if w.place != nil {
 		p.own.Remove(w.place)
 		w.place = nil
@@ -276,32 +285,80 @@ func (p *Prober) setLatest(w *watch, r result) {
 }
 
 // record notes for people what was decided on w, and makes the messages with which others are told. It is called after each
-// probe and whenever anything has changed. Where this node does not speak, own is Unknown.
-func (p *Prober) record(w *watch, c *course, own upstream.Verdict, now time.Time) []message {
+// probe and whenever anything has changed. Where this node does not speak, own is Unknown. Later is when there is more to be told,
+// if it is not told before; zero: there is not.
+func (p *Prober) record(w *watch, c *course, own upstream.Verdict, now time.Time) (messages []message, later time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	w.verdict, w.source, w.role, w.word = c.verdict, c.source, p.roleOf(c), own
 	if own.State == upstream.Unknown || p.members.Len() < 2 {
-		return nil
+		return nil, time.Time{}
 	}
-	messages := p.reconsider(now)
-	if !p.wouldSay(w) && (now.Sub(w.said.at) < w.interval*3/2 || !w.probed.After(w.said.at)) {
-		return messages
+	p.reconsider(now)
+	if p.wouldSay(w) || now.Sub(w.said.at) > p.repeatOf(w)-w.interval/2 && w.probed.After(w.said.at) {
+		p.note(w)
 	}
-	p.word(w)
-	return append(messages, p.batch(append([]vote.Vote{p.repeat(w, now)}, p.due(w, now)...), now)...)
+	if len(p.news) == 0 {
+		return nil, time.Time{}
+	}
+	if later = p.told.Add(gather); now.Before(later) {
+		return nil, later
+	}
+	return p.tellNews(now), time.Time{}
 }
 
-// reconsider asks whether this node is to distrust itself, and makes messages of what it takes back or upholds if that has
-// changed. It is called with mu held.
-func (p *Prober) reconsider(now time.Time) []message {
+// repeatOf is how soon what is said of w is repeated. It is called with mu held.
+func (p *Prober) repeatOf(w *watch) time.Duration {
+	all := time.Duration(len(p.watches)) * vote.Probers * voteSize * time.Second / shareOfGossip
+	return max(repeatIntervals*w.interval, all.Truncate(time.Millisecond))
+}
+
+// note puts w among those that others are to be told of. It is called with mu held.
+func (p *Prober) note(w *watch) {
+	if !w.news {
+		w.news = true
+		p.news = append(p.news, w)
+	}
+}
+
+// tellNews makes messages of the news, and repeats in the last what was told long ago. It is called with mu held.
+func (p *Prober) tellNews(now time.Time) []message {
+	p.told = now
+	var votes []vote.Vote
+	for _, w := range p.news {
+		if w.news && w.word.State != upstream.Unknown {
+			votes = append(votes, p.say(w, now))
+		}
+		w.news = false
+	}
+	p.news = nil
+	for e, looked := p.own.Front(), 0; e != nil && looked < maxRepeated; looked++ {
+		w := e.Value.(*watch)
+		e = e.Next()
+		if now.Sub(w.said.at) >= p.repeatOf(w)/2 && w.probed.After(w.said.at) {
+			votes = append(votes, p.say(w, now))
+		}
+	}
+	p.hold(votes, now)
+	var messages []message
+	for len(votes) > 0 {
+		bytes, n := vote.Encode(votes, now, MaxMessage)
+		messages = append(messages, message{key: hex.EncodeToString(votes[0].Key[:8]), bytes: bytes})
+		votes = votes[n:]
+	}
+	return messages
+}
+
+// reconsider asks whether this node is to distrust itself; if that has changed, what it takes back or upholds is news. It is called
+// with mu held.
+func (p *Prober) reconsider(now time.Time) {
 	if p.passing == 0 && len(p.failing) > maxAsked && now.Sub(p.distrustAsked) < distrustFor {
-		return nil
+		return
 	}
 	p.distrustAsked = now
 	distrusts := p.distrusts(now)
 	if distrusts == p.distrust {
-		return nil
+		return
 	}
 	p.distrust = distrusts
 	if distrusts {
@@ -309,18 +366,11 @@ func (p *Prober) reconsider(now time.Time) []message {
 	} else {
 		p.logger.Info("health probes of this node count again")
 	}
-	var other []*watch
 	for e := p.own.Front(); e != nil; e = e.Next() {
 		if w := e.Value.(*watch); p.wouldSay(w) {
-			other = append(other, w)
+			p.note(w)
 		}
 	}
-	votes := make([]vote.Vote, len(other)) // apart from the walk, for dating them reorders the list
-	for i, w := range other {
-		p.word(w)
-		votes[i] = p.repeat(w, now)
-	}
-	return p.batch(votes, now)
 }
 
 // distrusts says whether all that this node probes looks dead, two addresses at least, while most of it is alive for others. It is
@@ -386,49 +436,15 @@ func (p *Prober) wouldSay(w *watch) bool {
 	return w.said.vote.State != state || w.said.vote.Reason != shorten(reason, vote.MaxReason)
 }
 
-// word is what is to be said of w, its date left open. It is called with mu held.
-func (p *Prober) word(w *watch) {
-	state, reason := p.stateOf(w.word)
-	w.said.vote = vote.Vote{
-		Key: w.key, Origin: p.self, State: state, Reason: shorten(reason, vote.MaxReason),
-		Since: w.word.Since.Truncate(time.Millisecond), Interval: w.interval.Truncate(time.Millisecond),
-	}
-}
-
-// due gives what was told longest ago, has been seen again since, and fits into a message beside w. It is called with mu held.
-func (p *Prober) due(w *watch, now time.Time) (votes []vote.Vote) {
-	var again []*watch
-	for e, looked := p.own.Front(), 0; e != nil && looked < maxRepeated; e, looked = e.Next(), looked+1 {
-		other := e.Value.(*watch)
-		if other != w && now.Sub(other.said.at) >= other.interval && other.probed.After(other.said.at) {
-			again = append(again, other)
-			votes = append(votes, other.said.vote)
-		}
-	}
-	_, fit := vote.Encode(append([]vote.Vote{w.said.vote}, votes...), now, MaxMessage)
-	votes = votes[:max(0, fit-1)]
-	for i := range votes {
-		votes[i] = p.repeat(again[i], now)
-	}
-	return votes
-}
-
-// batch takes votes of this node's own into the table, and puts them into as few messages as hold them. It is called with mu
-// held.
-func (p *Prober) batch(votes []vote.Vote, now time.Time) (messages []message) {
-	p.hold(votes, now)
-	for len(votes) > 0 {
-		bytes, n := vote.Encode(votes, now, MaxMessage)
-		messages = append(messages, message{key: hex.EncodeToString(votes[0].Key[:8]), bytes: bytes})
-		votes = votes[n:]
-	}
-	return messages
-}
-
-// repeat dates what was said of w anew. It is called with mu held.
-func (p *Prober) repeat(w *watch, now time.Time) vote.Vote {
+// say dates what is to be said of w. It is called with mu held.
+func (p *Prober) say(w *watch, now time.Time) vote.Vote {
 	p.sequence = max(p.sequence+1, uint64(now.UnixMicro()))
-	w.said.vote.Sequence, w.said.vote.Heard, w.said.at = p.sequence, now, now
+	state, reason := p.stateOf(w.word)
+	w.said.at = now
+	w.said.vote = vote.Vote{
+		Key: w.key, Origin: p.self, Sequence: p.sequence, State: state, Reason: shorten(reason, vote.MaxReason),
+		Since: w.word.Since.Truncate(time.Millisecond), Repeat: p.repeatOf(w).Truncate(time.Millisecond), Heard: now,
+	}
 	if w.place == nil {
 		w.place = p.own.PushBack(w)
 	} else {

@@ -44,6 +44,7 @@ type watch struct {
 	word    upstream.Verdict // what this node's probes say; Unknown: nothing
 	role    role
 	said    said // what others were told last
+	news    bool // others are to be told
 	place   *list.Element
 }
 
@@ -177,14 +178,14 @@ func (t *turn) settle(p *Prober, now time.Time) (until time.Time) {
 	probing, until := t.course.step(s)
 	t.begin(p, probing, now)
 	t.watchRefusal(p, refused, now)
-	messages := p.record(t.watch, &t.course, t.own(), now)
+	messages, later := p.record(t.watch, &t.course, t.own(), now)
 	if v := t.course.verdict; v.State != before.State || v.Reason != before.Reason {
 		p.tell(t.backend, before, v, t.course.source)
 		p.counts.decided(before.State != v.State, t.course.source)
 		t.backend.SetVerdict(v)
 	}
 	p.send(messages)
-	for _, at := range []time.Time{t.next, t.look} {
+	for _, at := range []time.Time{t.next, t.look, later} {
 		if !at.IsZero() && (until.IsZero() || at.Before(until)) {
 			until = at
 		}

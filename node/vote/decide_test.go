@@ -34,7 +34,7 @@ func TestDecide(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			var votes []Vote
 			for i, letter := range c.votes {
-				v := Vote{Key: key, Origin: ranked[i], Interval: time.Second, Heard: epoch, State: Healthy}
+				v := Vote{Key: key, Origin: ranked[i], Repeat: time.Second, Heard: epoch, State: Healthy}
 				switch letter {
 				case '.':
 					continue
@@ -43,7 +43,7 @@ func TestDecide(t *testing.T) {
 				case '?':
 					v.State = Unsure
 				case 'o':
-					v.Heard = epoch.Add(-freshIntervals*time.Second - Slack)
+					v.Heard = epoch.Add(-v.Repeat*3/2 - Slack)
 				}
 				votes = append(votes, v)
 			}
@@ -67,7 +67,7 @@ func TestVotesOfStrangersDoNotCount(t *testing.T) {
 	key := keyOf("a")
 	var votes []Vote
 	for _, origin := range []string{"x", "y", "z"} {
-		votes = append(votes, Vote{Key: key, Origin: origin, State: Unhealthy, Interval: time.Second, Heard: epoch})
+		votes = append(votes, Vote{Key: key, Origin: origin, State: Unhealthy, Repeat: time.Second, Heard: epoch})
 	}
 	if got := Decide(votes, NewMembers(nodes(5)), epoch); got.State != Undecided || len(got.Counted) != 0 {
 		t.Errorf("%+v", got)
@@ -77,11 +77,11 @@ func TestVotesOfStrangersDoNotCount(t *testing.T) {
 func TestCountHoldsUntilItsFirstVoteIsOld(t *testing.T) {
 	key := keyOf("a")
 	votes := []Vote{
-		{Key: key, Origin: "n0", State: Healthy, Interval: time.Second, Heard: epoch},
-		{Key: key, Origin: "n1", State: Healthy, Interval: 5 * time.Second, Heard: epoch},
+		{Key: key, Origin: "n0", State: Healthy, Repeat: time.Second, Heard: epoch},
+		{Key: key, Origin: "n1", State: Healthy, Repeat: 5 * time.Second, Heard: epoch},
 	}
 	c := Decide(votes, NewMembers(nodes(3)), epoch)
-	if c.State != Healthy || !c.Until.Equal(epoch.Add(3*time.Second+Slack)) {
+	if c.State != Healthy || !c.Until.Equal(epoch.Add(1500*time.Millisecond+Slack)) {
 		t.Errorf("%v until %v", c.State, c.Until.Sub(epoch))
 	}
 	if c := Decide(votes, NewMembers(nodes(3)), c.Until); c.State != Undecided {
@@ -96,7 +96,7 @@ func TestOneVoterDecidesNothing(t *testing.T) {
 		var votes []Vote
 		for _, name := range nodes(8) {
 			if state := State(rapid.IntRange(0, 3).Draw(t, name)); state != Undecided {
-				votes = append(votes, Vote{Key: key, Origin: name, State: state, Interval: time.Second, Heard: epoch})
+				votes = append(votes, Vote{Key: key, Origin: name, State: state, Repeat: time.Second, Heard: epoch})
 			}
 		}
 		c := Decide(votes, members, epoch)

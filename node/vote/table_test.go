@@ -20,7 +20,7 @@ func anyVote(t *rapid.T) Vote {
 		State:    State(rapid.IntRange(1, 3).Draw(t, "state")),
 		Reason:   rapid.SampledFrom([]string{"", "refused", "status 500"}).Draw(t, "reason"),
 		Since:    epoch.Add(time.Duration(rapid.IntRange(0, 2).Draw(t, "since")) * time.Second),
-		Interval: time.Duration(rapid.IntRange(1, 2).Draw(t, "interval")) * time.Second,
+		Repeat:   time.Duration(rapid.IntRange(1, 2).Draw(t, "interval")) * time.Second,
 		Heard:    epoch.Add(-time.Duration(rapid.IntRange(0, 30).Draw(t, "age")) * time.Second),
 	}
 }
@@ -62,7 +62,7 @@ func TestMergeTellsWhatIsNew(t *testing.T) {
 	key := keyOf("a")
 	table := NewTable()
 	table.Expect(key)
-	v := Vote{Key: key, Origin: "n1", Sequence: 5, State: Healthy, Interval: time.Second, Heard: epoch}
+	v := Vote{Key: key, Origin: "n1", Sequence: 5, State: Healthy, Repeat: time.Second, Heard: epoch}
 	step := func(what string, news bool, now time.Time, change func(*Vote)) {
 		t.Helper()
 		next := v
@@ -85,7 +85,7 @@ func TestMergeTellsWhatIsNew(t *testing.T) {
 
 func TestVotesOnACheckToComeAreKeptForAWhile(t *testing.T) {
 	key := keyOf("a")
-	v := Vote{Key: key, Origin: "n1", State: Healthy, Interval: time.Second, Heard: epoch}
+	v := Vote{Key: key, Origin: "n1", State: Healthy, Repeat: time.Second, Heard: epoch}
 	table := NewTable()
 	table.Merge([]Vote{v}, epoch)
 	table.Tidy(epoch.Add(keepStrays - 1))
@@ -147,13 +147,13 @@ func TestFloodOfUnknownChecksIsRefused(t *testing.T) {
 	table.Expect(keyOf("mine"))
 	refused := 0
 	for i := range maxStrays + 100 {
-		_, n := table.Merge([]Vote{{Key: keyOf(fmt.Sprint(i)), Origin: "n1", State: Healthy, Interval: time.Second, Heard: epoch}}, epoch)
+		_, n := table.Merge([]Vote{{Key: keyOf(fmt.Sprint(i)), Origin: "n1", State: Healthy, Repeat: time.Second, Heard: epoch}}, epoch)
 		refused += n
 	}
 	if refused != 100 || table.Len() != maxStrays {
 		t.Errorf("%d refused, %d kept", refused, table.Len())
 	}
-	if _, n := table.Merge([]Vote{{Key: keyOf("mine"), Origin: "n1", State: Healthy, Interval: time.Second, Heard: epoch}}, epoch); n != 0 {
+	if _, n := table.Merge([]Vote{{Key: keyOf("mine"), Origin: "n1", State: Healthy, Repeat: time.Second, Heard: epoch}}, epoch); n != 0 {
 		t.Error("a vote on a check of our own was refused")
 	}
 }
@@ -161,9 +161,9 @@ func TestFloodOfUnknownChecksIsRefused(t *testing.T) {
 func TestFreshVotesBeginWithBadNews(t *testing.T) {
 	table := NewTable()
 	for i, state := range []State{Healthy, Unhealthy, Unsure, Healthy} {
-		table.Merge([]Vote{{Key: keyOf(fmt.Sprint(i)), Origin: "n1", State: state, Interval: time.Second, Heard: epoch}}, epoch)
+		table.Merge([]Vote{{Key: keyOf(fmt.Sprint(i)), Origin: "n1", State: state, Repeat: time.Second, Heard: epoch}}, epoch)
 	}
-	table.Merge([]Vote{{Key: keyOf("old"), Origin: "n1", State: Unsure, Interval: time.Second, Heard: epoch.Add(-time.Minute + 1)}}, epoch)
+	table.Merge([]Vote{{Key: keyOf("old"), Origin: "n1", State: Unsure, Repeat: time.Second, Heard: epoch.Add(-time.Minute + 1)}}, epoch)
 	var states []State
 	for _, v := range table.Fresh(epoch) {
 		states = append(states, v.State)

@@ -21,12 +21,8 @@ const (
 	Quorum  = Probers/2 + 1
 )
 
-// freshIntervals and Slack say how long a vote counts after it was said. Probers repeat themselves every two intervals, so
-// one repetition may get lost; Slack is for its way through the cluster.
-const (
-	freshIntervals = 3
-	Slack          = 2 * time.Second
-)
+// Slack is what the way through the cluster may take, beside the half of its time by which a repetition may be late.
+const Slack = 2 * time.Second
 
 // Key names a check of a backend: a digest over the address, how TLS is spoken and what is probed.
 type Key [16]byte
@@ -69,14 +65,14 @@ type Vote struct {
 	Reason string
 	// Since is when the origin, by its own clock, came to State; whole milliseconds.
 	Since time.Time
-	// Interval is the time between two probes of the origin; whole milliseconds, above 0.
-	Interval time.Duration
+	// Repeat is how soon the origin will say the same again if nothing happens; whole milliseconds, above 0.
+	Repeat time.Duration
 	// Heard is when it was said, at the latest, by the clock of who holds the vote.
 	Heard time.Time
 }
 
 // FreshUntil is when the vote ceases to count.
-func (v Vote) FreshUntil() time.Time { return v.Heard.Add(freshIntervals*v.Interval + Slack) }
+func (v Vote) FreshUntil() time.Time { return v.Heard.Add(v.Repeat + v.Repeat/2 + Slack) }
 
 // newer decides between two votes of one origin on one check. It is a total order but for equal votes, so that the outcome
 // does not depend on the way that they came: by sequence, which is all that honest nodes need, then by what they say. Of two
@@ -87,7 +83,7 @@ func newer(a, b Vote) bool {
 		cmp.Compare(a.State, b.State),
 		cmp.Compare(a.Reason, b.Reason),
 		a.Since.Compare(b.Since),
-		cmp.Compare(a.Interval, b.Interval),
+		cmp.Compare(a.Repeat, b.Repeat),
 		b.Heard.Compare(a.Heard),
 	)
 	return order > 0

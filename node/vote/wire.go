@@ -10,7 +10,7 @@ import (
 )
 
 // The form of a message: one byte of version, then votes one after the other until its end. A vote is its key, its origin
-// behind a length, sequence, state, since, interval and age, and its reason behind a length. Numbers are unsigned varints,
+// behind a length, sequence, state, since, time to its repetition and age, and its reason behind a length. Numbers are unsigned varints,
 // times are in milliseconds, since is Unix time. The age takes the place of Heard, so that no two clocks need to agree.
 const wireVersion = 1
 
@@ -25,7 +25,7 @@ const (
 
 	maxSequence = 1 << 62
 	maxSince    = 1 << 48 // in the year 10889
-	maxInterval = 24 * time.Hour
+	maxRepeat   = 24 * time.Hour
 	maxAge      = 30 * 24 * time.Hour
 )
 
@@ -60,7 +60,7 @@ func (v Vote) append(b []byte, now time.Time) []byte {
 	b = binary.AppendUvarint(b, v.Sequence)
 	b = append(b, byte(v.State))
 	b = binary.AppendUvarint(b, uint64(max(0, v.Since.UnixMilli())))
-	b = binary.AppendUvarint(b, uint64(v.Interval.Milliseconds()))
+	b = binary.AppendUvarint(b, uint64(v.Repeat.Milliseconds()))
 	b = binary.AppendUvarint(b, uint64(min(max(0, now.Sub(v.Heard)), maxAge).Milliseconds()))
 	b = binary.AppendUvarint(b, uint64(len(v.Reason)))
 	return append(b, v.Reason...)
@@ -103,7 +103,7 @@ func (r *reader) vote(now time.Time) Vote {
 		v.State = State(state[0])
 	}
 	v.Since = time.UnixMilli(int64(r.number("since", maxSince)))
-	v.Interval = time.Duration(r.number("interval", uint64(maxInterval.Milliseconds()))) * time.Millisecond
+	v.Repeat = time.Duration(r.number("time to its repetition", uint64(maxRepeat.Milliseconds()))) * time.Millisecond
 	v.Heard = now.Add(-time.Duration(r.number("age", uint64(maxAge.Milliseconds()))) * time.Millisecond)
 	v.Reason = string(r.text("reason", MaxReason))
 	if r.err == nil {
@@ -118,8 +118,8 @@ func (v Vote) check() error {
 		return errors.New("it has no origin")
 	case v.State != Healthy && v.State != Unhealthy && v.State != Unsure:
 		return fmt.Errorf("state %d is not known", v.State)
-	case v.Interval == 0:
-		return errors.New("its interval is 0")
+	case v.Repeat == 0:
+		return errors.New("it is never repeated")
 	}
 	return nil
 }

@@ -40,7 +40,7 @@ func TestVotesSurviveTheWire(t *testing.T) {
 func TestEncodeKeepsToItsLimit(t *testing.T) {
 	votes := make([]Vote, 100)
 	for i := range votes {
-		votes[i] = Vote{Key: keyOf("a"), Origin: "n1", State: Healthy, Interval: time.Second, Since: epoch, Heard: epoch}
+		votes[i] = Vote{Key: keyOf("a"), Origin: "n1", State: Healthy, Repeat: time.Second, Since: epoch, Heard: epoch}
 	}
 	message, n := Encode(votes, epoch, 1000)
 	if len(message) > 1000 || len(message) < 900 || n < 20 {
@@ -56,7 +56,7 @@ func TestEncodeKeepsToItsLimit(t *testing.T) {
 
 func TestDecodeRefuses(t *testing.T) {
 	encoded := func(change func(*Vote)) []byte {
-		v := Vote{Key: keyOf("a"), Origin: "n1", Sequence: 1, State: Healthy, Interval: time.Second, Since: epoch, Heard: epoch}
+		v := Vote{Key: keyOf("a"), Origin: "n1", Sequence: 1, State: Healthy, Repeat: time.Second, Since: epoch, Heard: epoch}
 		change(&v)
 		message, _ := Encode([]Vote{v}, epoch, 1<<20)
 		return message
@@ -77,8 +77,8 @@ func TestDecodeRefuses(t *testing.T) {
 		{"a reason that is not text", encoded(func(v *Vote) { v.Reason = "\xff" }), "not UTF-8"},
 		{"a reason that moves the cursor", encoded(func(v *Vote) { v.Reason = "\x1b[2J" }), "control characters"},
 		{"a state not known", encoded(func(v *Vote) { v.State = 9 }), "state 9"},
-		{"an interval of nothing", encoded(func(v *Vote) { v.Interval = 0 }), "interval is 0"},
-		{"an interval too long", encoded(func(v *Vote) { v.Interval = 25 * time.Hour }), "interval is more"},
+		{"no time to its repetition", encoded(func(v *Vote) { v.Repeat = 0 }), "never repeated"},
+		{"a repetition too far off", encoded(func(v *Vote) { v.Repeat = 25 * time.Hour }), "time to its repetition is more"},
 		{"a sequence that leaves no room", encoded(func(v *Vote) { v.Sequence = 1 << 63 }), "sequence is more"},
 		{"too many", bytes.Join(slices.Insert(slices.Repeat([][]byte{good[1:]}, MaxVotes+1), 0, []byte{wireVersion}), nil), "more than 65536"},
 	} {
@@ -89,7 +89,7 @@ func TestDecodeRefuses(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	v := Vote{Key: keyOf("a"), Origin: "n1", Sequence: 1, State: Unhealthy, Reason: "refused", Interval: time.Second, Since: epoch, Heard: epoch}
+	v := Vote{Key: keyOf("a"), Origin: "n1", Sequence: 1, State: Unhealthy, Reason: "refused", Repeat: time.Second, Since: epoch, Heard: epoch}
 	message, _ := Encode([]Vote{v, v}, epoch.Add(time.Minute), 1<<20)
 	f.Add([]byte(nil))
 	f.Add(message)
@@ -106,7 +106,7 @@ func FuzzDecode(f *testing.F) {
 		table.Merge(votes, epoch)
 		table.Tidy(epoch)
 		for _, v := range votes {
-			if len(v.Reason) > MaxReason || len(v.Origin) > MaxOrigin || v.Interval <= 0 || v.Heard.After(epoch) {
+			if len(v.Reason) > MaxReason || len(v.Origin) > MaxOrigin || v.Repeat <= 0 || v.Heard.After(epoch) {
 				t.Errorf("%+v passed", v)
 			}
 			Decide(table.Of(v.Key), NewMembers([]string{v.Origin}), epoch)
