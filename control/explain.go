@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"time"
 
@@ -32,19 +33,42 @@ func (c *Control) Explain(ctx context.Context, m *operatorv1.ExplainRequest) (*o
 	if err != nil {
 		return nil, err
 	}
-	name := m.GetNode()
+	name, answer, err := c.askOne(ctx, m.GetNode(), question)
+	if err != nil {
+		return nil, err
+	}
+	return explained(name, answer), nil
+}
+
+// ExplainBackend has a node say what its verdict on a backend rests on: control knows the verdicts, and not the votes.
+func (c *Control) ExplainBackend(ctx context.Context, m *operatorv1.ExplainBackendRequest) (*operatorv1.ExplainBackendResponse, error) {
+	if _, _, err := net.SplitHostPort(m.GetAddress()); err != nil || len(m.GetAddress()) > maxAddress {
+		return nil, fmt.Errorf("%w: write a backend as host:port, as get backends shows it", ErrNotARequest)
+	}
+	name, answer, err := c.askOne(ctx, m.GetNode(), &fleetv1.Question{Backend: m.GetAddress()})
+	if err != nil {
+		return nil, err
+	}
+	if answer.GetVerdicts() == nil {
+		return nil, fmt.Errorf("node %s %w: it is of a version that does not tell", name, ErrUnwilling)
+	}
+	return &operatorv1.ExplainBackendResponse{Node: name, Revision: answer.GetRevision(), Backends: answer.GetVerdicts().GetEvidence()}, nil
+}
+
+// maxAddress is as long as a host name with a port can be, in bytes, and some more.
+const maxAddress = 300
+
+// askOne puts a question to a node, without a name to any that serves, and says which it was.
+func (c *Control) askOne(ctx context.Context, name string, question *fleetv1.Question) (string, *fleetv1.Answer, error) {
 	if name == "" {
 		if name = c.anyServing(); name == "" {
-			return nil, ErrNobodyServes
+			return "", nil, ErrNobodyServes
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, explainTimeFor(ctx))
 	defer cancel()
 	answer, err := c.fleet.Ask(ctx, name, question)
-	if err != nil {
-		return nil, err
-	}
-	return explained(name, answer), nil
+	return name, answer, err
 }
 
 // explainTimeFor is how long to wait for a node: a caller with less time is to hear of it before it gives up itself.

@@ -82,6 +82,29 @@ func TestExplainIsANodesAnswer(t *testing.T) {
 	errorIs(t, err, ErrNotARequest)
 }
 
+func TestWhyIsANodesAnswer(t *testing.T) {
+	c := start(t, optionsFor(t.TempDir()))
+	request := &operatorv1.ExplainBackendRequest{Address: "b:1"}
+	_, err := c.ExplainBackend(t.Context(), request)
+	errorIs(t, err, ErrNobodyServes)
+	knows := &fleettest.Node{Name: "n1", Answer: func(q *fleetv1.Question) *fleetv1.Answer {
+		return &fleetv1.Answer{Revision: 1, Verdicts: &fleetv1.Verdicts{Evidence: []*fleetv1.Evidence{{DecidedBy: "asked about " + q.GetBackend()}}}}
+	}}
+	old := &fleettest.Node{Name: "n2", Answer: func(*fleetv1.Question) *fleetv1.Answer { return &fleetv1.Answer{Status: 400} }}
+	join(t, c, knows, old)
+	applied(t, c, document(1))
+	m, err := c.ExplainBackend(t.Context(), request)
+	if err != nil || m.GetNode() != "n1" || m.GetRevision() != 1 || m.GetBackends()[0].GetDecidedBy() != "asked about b:1" {
+		t.Errorf("got %v, %v", m, err)
+	}
+	_, err = c.ExplainBackend(t.Context(), &operatorv1.ExplainBackendRequest{Address: "b:1", Node: "n2"})
+	errorIs(t, err, ErrUnwilling)
+	for _, address := range []string{"", "b", strings.Repeat("b", maxAddress) + ":1"} {
+		_, err = c.ExplainBackend(t.Context(), &operatorv1.ExplainBackendRequest{Address: address})
+		errorIs(t, err, ErrNotARequest)
+	}
+}
+
 // Whatever somebody asks about is one request, and no more than nodes read.
 func FuzzQuestionAbout(f *testing.F) {
 	f.Add("GET", "http://a/x?y#z", "Host: b")

@@ -9,6 +9,8 @@ func (n *Node) Answer(q *fleetv1.Question) *fleetv1.Answer {
 		return n.answerDrain(q)
 	case q.GetTake() != nil:
 		return &fleetv1.Answer{Id: q.GetId(), Sample: n.Sample(int(q.GetTake().GetRoutes()))}
+	case q.GetBackend() != "":
+		return &fleetv1.Answer{Id: q.GetId(), Verdicts: n.Why(q.GetBackend()), Revision: n.Applied().GetRevision()}
 	}
 	return n.Explain(q)
 }

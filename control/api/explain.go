@@ -9,3 +9,7 @@ import (
 func (o *operator) Explain(ctx context.Context, request *operatorv1.ExplainRequest) (*operatorv1.ExplainResponse, error) {
 	return o.control.Explain(ctx, request)
 }
+
+func (o *operator) ExplainBackend(ctx context.Context, request *operatorv1.ExplainBackendRequest) (*operatorv1.ExplainBackendResponse, error) {
+	return o.control.ExplainBackend(ctx, request)
+}

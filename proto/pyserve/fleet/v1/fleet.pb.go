@@ -132,7 +132,7 @@ func (x Drain_What) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Drain_What.Descriptor instead.
 func (Drain_What) EnumDescriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{35, 0}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{38, 0}
 }
 
 type EnrollRequest struct {
@@ -2144,6 +2144,8 @@ type Question struct {
 	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	Drain *Drain                 `protobuf:"bytes,4,opt,name=drain,proto3" json:"drain,omitempty"`
 	Take  *TakeSample            `protobuf:"bytes,5,opt,name=take,proto3" json:"take,omitempty"`
+	// A backend's host:port: what is its verdict, and what does it rest on?
+	Backend string `protobuf:"bytes,6,opt,name=backend,proto3" json:"backend,omitempty"`
 	// The request's head as a client would send it in HTTP/1.1, at most 64 KiB.
 	Head []byte `protobuf:"bytes,2,opt,name=head,proto3" json:"head,omitempty"`
 	// It comes over TLS.
@@ -2203,6 +2205,13 @@ func (x *Question) GetTake() *TakeSample {
 	return nil
 }
 
+func (x *Question) GetBackend() string {
+	if x != nil {
+		return x.Backend
+	}
+	return ""
+}
+
 func (x *Question) GetHead() []byte {
 	if x != nil {
 		return x.Head
@@ -2238,7 +2247,9 @@ type Answer struct {
 	// To a drain: what is under way. Unset: the node is too old to know of drains, or it refused, and reason says why.
 	Load *Load `protobuf:"bytes,9,opt,name=load,proto3" json:"load,omitempty"`
 	// To take. Unset: the node is too old to know of samples.
-	Sample        *Sample `protobuf:"bytes,10,opt,name=sample,proto3" json:"sample,omitempty"`
+	Sample *Sample `protobuf:"bytes,10,opt,name=sample,proto3" json:"sample,omitempty"`
+	// To a question about a backend. Unset: the node is too old to know of them.
+	Verdicts      *Verdicts `protobuf:"bytes,11,opt,name=verdicts,proto3" json:"verdicts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2343,6 +2354,281 @@ func (x *Answer) GetSample() *Sample {
 	return nil
 }
 
+func (x *Answer) GetVerdicts() *Verdicts {
+	if x != nil {
+		return x.Verdicts
+	}
+	return nil
+}
+
+// Verdicts are those on all backends of one address: they differ in their checks, or in how TLS is spoken.
+type Verdicts struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 100; none: no live route has such a backend.
+	Evidence      []*Evidence `protobuf:"bytes,1,rep,name=evidence,proto3" json:"evidence,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Verdicts) Reset() {
+	*x = Verdicts{}
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Verdicts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Verdicts) ProtoMessage() {}
+
+func (x *Verdicts) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Verdicts.ProtoReflect.Descriptor instead.
+func (*Verdicts) Descriptor() ([]byte, []int) {
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *Verdicts) GetEvidence() []*Evidence {
+	if x != nil {
+		return x.Evidence
+	}
+	return nil
+}
+
+// Evidence is what one node's verdict on a backend rests on.
+type Evidence struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its route is empty.
+	Status *BackendStatus `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
+	// The names of the routes that have the backend, at most 100.
+	Routes []string `protobuf:"bytes,2,rep,name=routes,proto3" json:"routes,omitempty"`
+	// How it is probed, for people.
+	Check string `protobuf:"bytes,3,opt,name=check,proto3" json:"check,omitempty"`
+	// "majority", "own probes", "kept" (the verdict of before, while no quorum is heard), "no check" or "nothing".
+	DecidedBy string `protobuf:"bytes,4,opt,name=decided_by,json=decidedBy,proto3" json:"decided_by,omitempty"`
+	// How many nodes this one knows, itself included, and which of them are to probe, the foremost first.
+	Members uint32   `protobuf:"varint,5,opt,name=members,proto3" json:"members,omitempty"`
+	Probers []string `protobuf:"bytes,6,rep,name=probers,proto3" json:"probers,omitempty"`
+	// What this node does: "on duty", "stands in", "duty has moved", "probes for itself" or "listens".
+	Role string `protobuf:"bytes,7,opt,name=role,proto3" json:"role,omitempty"`
+	// What its own probes say; unset: it has none.
+	Own *BackendStatus `protobuf:"bytes,8,opt,name=own,proto3" json:"own,omitempty"`
+	// What the probers say, those that are counted first.
+	Votes []*Vote `protobuf:"bytes,9,rep,name=votes,proto3" json:"votes,omitempty"`
+	// Why this node passes the backend over whatever the verdict: what its requests have met with; empty: it does not.
+	Refused       string                 `protobuf:"bytes,10,opt,name=refused,proto3" json:"refused,omitempty"`
+	RefusedSince  *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=refused_since,json=refusedSince,proto3" json:"refused_since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Evidence) Reset() {
+	*x = Evidence{}
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Evidence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Evidence) ProtoMessage() {}
+
+func (x *Evidence) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
+func (*Evidence) Descriptor() ([]byte, []int) {
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *Evidence) GetStatus() *BackendStatus {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
+func (x *Evidence) GetRoutes() []string {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
+func (x *Evidence) GetCheck() string {
+	if x != nil {
+		return x.Check
+	}
+	return ""
+}
+
+func (x *Evidence) GetDecidedBy() string {
+	if x != nil {
+		return x.DecidedBy
+	}
+	return ""
+}
+
+func (x *Evidence) GetMembers() uint32 {
+	if x != nil {
+		return x.Members
+	}
+	return 0
+}
+
+func (x *Evidence) GetProbers() []string {
+	if x != nil {
+		return x.Probers
+	}
+	return nil
+}
+
+func (x *Evidence) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *Evidence) GetOwn() *BackendStatus {
+	if x != nil {
+		return x.Own
+	}
+	return nil
+}
+
+func (x *Evidence) GetVotes() []*Vote {
+	if x != nil {
+		return x.Votes
+	}
+	return nil
+}
+
+func (x *Evidence) GetRefused() string {
+	if x != nil {
+		return x.Refused
+	}
+	return ""
+}
+
+func (x *Evidence) GetRefusedSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RefusedSince
+	}
+	return nil
+}
+
+// Vote is what one prober said last.
+type Vote struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// "healthy", "unhealthy" or "unsure".
+	State  string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// When it came to that state, by its own clock.
+	Since *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	// How long ago it said so.
+	Age           *durationpb.Duration `protobuf:"bytes,5,opt,name=age,proto3" json:"age,omitempty"`
+	Counted       bool                 `protobuf:"varint,6,opt,name=counted,proto3" json:"counted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Vote) Reset() {
+	*x = Vote{}
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Vote) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Vote) ProtoMessage() {}
+
+func (x *Vote) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Vote.ProtoReflect.Descriptor instead.
+func (*Vote) Descriptor() ([]byte, []int) {
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *Vote) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Vote) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Vote) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Vote) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Vote) GetAge() *durationpb.Duration {
+	if x != nil {
+		return x.Age
+	}
+	return nil
+}
+
+func (x *Vote) GetCounted() bool {
+	if x != nil {
+		return x.Counted
+	}
+	return false
+}
+
 // TakeSample asks for the node's counters.
 type TakeSample struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2354,7 +2640,7 @@ type TakeSample struct {
 
 func (x *TakeSample) Reset() {
 	*x = TakeSample{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[31]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2366,7 +2652,7 @@ func (x *TakeSample) String() string {
 func (*TakeSample) ProtoMessage() {}
 
 func (x *TakeSample) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[31]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2379,7 +2665,7 @@ func (x *TakeSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeSample.ProtoReflect.Descriptor instead.
 func (*TakeSample) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{31}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *TakeSample) GetRoutes() uint32 {
@@ -2411,7 +2697,7 @@ type Sample struct {
 
 func (x *Sample) Reset() {
 	*x = Sample{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[32]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2423,7 +2709,7 @@ func (x *Sample) String() string {
 func (*Sample) ProtoMessage() {}
 
 func (x *Sample) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[32]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2436,7 +2722,7 @@ func (x *Sample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sample.ProtoReflect.Descriptor instead.
 func (*Sample) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{32}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Sample) GetAt() *durationpb.Duration {
@@ -2505,7 +2791,7 @@ type RouteCounts struct {
 
 func (x *RouteCounts) Reset() {
 	*x = RouteCounts{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[33]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2517,7 +2803,7 @@ func (x *RouteCounts) String() string {
 func (*RouteCounts) ProtoMessage() {}
 
 func (x *RouteCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[33]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2530,7 +2816,7 @@ func (x *RouteCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteCounts.ProtoReflect.Descriptor instead.
 func (*RouteCounts) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{33}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RouteCounts) GetRoute() string {
@@ -2566,7 +2852,7 @@ type Counts struct {
 
 func (x *Counts) Reset() {
 	*x = Counts{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[34]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2578,7 +2864,7 @@ func (x *Counts) String() string {
 func (*Counts) ProtoMessage() {}
 
 func (x *Counts) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[34]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2591,7 +2877,7 @@ func (x *Counts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counts.ProtoReflect.Descriptor instead.
 func (*Counts) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{34}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Counts) GetRequests() uint64 {
@@ -2648,7 +2934,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[35]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2660,7 +2946,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[35]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2673,7 +2959,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{35}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Drain) GetWhat() Drain_What {
@@ -2702,7 +2988,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[36]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2714,7 +3000,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[36]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2727,7 +3013,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{36}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Load) GetRequests() uint64 {
@@ -2756,7 +3042,7 @@ type Forward struct {
 
 func (x *Forward) Reset() {
 	*x = Forward{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[37]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2768,7 +3054,7 @@ func (x *Forward) String() string {
 func (*Forward) ProtoMessage() {}
 
 func (x *Forward) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[37]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2781,7 +3067,7 @@ func (x *Forward) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forward.ProtoReflect.Descriptor instead.
 func (*Forward) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{37}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Forward) GetMethod() string {
@@ -2938,13 +3224,14 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x124\n" +
 	"\x05state\x18\x03 \x01(\x0e2\x1e.pyserve.fleet.v1.BackendStateR\x05state\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x120\n" +
-	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xa1\x01\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xbb\x01\n" +
 	"\bQuestion\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12-\n" +
 	"\x05drain\x18\x04 \x01(\v2\x17.pyserve.fleet.v1.DrainR\x05drain\x120\n" +
-	"\x04take\x18\x05 \x01(\v2\x1c.pyserve.fleet.v1.TakeSampleR\x04take\x12\x12\n" +
+	"\x04take\x18\x05 \x01(\v2\x1c.pyserve.fleet.v1.TakeSampleR\x04take\x12\x18\n" +
+	"\abackend\x18\x06 \x01(\tR\abackend\x12\x12\n" +
 	"\x04head\x18\x02 \x01(\fR\x04head\x12\x10\n" +
-	"\x03tls\x18\x03 \x01(\bR\x03tls\"\xef\x02\n" +
+	"\x03tls\x18\x03 \x01(\bR\x03tls\"\xa7\x03\n" +
 	"\x06Answer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05route\x18\x02 \x01(\tR\x05route\x123\n" +
@@ -2956,7 +3243,31 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\brevision\x18\b \x01(\x04R\brevision\x12*\n" +
 	"\x04load\x18\t \x01(\v2\x16.pyserve.fleet.v1.LoadR\x04load\x120\n" +
 	"\x06sample\x18\n" +
-	" \x01(\v2\x18.pyserve.fleet.v1.SampleR\x06sample\"$\n" +
+	" \x01(\v2\x18.pyserve.fleet.v1.SampleR\x06sample\x126\n" +
+	"\bverdicts\x18\v \x01(\v2\x1a.pyserve.fleet.v1.VerdictsR\bverdicts\"B\n" +
+	"\bVerdicts\x126\n" +
+	"\bevidence\x18\x01 \x03(\v2\x1a.pyserve.fleet.v1.EvidenceR\bevidence\"\x94\x03\n" +
+	"\bEvidence\x127\n" +
+	"\x06status\x18\x01 \x01(\v2\x1f.pyserve.fleet.v1.BackendStatusR\x06status\x12\x16\n" +
+	"\x06routes\x18\x02 \x03(\tR\x06routes\x12\x14\n" +
+	"\x05check\x18\x03 \x01(\tR\x05check\x12\x1d\n" +
+	"\n" +
+	"decided_by\x18\x04 \x01(\tR\tdecidedBy\x12\x18\n" +
+	"\amembers\x18\x05 \x01(\rR\amembers\x12\x18\n" +
+	"\aprobers\x18\x06 \x03(\tR\aprobers\x12\x12\n" +
+	"\x04role\x18\a \x01(\tR\x04role\x121\n" +
+	"\x03own\x18\b \x01(\v2\x1f.pyserve.fleet.v1.BackendStatusR\x03own\x12,\n" +
+	"\x05votes\x18\t \x03(\v2\x16.pyserve.fleet.v1.VoteR\x05votes\x12\x18\n" +
+	"\arefused\x18\n" +
+	" \x01(\tR\arefused\x12?\n" +
+	"\rrefused_since\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\frefusedSince\"\xc1\x01\n" +
+	"\x04Vote\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x120\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12+\n" +
+	"\x03age\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x03age\x12\x18\n" +
+	"\acounted\x18\x06 \x01(\bR\acounted\"$\n" +
 	"\n" +
 	"TakeSample\x12\x16\n" +
 	"\x06routes\x18\x01 \x01(\rR\x06routes\"\xca\x02\n" +
@@ -3023,7 +3334,7 @@ func file_pyserve_fleet_v1_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_pyserve_fleet_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_pyserve_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_pyserve_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_pyserve_fleet_v1_fleet_proto_goTypes = []any{
 	(BackendState)(0),             // 0: pyserve.fleet.v1.BackendState
 	(Drain_What)(0),               // 1: pyserve.fleet.v1.Drain.What
@@ -3058,15 +3369,18 @@ var file_pyserve_fleet_v1_fleet_proto_goTypes = []any{
 	(*BackendStatus)(nil),         // 30: pyserve.fleet.v1.BackendStatus
 	(*Question)(nil),              // 31: pyserve.fleet.v1.Question
 	(*Answer)(nil),                // 32: pyserve.fleet.v1.Answer
-	(*TakeSample)(nil),            // 33: pyserve.fleet.v1.TakeSample
-	(*Sample)(nil),                // 34: pyserve.fleet.v1.Sample
-	(*RouteCounts)(nil),           // 35: pyserve.fleet.v1.RouteCounts
-	(*Counts)(nil),                // 36: pyserve.fleet.v1.Counts
-	(*Drain)(nil),                 // 37: pyserve.fleet.v1.Drain
-	(*Load)(nil),                  // 38: pyserve.fleet.v1.Load
-	(*Forward)(nil),               // 39: pyserve.fleet.v1.Forward
-	(*durationpb.Duration)(nil),   // 40: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 41: google.protobuf.Timestamp
+	(*Verdicts)(nil),              // 33: pyserve.fleet.v1.Verdicts
+	(*Evidence)(nil),              // 34: pyserve.fleet.v1.Evidence
+	(*Vote)(nil),                  // 35: pyserve.fleet.v1.Vote
+	(*TakeSample)(nil),            // 36: pyserve.fleet.v1.TakeSample
+	(*Sample)(nil),                // 37: pyserve.fleet.v1.Sample
+	(*RouteCounts)(nil),           // 38: pyserve.fleet.v1.RouteCounts
+	(*Counts)(nil),                // 39: pyserve.fleet.v1.Counts
+	(*Drain)(nil),                 // 40: pyserve.fleet.v1.Drain
+	(*Load)(nil),                  // 41: pyserve.fleet.v1.Load
+	(*Forward)(nil),               // 42: pyserve.fleet.v1.Forward
+	(*durationpb.Duration)(nil),   // 43: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 44: google.protobuf.Timestamp
 }
 var file_pyserve_fleet_v1_fleet_proto_depIdxs = []int32{
 	9,  // 0: pyserve.fleet.v1.EnrollResponse.identity:type_name -> pyserve.fleet.v1.Identity
@@ -3088,7 +3402,7 @@ var file_pyserve_fleet_v1_fleet_proto_depIdxs = []int32{
 	16, // 16: pyserve.fleet.v1.ToNode.authority:type_name -> pyserve.fleet.v1.AuthorityInUse
 	15, // 17: pyserve.fleet.v1.ToNode.controls:type_name -> pyserve.fleet.v1.Controls
 	12, // 18: pyserve.fleet.v1.ToNode.redirect:type_name -> pyserve.fleet.v1.Redirect
-	40, // 19: pyserve.fleet.v1.Redirect.spread:type_name -> google.protobuf.Duration
+	43, // 19: pyserve.fleet.v1.Redirect.spread:type_name -> google.protobuf.Duration
 	17, // 20: pyserve.fleet.v1.Hello.applied:type_name -> pyserve.fleet.v1.Release
 	17, // 21: pyserve.fleet.v1.Hello.stored:type_name -> pyserve.fleet.v1.Release
 	17, // 22: pyserve.fleet.v1.Offer.release:type_name -> pyserve.fleet.v1.Release
@@ -3100,33 +3414,41 @@ var file_pyserve_fleet_v1_fleet_proto_depIdxs = []int32{
 	30, // 28: pyserve.fleet.v1.Status.backends:type_name -> pyserve.fleet.v1.BackendStatus
 	23, // 29: pyserve.fleet.v1.Status.refusals:type_name -> pyserve.fleet.v1.Refusal
 	0,  // 30: pyserve.fleet.v1.BackendStatus.state:type_name -> pyserve.fleet.v1.BackendState
-	41, // 31: pyserve.fleet.v1.BackendStatus.since:type_name -> google.protobuf.Timestamp
-	37, // 32: pyserve.fleet.v1.Question.drain:type_name -> pyserve.fleet.v1.Drain
-	33, // 33: pyserve.fleet.v1.Question.take:type_name -> pyserve.fleet.v1.TakeSample
-	39, // 34: pyserve.fleet.v1.Answer.forward:type_name -> pyserve.fleet.v1.Forward
+	44, // 31: pyserve.fleet.v1.BackendStatus.since:type_name -> google.protobuf.Timestamp
+	40, // 32: pyserve.fleet.v1.Question.drain:type_name -> pyserve.fleet.v1.Drain
+	36, // 33: pyserve.fleet.v1.Question.take:type_name -> pyserve.fleet.v1.TakeSample
+	42, // 34: pyserve.fleet.v1.Answer.forward:type_name -> pyserve.fleet.v1.Forward
 	30, // 35: pyserve.fleet.v1.Answer.backends:type_name -> pyserve.fleet.v1.BackendStatus
-	38, // 36: pyserve.fleet.v1.Answer.load:type_name -> pyserve.fleet.v1.Load
-	34, // 37: pyserve.fleet.v1.Answer.sample:type_name -> pyserve.fleet.v1.Sample
-	40, // 38: pyserve.fleet.v1.Sample.at:type_name -> google.protobuf.Duration
-	38, // 39: pyserve.fleet.v1.Sample.load:type_name -> pyserve.fleet.v1.Load
-	36, // 40: pyserve.fleet.v1.Sample.all:type_name -> pyserve.fleet.v1.Counts
-	35, // 41: pyserve.fleet.v1.Sample.routes:type_name -> pyserve.fleet.v1.RouteCounts
-	36, // 42: pyserve.fleet.v1.RouteCounts.counts:type_name -> pyserve.fleet.v1.Counts
-	1,  // 43: pyserve.fleet.v1.Drain.what:type_name -> pyserve.fleet.v1.Drain.What
-	40, // 44: pyserve.fleet.v1.Drain.over:type_name -> google.protobuf.Duration
-	2,  // 45: pyserve.fleet.v1.Enrollment.Enroll:input_type -> pyserve.fleet.v1.EnrollRequest
-	4,  // 46: pyserve.fleet.v1.Enrollment.Join:input_type -> pyserve.fleet.v1.JoinRequest
-	10, // 47: pyserve.fleet.v1.Fleet.Connect:input_type -> pyserve.fleet.v1.FromNode
-	7,  // 48: pyserve.fleet.v1.Fleet.Renew:input_type -> pyserve.fleet.v1.RenewRequest
-	3,  // 49: pyserve.fleet.v1.Enrollment.Enroll:output_type -> pyserve.fleet.v1.EnrollResponse
-	5,  // 50: pyserve.fleet.v1.Enrollment.Join:output_type -> pyserve.fleet.v1.JoinResponse
-	11, // 51: pyserve.fleet.v1.Fleet.Connect:output_type -> pyserve.fleet.v1.ToNode
-	8,  // 52: pyserve.fleet.v1.Fleet.Renew:output_type -> pyserve.fleet.v1.RenewResponse
-	49, // [49:53] is the sub-list for method output_type
-	45, // [45:49] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	41, // 36: pyserve.fleet.v1.Answer.load:type_name -> pyserve.fleet.v1.Load
+	37, // 37: pyserve.fleet.v1.Answer.sample:type_name -> pyserve.fleet.v1.Sample
+	33, // 38: pyserve.fleet.v1.Answer.verdicts:type_name -> pyserve.fleet.v1.Verdicts
+	34, // 39: pyserve.fleet.v1.Verdicts.evidence:type_name -> pyserve.fleet.v1.Evidence
+	30, // 40: pyserve.fleet.v1.Evidence.status:type_name -> pyserve.fleet.v1.BackendStatus
+	30, // 41: pyserve.fleet.v1.Evidence.own:type_name -> pyserve.fleet.v1.BackendStatus
+	35, // 42: pyserve.fleet.v1.Evidence.votes:type_name -> pyserve.fleet.v1.Vote
+	44, // 43: pyserve.fleet.v1.Evidence.refused_since:type_name -> google.protobuf.Timestamp
+	44, // 44: pyserve.fleet.v1.Vote.since:type_name -> google.protobuf.Timestamp
+	43, // 45: pyserve.fleet.v1.Vote.age:type_name -> google.protobuf.Duration
+	43, // 46: pyserve.fleet.v1.Sample.at:type_name -> google.protobuf.Duration
+	41, // 47: pyserve.fleet.v1.Sample.load:type_name -> pyserve.fleet.v1.Load
+	39, // 48: pyserve.fleet.v1.Sample.all:type_name -> pyserve.fleet.v1.Counts
+	38, // 49: pyserve.fleet.v1.Sample.routes:type_name -> pyserve.fleet.v1.RouteCounts
+	39, // 50: pyserve.fleet.v1.RouteCounts.counts:type_name -> pyserve.fleet.v1.Counts
+	1,  // 51: pyserve.fleet.v1.Drain.what:type_name -> pyserve.fleet.v1.Drain.What
+	43, // 52: pyserve.fleet.v1.Drain.over:type_name -> google.protobuf.Duration
+	2,  // 53: pyserve.fleet.v1.Enrollment.Enroll:input_type -> pyserve.fleet.v1.EnrollRequest
+	4,  // 54: pyserve.fleet.v1.Enrollment.Join:input_type -> pyserve.fleet.v1.JoinRequest
+	10, // 55: pyserve.fleet.v1.Fleet.Connect:input_type -> pyserve.fleet.v1.FromNode
+	7,  // 56: pyserve.fleet.v1.Fleet.Renew:input_type -> pyserve.fleet.v1.RenewRequest
+	3,  // 57: pyserve.fleet.v1.Enrollment.Enroll:output_type -> pyserve.fleet.v1.EnrollResponse
+	5,  // 58: pyserve.fleet.v1.Enrollment.Join:output_type -> pyserve.fleet.v1.JoinResponse
+	11, // 59: pyserve.fleet.v1.Fleet.Connect:output_type -> pyserve.fleet.v1.ToNode
+	8,  // 60: pyserve.fleet.v1.Fleet.Renew:output_type -> pyserve.fleet.v1.RenewResponse
+	57, // [57:61] is the sub-list for method output_type
+	53, // [53:57] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_fleet_v1_fleet_proto_init() }
@@ -3160,7 +3482,7 @@ func file_pyserve_fleet_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_fleet_v1_fleet_proto_rawDesc), len(file_pyserve_fleet_v1_fleet_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   38,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -2814,6 +2814,122 @@ func (*UndrainResponse) Descriptor() ([]byte, []int) {
 	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{40}
 }
 
+type ExplainBackendRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// host:port, as ListBackends gives it.
+	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// Who is asked; empty: any node that serves.
+	Node          string `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainBackendRequest) Reset() {
+	*x = ExplainBackendRequest{}
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainBackendRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainBackendRequest) ProtoMessage() {}
+
+func (x *ExplainBackendRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainBackendRequest.ProtoReflect.Descriptor instead.
+func (*ExplainBackendRequest) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ExplainBackendRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *ExplainBackendRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type ExplainBackendResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Who answered, and what it serves.
+	Node     string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Revision uint64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Empty: it has no such backend.
+	Backends      []*v1.Evidence `protobuf:"bytes,3,rep,name=backends,proto3" json:"backends,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainBackendResponse) Reset() {
+	*x = ExplainBackendResponse{}
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainBackendResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainBackendResponse) ProtoMessage() {}
+
+func (x *ExplainBackendResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainBackendResponse.ProtoReflect.Descriptor instead.
+func (*ExplainBackendResponse) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *ExplainBackendResponse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ExplainBackendResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *ExplainBackendResponse) GetBackends() []*v1.Evidence {
+	if x != nil {
+		return x.Backends
+	}
+	return nil
+}
+
 type FindFilesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// As written in the document.
@@ -2824,7 +2940,7 @@ type FindFilesRequest struct {
 
 func (x *FindFilesRequest) Reset() {
 	*x = FindFilesRequest{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[41]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2836,7 +2952,7 @@ func (x *FindFilesRequest) String() string {
 func (*FindFilesRequest) ProtoMessage() {}
 
 func (x *FindFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[41]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2849,7 +2965,7 @@ func (x *FindFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindFilesRequest.ProtoReflect.Descriptor instead.
 func (*FindFilesRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{41}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *FindFilesRequest) GetNames() []string {
@@ -2869,7 +2985,7 @@ type FindFilesResponse struct {
 
 func (x *FindFilesResponse) Reset() {
 	*x = FindFilesResponse{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[42]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2881,7 +2997,7 @@ func (x *FindFilesResponse) String() string {
 func (*FindFilesResponse) ProtoMessage() {}
 
 func (x *FindFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[42]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2894,7 +3010,7 @@ func (x *FindFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindFilesResponse.ProtoReflect.Descriptor instead.
 func (*FindFilesResponse) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{42}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *FindFilesResponse) GetNames() []string {
@@ -2916,7 +3032,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[43]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2928,7 +3044,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[43]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2941,7 +3057,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{43}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *WatchEventsRequest) GetLimit() uint32 {
@@ -2970,7 +3086,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[44]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2982,7 +3098,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[44]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2995,7 +3111,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{44}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *WatchEventsResponse) GetEvents() []*Event {
@@ -3028,7 +3144,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[45]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3040,7 +3156,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[45]
+	mi := &file_pyserve_operator_v1_operator_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3053,7 +3169,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{45}
+	return file_pyserve_operator_v1_operator_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Event) GetSequence() uint64 {
@@ -3273,7 +3389,14 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\x04done\x18\x04 \x01(\bR\x04done\"$\n" +
 	"\x0eUndrainRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"\x11\n" +
-	"\x0fUndrainResponse\"(\n" +
+	"\x0fUndrainResponse\"E\n" +
+	"\x15ExplainBackendRequest\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\"\x80\x01\n" +
+	"\x16ExplainBackendResponse\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x126\n" +
+	"\bbackends\x18\x03 \x03(\v2\x1a.pyserve.fleet.v1.EvidenceR\bbackends\"(\n" +
 	"\x10FindFilesRequest\x12\x14\n" +
 	"\x05names\x18\x01 \x03(\tR\x05names\")\n" +
 	"\x11FindFilesResponse\x12\x14\n" +
@@ -3310,7 +3433,7 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\x15APPLY_OUTCOME_REFUSED\x10\x03\x12\x1c\n" +
 	"\x18APPLY_OUTCOME_INCOMPLETE\x10\x04\x12\x19\n" +
 	"\x15APPLY_OUTCOME_DRY_RUN\x10\x05\x12\x1a\n" +
-	"\x16APPLY_OUTCOME_DETACHED\x10\x062\xb5\f\n" +
+	"\x16APPLY_OUTCOME_DETACHED\x10\x062\xa0\r\n" +
 	"\bOperator\x12O\n" +
 	"\x05Apply\x12!.pyserve.operator.v1.ApplyRequest\x1a\x1f.pyserve.operator.v1.ApplyEvent(\x010\x01\x12M\n" +
 	"\x04Diff\x12 .pyserve.operator.v1.DiffRequest\x1a!.pyserve.operator.v1.DiffResponse(\x01\x12Z\n" +
@@ -3324,7 +3447,8 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\rRemoveControl\x12).pyserve.operator.v1.RemoveControlRequest\x1a*.pyserve.operator.v1.RemoveControlResponse\x12h\n" +
 	"\rListRevisions\x12).pyserve.operator.v1.ListRevisionsRequest\x1a*.pyserve.operator.v1.ListRevisionsResponse0\x01\x12S\n" +
 	"\bRollback\x12$.pyserve.operator.v1.RollbackRequest\x1a\x1f.pyserve.operator.v1.ApplyEvent0\x01\x12T\n" +
-	"\aExplain\x12#.pyserve.operator.v1.ExplainRequest\x1a$.pyserve.operator.v1.ExplainResponse\x12`\n" +
+	"\aExplain\x12#.pyserve.operator.v1.ExplainRequest\x1a$.pyserve.operator.v1.ExplainResponse\x12i\n" +
+	"\x0eExplainBackend\x12*.pyserve.operator.v1.ExplainBackendRequest\x1a+.pyserve.operator.v1.ExplainBackendResponse\x12`\n" +
 	"\vListSamples\x12'.pyserve.operator.v1.ListSamplesRequest\x1a(.pyserve.operator.v1.ListSamplesResponse\x12M\n" +
 	"\x05Drain\x12!.pyserve.operator.v1.DrainRequest\x1a\x1f.pyserve.operator.v1.DrainEvent0\x01\x12T\n" +
 	"\aUndrain\x12#.pyserve.operator.v1.UndrainRequest\x1a$.pyserve.operator.v1.UndrainResponse\x12Z\n" +
@@ -3344,64 +3468,67 @@ func file_pyserve_operator_v1_operator_proto_rawDescGZIP() []byte {
 }
 
 var file_pyserve_operator_v1_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_pyserve_operator_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_pyserve_operator_v1_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_pyserve_operator_v1_operator_proto_goTypes = []any{
-	(ChangeAction)(0),             // 0: pyserve.operator.v1.ChangeAction
-	(NodePhase)(0),                // 1: pyserve.operator.v1.NodePhase
-	(ApplyOutcome)(0),             // 2: pyserve.operator.v1.ApplyOutcome
-	(*FilePart)(nil),              // 3: pyserve.operator.v1.FilePart
-	(*ApplyOptions)(nil),          // 4: pyserve.operator.v1.ApplyOptions
-	(*ApplyRequest)(nil),          // 5: pyserve.operator.v1.ApplyRequest
-	(*ApplyEvent)(nil),            // 6: pyserve.operator.v1.ApplyEvent
-	(*Problem)(nil),               // 7: pyserve.operator.v1.Problem
-	(*Change)(nil),                // 8: pyserve.operator.v1.Change
-	(*NodeProgress)(nil),          // 9: pyserve.operator.v1.NodeProgress
-	(*ApplyResult)(nil),           // 10: pyserve.operator.v1.ApplyResult
-	(*DiffRequest)(nil),           // 11: pyserve.operator.v1.DiffRequest
-	(*DiffResponse)(nil),          // 12: pyserve.operator.v1.DiffResponse
-	(*GetStatusRequest)(nil),      // 13: pyserve.operator.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),     // 14: pyserve.operator.v1.GetStatusResponse
-	(*NodeStatus)(nil),            // 15: pyserve.operator.v1.NodeStatus
-	(*GetConfigRequest)(nil),      // 16: pyserve.operator.v1.GetConfigRequest
-	(*GetConfigResponse)(nil),     // 17: pyserve.operator.v1.GetConfigResponse
-	(*ListRoutesRequest)(nil),     // 18: pyserve.operator.v1.ListRoutesRequest
-	(*ListRoutesResponse)(nil),    // 19: pyserve.operator.v1.ListRoutesResponse
-	(*RouteSummary)(nil),          // 20: pyserve.operator.v1.RouteSummary
-	(*ListBackendsRequest)(nil),   // 21: pyserve.operator.v1.ListBackendsRequest
-	(*ListBackendsResponse)(nil),  // 22: pyserve.operator.v1.ListBackendsResponse
-	(*BackendSummary)(nil),        // 23: pyserve.operator.v1.BackendSummary
-	(*ListControlsRequest)(nil),   // 24: pyserve.operator.v1.ListControlsRequest
-	(*ListControlsResponse)(nil),  // 25: pyserve.operator.v1.ListControlsResponse
-	(*ControlSummary)(nil),        // 26: pyserve.operator.v1.ControlSummary
-	(*RemoveControlRequest)(nil),  // 27: pyserve.operator.v1.RemoveControlRequest
-	(*RemoveControlResponse)(nil), // 28: pyserve.operator.v1.RemoveControlResponse
-	(*ListRevisionsRequest)(nil),  // 29: pyserve.operator.v1.ListRevisionsRequest
-	(*ListRevisionsResponse)(nil), // 30: pyserve.operator.v1.ListRevisionsResponse
-	(*RevisionSummary)(nil),       // 31: pyserve.operator.v1.RevisionSummary
-	(*RollbackRequest)(nil),       // 32: pyserve.operator.v1.RollbackRequest
-	(*ExplainRequest)(nil),        // 33: pyserve.operator.v1.ExplainRequest
-	(*ExplainResponse)(nil),       // 34: pyserve.operator.v1.ExplainResponse
-	(*ExplainedForward)(nil),      // 35: pyserve.operator.v1.ExplainedForward
-	(*ExplainedBackend)(nil),      // 36: pyserve.operator.v1.ExplainedBackend
-	(*ListSamplesRequest)(nil),    // 37: pyserve.operator.v1.ListSamplesRequest
-	(*ListSamplesResponse)(nil),   // 38: pyserve.operator.v1.ListSamplesResponse
-	(*NodeSample)(nil),            // 39: pyserve.operator.v1.NodeSample
-	(*DrainRequest)(nil),          // 40: pyserve.operator.v1.DrainRequest
-	(*DrainEvent)(nil),            // 41: pyserve.operator.v1.DrainEvent
-	(*UndrainRequest)(nil),        // 42: pyserve.operator.v1.UndrainRequest
-	(*UndrainResponse)(nil),       // 43: pyserve.operator.v1.UndrainResponse
-	(*FindFilesRequest)(nil),      // 44: pyserve.operator.v1.FindFilesRequest
-	(*FindFilesResponse)(nil),     // 45: pyserve.operator.v1.FindFilesResponse
-	(*WatchEventsRequest)(nil),    // 46: pyserve.operator.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),   // 47: pyserve.operator.v1.WatchEventsResponse
-	(*Event)(nil),                 // 48: pyserve.operator.v1.Event
-	nil,                           // 49: pyserve.operator.v1.BackendSummary.NodesEntry
-	(*durationpb.Duration)(nil),   // 50: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 51: google.protobuf.Timestamp
-	(*v1.Sample)(nil),             // 52: pyserve.fleet.v1.Sample
+	(ChangeAction)(0),              // 0: pyserve.operator.v1.ChangeAction
+	(NodePhase)(0),                 // 1: pyserve.operator.v1.NodePhase
+	(ApplyOutcome)(0),              // 2: pyserve.operator.v1.ApplyOutcome
+	(*FilePart)(nil),               // 3: pyserve.operator.v1.FilePart
+	(*ApplyOptions)(nil),           // 4: pyserve.operator.v1.ApplyOptions
+	(*ApplyRequest)(nil),           // 5: pyserve.operator.v1.ApplyRequest
+	(*ApplyEvent)(nil),             // 6: pyserve.operator.v1.ApplyEvent
+	(*Problem)(nil),                // 7: pyserve.operator.v1.Problem
+	(*Change)(nil),                 // 8: pyserve.operator.v1.Change
+	(*NodeProgress)(nil),           // 9: pyserve.operator.v1.NodeProgress
+	(*ApplyResult)(nil),            // 10: pyserve.operator.v1.ApplyResult
+	(*DiffRequest)(nil),            // 11: pyserve.operator.v1.DiffRequest
+	(*DiffResponse)(nil),           // 12: pyserve.operator.v1.DiffResponse
+	(*GetStatusRequest)(nil),       // 13: pyserve.operator.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),      // 14: pyserve.operator.v1.GetStatusResponse
+	(*NodeStatus)(nil),             // 15: pyserve.operator.v1.NodeStatus
+	(*GetConfigRequest)(nil),       // 16: pyserve.operator.v1.GetConfigRequest
+	(*GetConfigResponse)(nil),      // 17: pyserve.operator.v1.GetConfigResponse
+	(*ListRoutesRequest)(nil),      // 18: pyserve.operator.v1.ListRoutesRequest
+	(*ListRoutesResponse)(nil),     // 19: pyserve.operator.v1.ListRoutesResponse
+	(*RouteSummary)(nil),           // 20: pyserve.operator.v1.RouteSummary
+	(*ListBackendsRequest)(nil),    // 21: pyserve.operator.v1.ListBackendsRequest
+	(*ListBackendsResponse)(nil),   // 22: pyserve.operator.v1.ListBackendsResponse
+	(*BackendSummary)(nil),         // 23: pyserve.operator.v1.BackendSummary
+	(*ListControlsRequest)(nil),    // 24: pyserve.operator.v1.ListControlsRequest
+	(*ListControlsResponse)(nil),   // 25: pyserve.operator.v1.ListControlsResponse
+	(*ControlSummary)(nil),         // 26: pyserve.operator.v1.ControlSummary
+	(*RemoveControlRequest)(nil),   // 27: pyserve.operator.v1.RemoveControlRequest
+	(*RemoveControlResponse)(nil),  // 28: pyserve.operator.v1.RemoveControlResponse
+	(*ListRevisionsRequest)(nil),   // 29: pyserve.operator.v1.ListRevisionsRequest
+	(*ListRevisionsResponse)(nil),  // 30: pyserve.operator.v1.ListRevisionsResponse
+	(*RevisionSummary)(nil),        // 31: pyserve.operator.v1.RevisionSummary
+	(*RollbackRequest)(nil),        // 32: pyserve.operator.v1.RollbackRequest
+	(*ExplainRequest)(nil),         // 33: pyserve.operator.v1.ExplainRequest
+	(*ExplainResponse)(nil),        // 34: pyserve.operator.v1.ExplainResponse
+	(*ExplainedForward)(nil),       // 35: pyserve.operator.v1.ExplainedForward
+	(*ExplainedBackend)(nil),       // 36: pyserve.operator.v1.ExplainedBackend
+	(*ListSamplesRequest)(nil),     // 37: pyserve.operator.v1.ListSamplesRequest
+	(*ListSamplesResponse)(nil),    // 38: pyserve.operator.v1.ListSamplesResponse
+	(*NodeSample)(nil),             // 39: pyserve.operator.v1.NodeSample
+	(*DrainRequest)(nil),           // 40: pyserve.operator.v1.DrainRequest
+	(*DrainEvent)(nil),             // 41: pyserve.operator.v1.DrainEvent
+	(*UndrainRequest)(nil),         // 42: pyserve.operator.v1.UndrainRequest
+	(*UndrainResponse)(nil),        // 43: pyserve.operator.v1.UndrainResponse
+	(*ExplainBackendRequest)(nil),  // 44: pyserve.operator.v1.ExplainBackendRequest
+	(*ExplainBackendResponse)(nil), // 45: pyserve.operator.v1.ExplainBackendResponse
+	(*FindFilesRequest)(nil),       // 46: pyserve.operator.v1.FindFilesRequest
+	(*FindFilesResponse)(nil),      // 47: pyserve.operator.v1.FindFilesResponse
+	(*WatchEventsRequest)(nil),     // 48: pyserve.operator.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),    // 49: pyserve.operator.v1.WatchEventsResponse
+	(*Event)(nil),                  // 50: pyserve.operator.v1.Event
+	nil,                            // 51: pyserve.operator.v1.BackendSummary.NodesEntry
+	(*durationpb.Duration)(nil),    // 52: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),  // 53: google.protobuf.Timestamp
+	(*v1.Sample)(nil),              // 54: pyserve.fleet.v1.Sample
+	(*v1.Evidence)(nil),            // 55: pyserve.fleet.v1.Evidence
 }
 var file_pyserve_operator_v1_operator_proto_depIdxs = []int32{
-	50, // 0: pyserve.operator.v1.ApplyOptions.timeout:type_name -> google.protobuf.Duration
+	52, // 0: pyserve.operator.v1.ApplyOptions.timeout:type_name -> google.protobuf.Duration
 	4,  // 1: pyserve.operator.v1.ApplyRequest.options:type_name -> pyserve.operator.v1.ApplyOptions
 	3,  // 2: pyserve.operator.v1.ApplyRequest.part:type_name -> pyserve.operator.v1.FilePart
 	7,  // 3: pyserve.operator.v1.ApplyEvent.problem:type_name -> pyserve.operator.v1.Problem
@@ -3415,62 +3542,65 @@ var file_pyserve_operator_v1_operator_proto_depIdxs = []int32{
 	7,  // 11: pyserve.operator.v1.DiffResponse.problems:type_name -> pyserve.operator.v1.Problem
 	8,  // 12: pyserve.operator.v1.DiffResponse.changes:type_name -> pyserve.operator.v1.Change
 	15, // 13: pyserve.operator.v1.GetStatusResponse.nodes:type_name -> pyserve.operator.v1.NodeStatus
-	51, // 14: pyserve.operator.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
+	53, // 14: pyserve.operator.v1.NodeStatus.since:type_name -> google.protobuf.Timestamp
 	20, // 15: pyserve.operator.v1.ListRoutesResponse.routes:type_name -> pyserve.operator.v1.RouteSummary
 	23, // 16: pyserve.operator.v1.ListBackendsResponse.backends:type_name -> pyserve.operator.v1.BackendSummary
-	51, // 17: pyserve.operator.v1.BackendSummary.since:type_name -> google.protobuf.Timestamp
-	49, // 18: pyserve.operator.v1.BackendSummary.nodes:type_name -> pyserve.operator.v1.BackendSummary.NodesEntry
+	53, // 17: pyserve.operator.v1.BackendSummary.since:type_name -> google.protobuf.Timestamp
+	51, // 18: pyserve.operator.v1.BackendSummary.nodes:type_name -> pyserve.operator.v1.BackendSummary.NodesEntry
 	26, // 19: pyserve.operator.v1.ListControlsResponse.controls:type_name -> pyserve.operator.v1.ControlSummary
 	31, // 20: pyserve.operator.v1.ListRevisionsResponse.revisions:type_name -> pyserve.operator.v1.RevisionSummary
-	51, // 21: pyserve.operator.v1.RevisionSummary.created:type_name -> google.protobuf.Timestamp
+	53, // 21: pyserve.operator.v1.RevisionSummary.created:type_name -> google.protobuf.Timestamp
 	4,  // 22: pyserve.operator.v1.RollbackRequest.options:type_name -> pyserve.operator.v1.ApplyOptions
 	35, // 23: pyserve.operator.v1.ExplainResponse.forward:type_name -> pyserve.operator.v1.ExplainedForward
 	36, // 24: pyserve.operator.v1.ExplainResponse.backends:type_name -> pyserve.operator.v1.ExplainedBackend
 	39, // 25: pyserve.operator.v1.ListSamplesResponse.nodes:type_name -> pyserve.operator.v1.NodeSample
-	52, // 26: pyserve.operator.v1.NodeSample.sample:type_name -> pyserve.fleet.v1.Sample
-	50, // 27: pyserve.operator.v1.DrainRequest.deadline:type_name -> google.protobuf.Duration
-	50, // 28: pyserve.operator.v1.DrainRequest.patience:type_name -> google.protobuf.Duration
-	48, // 29: pyserve.operator.v1.WatchEventsResponse.events:type_name -> pyserve.operator.v1.Event
-	51, // 30: pyserve.operator.v1.Event.time:type_name -> google.protobuf.Timestamp
-	5,  // 31: pyserve.operator.v1.Operator.Apply:input_type -> pyserve.operator.v1.ApplyRequest
-	11, // 32: pyserve.operator.v1.Operator.Diff:input_type -> pyserve.operator.v1.DiffRequest
-	13, // 33: pyserve.operator.v1.Operator.GetStatus:input_type -> pyserve.operator.v1.GetStatusRequest
-	13, // 34: pyserve.operator.v1.Operator.WatchStatus:input_type -> pyserve.operator.v1.GetStatusRequest
-	16, // 35: pyserve.operator.v1.Operator.GetConfig:input_type -> pyserve.operator.v1.GetConfigRequest
-	18, // 36: pyserve.operator.v1.Operator.ListRoutes:input_type -> pyserve.operator.v1.ListRoutesRequest
-	21, // 37: pyserve.operator.v1.Operator.ListBackends:input_type -> pyserve.operator.v1.ListBackendsRequest
-	24, // 38: pyserve.operator.v1.Operator.ListControls:input_type -> pyserve.operator.v1.ListControlsRequest
-	27, // 39: pyserve.operator.v1.Operator.RemoveControl:input_type -> pyserve.operator.v1.RemoveControlRequest
-	29, // 40: pyserve.operator.v1.Operator.ListRevisions:input_type -> pyserve.operator.v1.ListRevisionsRequest
-	32, // 41: pyserve.operator.v1.Operator.Rollback:input_type -> pyserve.operator.v1.RollbackRequest
-	33, // 42: pyserve.operator.v1.Operator.Explain:input_type -> pyserve.operator.v1.ExplainRequest
-	37, // 43: pyserve.operator.v1.Operator.ListSamples:input_type -> pyserve.operator.v1.ListSamplesRequest
-	40, // 44: pyserve.operator.v1.Operator.Drain:input_type -> pyserve.operator.v1.DrainRequest
-	42, // 45: pyserve.operator.v1.Operator.Undrain:input_type -> pyserve.operator.v1.UndrainRequest
-	44, // 46: pyserve.operator.v1.Operator.FindFiles:input_type -> pyserve.operator.v1.FindFilesRequest
-	46, // 47: pyserve.operator.v1.Operator.WatchEvents:input_type -> pyserve.operator.v1.WatchEventsRequest
-	6,  // 48: pyserve.operator.v1.Operator.Apply:output_type -> pyserve.operator.v1.ApplyEvent
-	12, // 49: pyserve.operator.v1.Operator.Diff:output_type -> pyserve.operator.v1.DiffResponse
-	14, // 50: pyserve.operator.v1.Operator.GetStatus:output_type -> pyserve.operator.v1.GetStatusResponse
-	14, // 51: pyserve.operator.v1.Operator.WatchStatus:output_type -> pyserve.operator.v1.GetStatusResponse
-	17, // 52: pyserve.operator.v1.Operator.GetConfig:output_type -> pyserve.operator.v1.GetConfigResponse
-	19, // 53: pyserve.operator.v1.Operator.ListRoutes:output_type -> pyserve.operator.v1.ListRoutesResponse
-	22, // 54: pyserve.operator.v1.Operator.ListBackends:output_type -> pyserve.operator.v1.ListBackendsResponse
-	25, // 55: pyserve.operator.v1.Operator.ListControls:output_type -> pyserve.operator.v1.ListControlsResponse
-	28, // 56: pyserve.operator.v1.Operator.RemoveControl:output_type -> pyserve.operator.v1.RemoveControlResponse
-	30, // 57: pyserve.operator.v1.Operator.ListRevisions:output_type -> pyserve.operator.v1.ListRevisionsResponse
-	6,  // 58: pyserve.operator.v1.Operator.Rollback:output_type -> pyserve.operator.v1.ApplyEvent
-	34, // 59: pyserve.operator.v1.Operator.Explain:output_type -> pyserve.operator.v1.ExplainResponse
-	38, // 60: pyserve.operator.v1.Operator.ListSamples:output_type -> pyserve.operator.v1.ListSamplesResponse
-	41, // 61: pyserve.operator.v1.Operator.Drain:output_type -> pyserve.operator.v1.DrainEvent
-	43, // 62: pyserve.operator.v1.Operator.Undrain:output_type -> pyserve.operator.v1.UndrainResponse
-	45, // 63: pyserve.operator.v1.Operator.FindFiles:output_type -> pyserve.operator.v1.FindFilesResponse
-	47, // 64: pyserve.operator.v1.Operator.WatchEvents:output_type -> pyserve.operator.v1.WatchEventsResponse
-	48, // [48:65] is the sub-list for method output_type
-	31, // [31:48] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	54, // 26: pyserve.operator.v1.NodeSample.sample:type_name -> pyserve.fleet.v1.Sample
+	52, // 27: pyserve.operator.v1.DrainRequest.deadline:type_name -> google.protobuf.Duration
+	52, // 28: pyserve.operator.v1.DrainRequest.patience:type_name -> google.protobuf.Duration
+	55, // 29: pyserve.operator.v1.ExplainBackendResponse.backends:type_name -> pyserve.fleet.v1.Evidence
+	50, // 30: pyserve.operator.v1.WatchEventsResponse.events:type_name -> pyserve.operator.v1.Event
+	53, // 31: pyserve.operator.v1.Event.time:type_name -> google.protobuf.Timestamp
+	5,  // 32: pyserve.operator.v1.Operator.Apply:input_type -> pyserve.operator.v1.ApplyRequest
+	11, // 33: pyserve.operator.v1.Operator.Diff:input_type -> pyserve.operator.v1.DiffRequest
+	13, // 34: pyserve.operator.v1.Operator.GetStatus:input_type -> pyserve.operator.v1.GetStatusRequest
+	13, // 35: pyserve.operator.v1.Operator.WatchStatus:input_type -> pyserve.operator.v1.GetStatusRequest
+	16, // 36: pyserve.operator.v1.Operator.GetConfig:input_type -> pyserve.operator.v1.GetConfigRequest
+	18, // 37: pyserve.operator.v1.Operator.ListRoutes:input_type -> pyserve.operator.v1.ListRoutesRequest
+	21, // 38: pyserve.operator.v1.Operator.ListBackends:input_type -> pyserve.operator.v1.ListBackendsRequest
+	24, // 39: pyserve.operator.v1.Operator.ListControls:input_type -> pyserve.operator.v1.ListControlsRequest
+	27, // 40: pyserve.operator.v1.Operator.RemoveControl:input_type -> pyserve.operator.v1.RemoveControlRequest
+	29, // 41: pyserve.operator.v1.Operator.ListRevisions:input_type -> pyserve.operator.v1.ListRevisionsRequest
+	32, // 42: pyserve.operator.v1.Operator.Rollback:input_type -> pyserve.operator.v1.RollbackRequest
+	33, // 43: pyserve.operator.v1.Operator.Explain:input_type -> pyserve.operator.v1.ExplainRequest
+	44, // 44: pyserve.operator.v1.Operator.ExplainBackend:input_type -> pyserve.operator.v1.ExplainBackendRequest
+	37, // 45: pyserve.operator.v1.Operator.ListSamples:input_type -> pyserve.operator.v1.ListSamplesRequest
+	40, // 46: pyserve.operator.v1.Operator.Drain:input_type -> pyserve.operator.v1.DrainRequest
+	42, // 47: pyserve.operator.v1.Operator.Undrain:input_type -> pyserve.operator.v1.UndrainRequest
+	46, // 48: pyserve.operator.v1.Operator.FindFiles:input_type -> pyserve.operator.v1.FindFilesRequest
+	48, // 49: pyserve.operator.v1.Operator.WatchEvents:input_type -> pyserve.operator.v1.WatchEventsRequest
+	6,  // 50: pyserve.operator.v1.Operator.Apply:output_type -> pyserve.operator.v1.ApplyEvent
+	12, // 51: pyserve.operator.v1.Operator.Diff:output_type -> pyserve.operator.v1.DiffResponse
+	14, // 52: pyserve.operator.v1.Operator.GetStatus:output_type -> pyserve.operator.v1.GetStatusResponse
+	14, // 53: pyserve.operator.v1.Operator.WatchStatus:output_type -> pyserve.operator.v1.GetStatusResponse
+	17, // 54: pyserve.operator.v1.Operator.GetConfig:output_type -> pyserve.operator.v1.GetConfigResponse
+	19, // 55: pyserve.operator.v1.Operator.ListRoutes:output_type -> pyserve.operator.v1.ListRoutesResponse
+	22, // 56: pyserve.operator.v1.Operator.ListBackends:output_type -> pyserve.operator.v1.ListBackendsResponse
+	25, // 57: pyserve.operator.v1.Operator.ListControls:output_type -> pyserve.operator.v1.ListControlsResponse
+	28, // 58: pyserve.operator.v1.Operator.RemoveControl:output_type -> pyserve.operator.v1.RemoveControlResponse
+	30, // 59: pyserve.operator.v1.Operator.ListRevisions:output_type -> pyserve.operator.v1.ListRevisionsResponse
+	6,  // 60: pyserve.operator.v1.Operator.Rollback:output_type -> pyserve.operator.v1.ApplyEvent
+	34, // 61: pyserve.operator.v1.Operator.Explain:output_type -> pyserve.operator.v1.ExplainResponse
+	45, // 62: pyserve.operator.v1.Operator.ExplainBackend:output_type -> pyserve.operator.v1.ExplainBackendResponse
+	38, // 63: pyserve.operator.v1.Operator.ListSamples:output_type -> pyserve.operator.v1.ListSamplesResponse
+	41, // 64: pyserve.operator.v1.Operator.Drain:output_type -> pyserve.operator.v1.DrainEvent
+	43, // 65: pyserve.operator.v1.Operator.Undrain:output_type -> pyserve.operator.v1.UndrainResponse
+	47, // 66: pyserve.operator.v1.Operator.FindFiles:output_type -> pyserve.operator.v1.FindFilesResponse
+	49, // 67: pyserve.operator.v1.Operator.WatchEvents:output_type -> pyserve.operator.v1.WatchEventsResponse
+	50, // [50:68] is the sub-list for method output_type
+	32, // [32:50] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_operator_v1_operator_proto_init() }
@@ -3494,7 +3624,7 @@ func file_pyserve_operator_v1_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_operator_v1_operator_proto_rawDesc), len(file_pyserve_operator_v1_operator_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   47,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

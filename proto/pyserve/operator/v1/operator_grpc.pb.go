@@ -21,23 +21,24 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Operator_Apply_FullMethodName         = "/pyserve.operator.v1.Operator/Apply"
-	Operator_Diff_FullMethodName          = "/pyserve.operator.v1.Operator/Diff"
-	Operator_GetStatus_FullMethodName     = "/pyserve.operator.v1.Operator/GetStatus"
-	Operator_WatchStatus_FullMethodName   = "/pyserve.operator.v1.Operator/WatchStatus"
-	Operator_GetConfig_FullMethodName     = "/pyserve.operator.v1.Operator/GetConfig"
-	Operator_ListRoutes_FullMethodName    = "/pyserve.operator.v1.Operator/ListRoutes"
-	Operator_ListBackends_FullMethodName  = "/pyserve.operator.v1.Operator/ListBackends"
-	Operator_ListControls_FullMethodName  = "/pyserve.operator.v1.Operator/ListControls"
-	Operator_RemoveControl_FullMethodName = "/pyserve.operator.v1.Operator/RemoveControl"
-	Operator_ListRevisions_FullMethodName = "/pyserve.operator.v1.Operator/ListRevisions"
-	Operator_Rollback_FullMethodName      = "/pyserve.operator.v1.Operator/Rollback"
-	Operator_Explain_FullMethodName       = "/pyserve.operator.v1.Operator/Explain"
-	Operator_ListSamples_FullMethodName   = "/pyserve.operator.v1.Operator/ListSamples"
-	Operator_Drain_FullMethodName         = "/pyserve.operator.v1.Operator/Drain"
-	Operator_Undrain_FullMethodName       = "/pyserve.operator.v1.Operator/Undrain"
-	Operator_FindFiles_FullMethodName     = "/pyserve.operator.v1.Operator/FindFiles"
-	Operator_WatchEvents_FullMethodName   = "/pyserve.operator.v1.Operator/WatchEvents"
+	Operator_Apply_FullMethodName          = "/pyserve.operator.v1.Operator/Apply"
+	Operator_Diff_FullMethodName           = "/pyserve.operator.v1.Operator/Diff"
+	Operator_GetStatus_FullMethodName      = "/pyserve.operator.v1.Operator/GetStatus"
+	Operator_WatchStatus_FullMethodName    = "/pyserve.operator.v1.Operator/WatchStatus"
+	Operator_GetConfig_FullMethodName      = "/pyserve.operator.v1.Operator/GetConfig"
+	Operator_ListRoutes_FullMethodName     = "/pyserve.operator.v1.Operator/ListRoutes"
+	Operator_ListBackends_FullMethodName   = "/pyserve.operator.v1.Operator/ListBackends"
+	Operator_ListControls_FullMethodName   = "/pyserve.operator.v1.Operator/ListControls"
+	Operator_RemoveControl_FullMethodName  = "/pyserve.operator.v1.Operator/RemoveControl"
+	Operator_ListRevisions_FullMethodName  = "/pyserve.operator.v1.Operator/ListRevisions"
+	Operator_Rollback_FullMethodName       = "/pyserve.operator.v1.Operator/Rollback"
+	Operator_Explain_FullMethodName        = "/pyserve.operator.v1.Operator/Explain"
+	Operator_ExplainBackend_FullMethodName = "/pyserve.operator.v1.Operator/ExplainBackend"
+	Operator_ListSamples_FullMethodName    = "/pyserve.operator.v1.Operator/ListSamples"
+	Operator_Drain_FullMethodName          = "/pyserve.operator.v1.Operator/Drain"
+	Operator_Undrain_FullMethodName        = "/pyserve.operator.v1.Operator/Undrain"
+	Operator_FindFiles_FullMethodName      = "/pyserve.operator.v1.Operator/FindFiles"
+	Operator_WatchEvents_FullMethodName    = "/pyserve.operator.v1.Operator/WatchEvents"
 )
 
 // OperatorClient is the client API for Operator service.
@@ -70,6 +71,8 @@ type OperatorClient interface {
 	// Explain has a node say what it would do with a request.
 	// NOT_FOUND: there is no such node. FAILED_PRECONDITION: none is there to answer. DEADLINE_EXCEEDED: it did not.
 	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error)
+	// ExplainBackend has a node say what its verdict on a backend rests on. Errors are those of Explain.
+	ExplainBackend(ctx context.Context, in *ExplainBackendRequest, opts ...grpc.CallOption) (*ExplainBackendResponse, error)
 	// ListSamples gives what the nodes have counted; rates come of two calls.
 	ListSamples(ctx context.Context, in *ListSamplesRequest, opts ...grpc.CallOption) (*ListSamplesResponse, error)
 	// Drain has a node send its clients elsewhere. Events come as it goes on; the last one says how it ended.
@@ -272,6 +275,16 @@ func (c *operatorClient) Explain(ctx context.Context, in *ExplainRequest, opts .
 	return out, nil
 }
 
+func (c *operatorClient) ExplainBackend(ctx context.Context, in *ExplainBackendRequest, opts ...grpc.CallOption) (*ExplainBackendResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExplainBackendResponse)
+	err := c.cc.Invoke(ctx, Operator_ExplainBackend_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *operatorClient) ListSamples(ctx context.Context, in *ListSamplesRequest, opts ...grpc.CallOption) (*ListSamplesResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListSamplesResponse)
@@ -370,6 +383,8 @@ type OperatorServer interface {
 	// Explain has a node say what it would do with a request.
 	// NOT_FOUND: there is no such node. FAILED_PRECONDITION: none is there to answer. DEADLINE_EXCEEDED: it did not.
 	Explain(context.Context, *ExplainRequest) (*ExplainResponse, error)
+	// ExplainBackend has a node say what its verdict on a backend rests on. Errors are those of Explain.
+	ExplainBackend(context.Context, *ExplainBackendRequest) (*ExplainBackendResponse, error)
 	// ListSamples gives what the nodes have counted; rates come of two calls.
 	ListSamples(context.Context, *ListSamplesRequest) (*ListSamplesResponse, error)
 	// Drain has a node send its clients elsewhere. Events come as it goes on; the last one says how it ended.
@@ -427,6 +442,9 @@ func (UnimplementedOperatorServer) Rollback(*RollbackRequest, grpc.ServerStreami
 }
 func (UnimplementedOperatorServer) Explain(context.Context, *ExplainRequest) (*ExplainResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Explain not implemented")
+}
+func (UnimplementedOperatorServer) ExplainBackend(context.Context, *ExplainBackendRequest) (*ExplainBackendResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ExplainBackend not implemented")
 }
 func (UnimplementedOperatorServer) ListSamples(context.Context, *ListSamplesRequest) (*ListSamplesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListSamples not implemented")
@@ -616,6 +634,24 @@ func _Operator_Explain_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Operator_ExplainBackend_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExplainBackendRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorServer).ExplainBackend(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Operator_ExplainBackend_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorServer).ExplainBackend(ctx, req.(*ExplainBackendRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Operator_ListSamples_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListSamplesRequest)
 	if err := dec(in); err != nil {
@@ -714,6 +750,10 @@ var Operator_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Explain",
 			Handler:    _Operator_Explain_Handler,
+		},
+		{
+			MethodName: "ExplainBackend",
+			Handler:    _Operator_ExplainBackend_Handler,
 		},
 		{
 			MethodName: "ListSamples",

@@ -1,0 +1,82 @@
+package node
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/pyserve/pyserve/node/nodetest"
+	"github.com/pyserve/pyserve/node/vote"
+	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
+	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
+)
+
+func TestWhyTellsOfEachWayInWhichAnAddressIsChecked(t *testing.T) {
+	n := newNode(t, Options{Name: "n1"})
+	if got := n.Why("127.0.0.1:3001"); len(got.GetEvidence()) != 0 {
+		t.Errorf("of nothing: %v", got)
+	}
+	b := nodetest.NewBuild().Route("/a", 3001).Route("/b", 3001).Route("/c", 3001, 3002)
+	b.Pools["/b"].HealthCheck = &resourcev1.HealthCheck{
+		Type: resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_HTTP, Path: "/healthz", Interval: durationpb.New(time.Hour),
+		HealthyThreshold: 2, UnhealthyThreshold: 3,
+	}
+	b.Pools["/c"].HealthCheck = proto.Clone(b.Pools["/a"].GetHealthCheck()).(*resourcev1.HealthCheck)
+	apply(t, n, 1, b)
+	nodetest.Eventually(t, "both are watched", func() bool {
+		e := n.Why("127.0.0.1:3001").GetEvidence()
+		return len(e) == 2 && e[0].GetRole() == "probes for itself" && e[1].GetRole() == "probes for itself"
+	})
+	a := n.Answer(&fleetv1.Question{Id: 9, Backend: "127.0.0.1:3001"})
+	evidence := a.GetVerdicts().GetEvidence()
+	if a.GetId() != 9 || a.GetRevision() != 1 || len(evidence) != 2 {
+		t.Fatalf("answered %v", a)
+	}
+	if e := evidence[0]; strings.Join(e.GetRoutes(), " ") != "/a /c" || e.GetStatus().GetAddress() != "127.0.0.1:3001" {
+		t.Errorf("%v", e)
+	}
+	if e := evidence[1]; strings.Join(e.GetRoutes(), " ") != "/b" || e.GetCheck() != "http /healthz every 1h0m0s; 3 failures or 2 successes in a row count" ||
+		e.GetMembers() != 1 {
+		t.Errorf("%v", e)
+	}
+	if got := n.Why("127.0.0.1:3003"); got == nil || len(got.GetEvidence()) != 0 {
+		t.Errorf("of a backend that there is not: %v", got)
+	}
+}
+
+// What others say makes a node's verdict, and is shown with it.
+func TestWhyShowsWhoSaysWhat(t *testing.T) {
+	n := newNode(t, Options{Name: "n9"})
+	b := nodetest.NewBuild().Route("/a", 3001)
+	b.Pools["/a"].HealthCheck = &resourcev1.HealthCheck{
+		Type: resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_TCP, Interval: durationpb.New(time.Hour), UnhealthyThreshold: 100,
+	}
+	n.SetMembers([]string{"n1", "n2", "n3", "n9"})
+	apply(t, n, 1, b)
+	backend := n.live.Load().routes[0].Pool().Members()[0].Backend
+	now := time.Now()
+	for _, name := range []string{"n1", "n2", "n3"} {
+		message, _ := vote.Encode([]vote.Vote{{
+			Key: backend.Identity(), Origin: name, Sequence: uint64(now.UnixMicro()), State: vote.Unhealthy, Reason: "gone fishing",
+			Since: now, Repeat: time.Hour, Heard: now,
+		}}, now, 1<<10)
+		if err := n.HearVotes(name, message); err != nil {
+			t.Fatal(err)
+		}
+	}
+	nodetest.Eventually(t, "the verdict of the majority", func() bool {
+		e := n.Why("127.0.0.1:3001").GetEvidence()
+		return len(e) == 1 && e[0].GetDecidedBy() == "majority" && len(e[0].GetVotes()) >= 3 && e[0].GetVotes()[0].GetCounted() &&
+			e[0].GetVotes()[0].GetReason() == "gone fishing" && e[0].GetStatus().GetState() == fleetv1.BackendState_BACKEND_STATE_UNHEALTHY &&
+			len(e[0].GetProbers()) == 3 && e[0].GetMembers() == 4
+	})
+	if err := n.HearVotes("n1", []byte("nonsense")); err == nil {
+		t.Error("nonsense is taken")
+	}
+	if len(n.Votes()) == 0 || n.MergeVotes(n.Votes()) != nil {
+		t.Error("what a node tells a newcomer cannot be read")
+	}
+}
