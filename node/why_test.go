@@ -5,7 +5,6 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/pyserve/pyserve/node/nodetest"
@@ -24,18 +23,18 @@ func TestWhyTellsOfEachWayInWhichAnAddressIsChecked(t *testing.T) {
 		Type: resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_HTTP, Path: "/healthz", Interval: durationpb.New(time.Hour),
 		HealthyThreshold: 2, UnhealthyThreshold: 3,
 	}
-	b.Pools["/c"].HealthCheck = proto.Clone(b.Pools["/a"].GetHealthCheck()).(*resourcev1.HealthCheck)
 	apply(t, n, 1, b)
-	nodetest.Eventually(t, "both are watched", func() bool {
+	nodetest.Eventually(t, "the one that is checked is watched", func() bool {
 		e := n.Why("127.0.0.1:3001").GetEvidence()
-		return len(e) == 2 && e[0].GetRole() == "probes for itself" && e[1].GetRole() == "probes for itself"
+		return len(e) == 2 && e[1].GetRole() == "probes for itself"
 	})
 	a := n.Answer(&fleetv1.Question{Id: 9, Backend: "127.0.0.1:3001"})
 	evidence := a.GetVerdicts().GetEvidence()
 	if a.GetId() != 9 || a.GetRevision() != 1 || len(evidence) != 2 {
 		t.Fatalf("answered %v", a)
 	}
-	if e := evidence[0]; strings.Join(e.GetRoutes(), " ") != "/a /c" || e.GetStatus().GetAddress() != "127.0.0.1:3001" {
+	if e := evidence[0]; strings.Join(e.GetRoutes(), " ") != "/a /c" || e.GetStatus().GetAddress() != "127.0.0.1:3001" ||
+		e.GetCheck() != "not probed" || e.GetDecidedBy() != "no check" {
 		t.Errorf("%v", e)
 	}
 	if e := evidence[1]; strings.Join(e.GetRoutes(), " ") != "/b" || e.GetCheck() != "http /healthz every 1h0m0s; 3 failures or 2 successes in a row count" ||

@@ -22,7 +22,7 @@ import (
 func runAlone(ctx context.Context, o nodeOptions, logger *slog.Logger) error {
 	registry := newRegistry()
 	p := &nodeProcess{}
-	err := p.openNode(o, registry, logger)
+	err := p.openNode(o, registry, nil, logger)
 	if err == nil {
 		p.undo.add(p.node.Stop)
 		err = serveFile(p.node, o.config, 1, logger)

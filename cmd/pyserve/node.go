@@ -158,14 +158,15 @@ func startNode(ctx context.Context, o nodeOptions, logger *slog.Logger) (_ *node
 	}
 	p.undo.add(func(context.Context) error { return dataDir.Close() })
 	registry := newRegistry()
-	if err := p.openNode(o, registry, logger); err != nil {
+	m := &membership{options: o, logger: logger}
+	if err := p.openNode(o, registry, m.publishVotes, logger); err != nil {
 		return nil, err
 	}
+	m.node = p.node
 	id, damage, err := identify(ctx, o, logger)
 	if err != nil {
 		return nil, err
 	}
-	m := &membership{options: o, logger: logger, node: p.node}
 	p.undo.add(m.stop)
 	registry.MustRegister(newGossipMetrics(m.joined))
 	a, err := agent.New(agent.Options{
@@ -210,7 +211,7 @@ func startNode(ctx context.Context, o nodeOptions, logger *slog.Logger) (_ *node
 }
 
 // openNode makes the node and its admin address.
-func (p *nodeProcess) openNode(o nodeOptions, registry *prometheus.Registry, logger *slog.Logger) (err error) {
+func (p *nodeProcess) openNode(o nodeOptions, registry *prometheus.Registry, publishVotes func(string, []byte), logger *slog.Logger) (err error) {
 	adminListener, err := listen("admin", o.admin)
 	if err != nil {
 		return err
@@ -221,7 +222,9 @@ func (p *nodeProcess) openNode(o nodeOptions, registry *prometheus.Registry, log
 	if err != nil {
 		return err
 	}
-	p.node, err = node.New(node.Options{Name: o.name, Listen: o.listen, Logger: logger, Registerer: registry, AccessLog: requests})
+	p.node, err = node.New(node.Options{
+		Name: o.name, Listen: o.listen, Logger: logger, Registerer: registry, AccessLog: requests, PublishVotes: publishVotes,
+	})
 	if err != nil {
 		return err
 	}
@@ -351,6 +354,7 @@ func (m *membership) start(id *agent.Identity) error {
 		Name: id.Name, Role: cluster.RoleNode, ClusterID: id.ClusterID, Bind: m.options.gossip, Advertise: host,
 		Keys: id.GossipKeys, Key: id.Signer(), Issuer: id.ReleaseKey, Seeds: append(m.options.join, id.GossipSeeds...), Logger: m.logger,
 		RememberFile: filepath.Join(m.options.dataDir, "peers.json"), TakeTLS: m.takeTLS,
+		Receive: m.hear, State: m.node.Votes, Merge: m.merge,
 	})
 	if err != nil {
 		return err
@@ -417,8 +421,10 @@ func (m *membership) tell(ctx context.Context, c *cluster.Cluster) {
 			copy(facts.DigestPrefix[:], applied.GetDigest())
 		}
 		c.Update(facts)
+		m.node.SetMembers(m.nodes(c))
 		select {
 		case <-ticker.C:
+		case <-c.Changed():
 		case <-ctx.Done():
 			return
 		}

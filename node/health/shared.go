@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// MaxMessage is how long a message to other nodes is at most, in bytes: it has to fit into a packet beside other news.
-	MaxMessage = 800
+	// MaxMessage is how long a message to other nodes is at most, in bytes: what gossip takes, and more than the longest vote.
+	MaxMessage = 400
 	// MaxState is how long State is at most, in bytes.
 	MaxState = 192 << 10
 
@@ -24,10 +24,10 @@ const (
 	maxRepeated = 32
 	// gather is how long news waits for more of it, unless there was none for so long.
 	gather = 100 * time.Millisecond
-	// repeatIntervals is how soon a vote is repeated. Gossip carries some 15 KB a second among all nodes: where votes of voteSize
-	// bytes, by all probers of all backends, would take more than shareOfGossip of it, they are repeated less often.
+	// repeatIntervals is how soon a vote is repeated. Gossip carries some 15 KB a second for all nodes together: where votes
+	// of voteSize bytes, by all probers of all backends, would take more than shareOfGossip of it, they are repeated less often.
 	repeatIntervals = 2
-	voteSize        = 50
+	voteSize        = 70 // its part of the message's head and signature included
 	shareOfGossip   = 8 << 10
 	// maxAhead is how far another node's clock may be ahead: by more, its word could not be replaced for too long.
 	maxAhead = 24 * time.Hour
