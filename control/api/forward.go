@@ -177,7 +177,11 @@ func (g gate) elsewhere(ctx context.Context, method string, request any) (*grpc.
 // this one leads by now, or can answer without a leader and there is none.
 func (g gate) leader(ctx context.Context, at place) (*grpc.ClientConn, error) {
 	limit := electionTime
-	if at == leaderOrHere || g.control.Trouble() != "" { // nothing comes of waiting for a disk
+	trouble := ""
+	if !g.control.Replicated() { // nobody else will lead
+		trouble = g.control.Trouble()
+	}
+	if at == leaderOrHere || trouble != "" {
 		limit = readTime
 	}
 	waiting, cancel := context.WithTimeout(ctx, limit)
@@ -209,8 +213,8 @@ func (g gate) leader(ctx context.Context, at place) (*grpc.ClientConn, error) {
 		case waiting.Err() == nil:
 		case at == leaderOrHere:
 			return nil, nil
-		case g.control.Trouble() != "":
-			return nil, status.Error(codes.FailedPrecondition, "nothing was changed: "+g.control.Trouble())
+		case trouble != "":
+			return nil, status.Error(codes.FailedPrecondition, "nothing was changed: "+trouble)
 		default:
 			return nil, status.Error(codes.FailedPrecondition, errNoLeader.Error())
 		}
