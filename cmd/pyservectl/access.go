@@ -313,7 +313,7 @@ func newContextCommand(s *settings) *cobra.Command {
 not go to control. "pyservectl context revoke" takes it back before it expires.
 
 Roles, each with all that the one before it may:
-  viewer    reads: status, get, history, explain
+  viewer    reads: status, get, history, explain, why
   editor    changes the configuration: apply, diff, rollback
   operator  steers nodes: drain, undrain
   admin     says who may do what: tokens, contexts, node revoke, ca, audit`,
