@@ -26,7 +26,7 @@ import (
 
 	"github.com/pyserve/pyserve/cluster/gossip"
 	"github.com/pyserve/pyserve/cluster/state"
-	"github.com/pyserve/pyserve/voucher"
+	"github.com/pyserve/pyserve/proto/voucher"
 )
 
 // Role, Facts, Member and Liveness are package cluster/state's, under the names that users of this package need.

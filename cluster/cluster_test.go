@@ -23,7 +23,7 @@ import (
 	"github.com/pyserve/pyserve/cluster/gossip"
 	"github.com/pyserve/pyserve/cluster/gossiptest"
 	"github.com/pyserve/pyserve/cluster/state"
-	"github.com/pyserve/pyserve/voucher"
+	"github.com/pyserve/pyserve/proto/voucher"
 )
 
 // memberlist waits for nobody when it shuts down; a probe under way ends within a few probe intervals.

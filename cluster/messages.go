@@ -9,7 +9,7 @@ import (
 
 	"github.com/pyserve/pyserve/cluster/gossip"
 	"github.com/pyserve/pyserve/cluster/state"
-	"github.com/pyserve/pyserve/voucher"
+	"github.com/pyserve/pyserve/proto/voucher"
 )
 
 // Topic and Origin are package cluster/state's, under the names that users of this package need.

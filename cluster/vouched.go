@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/pyserve/pyserve/cluster/state"
-	"github.com/pyserve/pyserve/voucher"
+	"github.com/pyserve/pyserve/proto/voucher"
 )
 
 // Why something of another member is not believed, as Dropped names it.

@@ -11,7 +11,7 @@ import (
 	"github.com/pyserve/pyserve/cluster/gossip"
 	"github.com/pyserve/pyserve/cluster/gossiptest"
 	"github.com/pyserve/pyserve/cluster/state"
-	"github.com/pyserve/pyserve/voucher"
+	"github.com/pyserve/pyserve/proto/voucher"
 )
 
 // intruder takes part with the right gossip key, under the wire name and with the metadata that it likes, and joins

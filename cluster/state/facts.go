@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 
-	"github.com/pyserve/pyserve/voucher"
+	"github.com/pyserve/pyserve/proto/voucher"
 )
 
 // MaxMetadata is the most bytes that a member's metadata may have. The gossip layer panics at 512 and puts the

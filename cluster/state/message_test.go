@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/pyserve/pyserve/voucher"
+	"github.com/pyserve/pyserve/proto/voucher"
 )
 
 func largestMessage() Message {

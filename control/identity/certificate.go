@@ -19,7 +19,7 @@ import (
 	"time"
 
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
-	"github.com/pyserve/pyserve/voucher"
+	"github.com/pyserve/pyserve/proto/voucher"
 )
 
 // nodeServerName is the DNS name in every node's certificate, for nodes that serve one another.

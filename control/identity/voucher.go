@@ -10,7 +10,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/pyserve/pyserve/voucher"
+	"github.com/pyserve/pyserve/proto/voucher"
 )
 
 // Vouch gives control's word, for gossip, that the holder of a key goes by that name, for as long as the certificate that
