@@ -123,6 +123,7 @@ type Cluster struct {
 	facts  Facts
 	// seeds are control's; the Options have their own.
 	seeds []string
+	keys  [][]byte
 	// voucher is the one that is told, and sequence that of what was told last.
 	voucher  []byte
 	sequence uint64
@@ -150,6 +151,7 @@ func New(options Options) (*Cluster, error) {
 		messages:    newMessages(),
 		vouched:     newVouched(options.Issuer, options.ClusterID),
 		voucher:     bytes.Clone(options.Voucher),
+		keys:        options.Keys,
 	}, nil
 }
 
@@ -163,13 +165,8 @@ func (o Options) validate() error {
 	if o.ClusterID == "" || len(o.ClusterID) > maxClusterID {
 		return fmt.Errorf("option ClusterID: has %d bytes, not 1 to %d", len(o.ClusterID), maxClusterID)
 	}
-	if len(o.Keys) == 0 {
-		return errors.New("option Keys: none, and members talk encrypted only")
-	}
-	for i, key := range o.Keys {
-		if len(key) != 32 {
-			return fmt.Errorf("option Keys[%d]: has %d bytes, not 32", i, len(key))
-		}
+	if err := checkKeys(o.Keys); err != nil {
+		return err
 	}
 	if err := o.validateIdentity(); err != nil {
 		return err
@@ -222,10 +219,13 @@ func (c *Cluster) Start() error {
 	if err != nil {
 		return err
 	}
+	c.mu.Lock()
+	keys := c.keys
+	c.mu.Unlock()
 	g, err := gossip.Start(gossip.Options{
 		Name:      state.WireName(c.options.Role, c.options.Name),
 		Label:     c.options.ClusterID,
-		Keys:      c.options.Keys,
+		Keys:      keys,
 		Bind:      bind,
 		Advertise: advertise,
 		Transport: c.options.Transport,

@@ -155,7 +155,7 @@ func (c *Cluster) metadata(facts Facts, address netip.AddrPort) ([]byte, error) 
 	c.mu.Lock()
 	raw := c.voucher
 	c.sequence = max(c.sequence+1, uint64(max(time.Now().UnixMilli(), 0)))
-	m := state.Metadata{Facts: facts, Sequence: c.sequence, Voucher: raw}
+	m := state.Metadata{Facts: facts, KeyMark: keyMark(c.keys[0]), Sequence: c.sequence, Voucher: raw}
 	c.mu.Unlock()
 	unsigned := m.EncodeUnsigned()
 	if len(raw) == 0 {

@@ -81,7 +81,8 @@ func (c *Cluster) sighting(g *gossip.Gossip, now time.Time) []Member {
 		if err != nil {
 			c.options.Logger.Debug("a member's facts cannot be read", "member", name, "role", role.String(), "reason", err)
 		}
-		m.State, m.Facts, m.Sequence = liveness(p.Gone, metadata.Facts), metadata.Facts, metadata.Sequence
+		m.State, m.Facts = liveness(p.Gone, metadata.Facts), metadata.Facts
+		m.KeyMark, m.Sequence = metadata.KeyMark, metadata.Sequence
 		members = append(members, m)
 	}
 	return members

@@ -10,6 +10,7 @@
 package gossip
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -91,8 +92,11 @@ type Gossip struct {
 	delegate  *delegate
 	transport Transport
 	list      *memberlist.Memberlist
-	address   netip.AddrPort
-	log       *logWriter
+	ring      *memberlist.Keyring
+	// changing is held while the keys are changed.
+	changing sync.Mutex
+	address  netip.AddrPort
+	log      *logWriter
 	// stop ends what the sockets' transport has under way.
 	stop context.CancelFunc
 	// announcing is a place for the one Announce that is under way: memberlist reads our own entry without its lock there.
@@ -113,6 +117,7 @@ func Start(options Options) (*Gossip, error) {
 		return nil, err
 	}
 	g := &Gossip{options: options, delegate: newDelegate(options), log: newLogWriter(options.Logger), announcing: make(chan struct{}, 1)}
+	g.ring = ring
 	config := g.config(ring)
 	g.interval = config.GossipInterval
 	if g.transport, g.stop, err = openTransport(options, config.Logger); err != nil {
@@ -175,6 +180,33 @@ func keyring(keys [][]byte) (*memberlist.Keyring, error) {
 		return nil, fmt.Errorf("gossip keys: %w", err)
 	}
 	return ring, nil
+}
+
+// SetKeys replaces the keys, 32 bytes each and at least one: the first encrypts, all decrypt. A new one is there before it
+// is used, and an old one as long as it is.
+func (g *Gossip) SetKeys(keys [][]byte) error {
+	if _, err := keyring(keys); err != nil {
+		return err
+	}
+	g.changing.Lock()
+	defer g.changing.Unlock()
+	for _, key := range keys {
+		if err := g.ring.AddKey(slices.Clone(key)); err != nil {
+			return fmt.Errorf("cannot add a gossip key: %w", err)
+		}
+	}
+	if err := g.ring.UseKey(keys[0]); err != nil {
+		return fmt.Errorf("cannot use the new gossip key: %w", err)
+	}
+	for _, old := range g.ring.GetKeys() {
+		if slices.ContainsFunc(keys, func(key []byte) bool { return bytes.Equal(key, old) }) {
+			continue
+		}
+		if err := g.ring.RemoveKey(old); err != nil {
+			return fmt.Errorf("cannot remove an old gossip key: %w", err)
+		}
+	}
+	return nil
 }
 
 // config is memberlist's LAN configuration with our departures, each with its reason.

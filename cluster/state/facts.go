@@ -25,14 +25,14 @@ type Facts struct {
 	Draining bool
 	// Leaving members said goodbye: when they are gone, they left and did not die.
 	Leaving bool
-	// KeyGeneration counts the changes of the gossip key that the member knows of, and starts anew after 65,535.
-	KeyGeneration uint16
 }
 
 // Metadata is what a member says of itself, with the proof that it is the member who says it. It is the member's only
 // together with its name and its address, which gossip carries beside it.
 type Metadata struct {
 	Facts Facts
+	// KeyMark tells which gossip key the member encrypts with, see Member.
+	KeyMark uint16
 	// Sequence is in milliseconds since 1970 and grows with what is said; the later counts. 48 bits.
 	Sequence uint64
 	// Voucher is control's word that Signature is made with the member's key. Empty: the member has none, as one of an older
@@ -48,7 +48,7 @@ type Metadata struct {
 //	2-9      epoch
 //	10-17    revision
 //	18-25    digest prefix
-//	26-27    key generation
+//	26-27    key mark
 //	28-33    sequence
 //	34-134   voucher
 //	135-198  signature over all before, see SignedMetadata
@@ -82,7 +82,7 @@ func (m Metadata) EncodeUnsigned() []byte {
 	b = binary.BigEndian.AppendUint64(b, m.Facts.Epoch)
 	b = binary.BigEndian.AppendUint64(b, m.Facts.Revision)
 	b = append(b, m.Facts.DigestPrefix[:]...)
-	b = binary.BigEndian.AppendUint16(b, m.Facts.KeyGeneration)
+	b = binary.BigEndian.AppendUint16(b, m.KeyMark)
 	b = binary.BigEndian.AppendUint16(b, uint16(m.Sequence>>32))
 	b = binary.BigEndian.AppendUint32(b, uint32(m.Sequence))
 	return append(b, m.Voucher...)
@@ -132,7 +132,7 @@ func DecodeMetadata(b []byte) (m Metadata, unsigned []byte, err error) {
 		DigestPrefix: [8]byte(b[18:26]),
 	}
 	if len(b) >= plainSize {
-		m.Facts.KeyGeneration = binary.BigEndian.Uint16(b[26:])
+		m.KeyMark = binary.BigEndian.Uint16(b[26:])
 		m.Sequence = uint64(binary.BigEndian.Uint16(b[28:]))<<32 | uint64(binary.BigEndian.Uint32(b[30:]))
 	}
 	if len(b) >= wholeSize {

@@ -36,7 +36,7 @@ func (r *Roster) Merge(seen []Member, now time.Time) (changes []Change, stale in
 		present[Origin{m.Role, m.Name}] = true
 		if old := r.members[Origin{m.Role, m.Name}]; m.Sequence < old.Sequence {
 			stale++
-			m.Facts, m.Sequence = old.Facts, old.Sequence
+			m.Facts, m.KeyMark, m.Sequence = old.Facts, old.KeyMark, old.Sequence
 		}
 		changes = r.put(changes, m, now)
 	}

@@ -72,6 +72,9 @@ type Member struct {
 	State   Liveness
 	// Facts are the last that were heard; of a member that is gone, those from before.
 	Facts Facts
+	// KeyMark is the beginning of the SHA-256 of the gossip key that the member encrypts with: it shows who has followed when
+	// the key is changed. 0: of an older version.
+	KeyMark uint16
 	// Sequence is that of the metadata that Facts are from.
 	Sequence uint64
 	// Since is when this roster saw the member come into State.

@@ -19,7 +19,7 @@ func encoded(m Metadata) []byte { return append(m.EncodeUnsigned(), m.Signature.
 
 func vouchedFor(facts Facts) Metadata {
 	return Metadata{
-		Facts: facts, Sequence: 1<<48 - 1,
+		Facts: facts, KeyMark: ^uint16(0), Sequence: 1<<48 - 1,
 		Voucher: bytes.Repeat([]byte{0xff}, voucher.Size), Signature: bytes.Repeat([]byte{0xee}, voucher.SignatureSize),
 	}
 }
@@ -28,7 +28,7 @@ func TestMetadataSurvivesTheWire(t *testing.T) {
 	for _, want := range []Metadata{
 		{},
 		{Facts: Facts{Revision: 1}, Sequence: 2},
-		vouchedFor(Facts{Epoch: 2, Revision: 3, DigestPrefix: [8]byte{1, 2, 3, 4, 5, 6, 7, 8}, Draining: true, Leaving: true, KeyGeneration: 9}),
+		vouchedFor(Facts{Epoch: 2, Revision: 3, DigestPrefix: [8]byte{1, 2, 3, 4, 5, 6, 7, 8}, Draining: true, Leaving: true}),
 	} {
 		got, unsigned, err := DecodeMetadata(encoded(want))
 		if err != nil || !reflect.DeepEqual(got, want) || !bytes.Equal(unsigned, want.EncodeUnsigned()) {
@@ -38,7 +38,7 @@ func TestMetadataSurvivesTheWire(t *testing.T) {
 }
 
 func TestLargestMetadataFits(t *testing.T) {
-	largest := vouchedFor(Facts{Epoch: ^uint64(0), Revision: ^uint64(0), Draining: true, Leaving: true, KeyGeneration: ^uint16(0)})
+	largest := vouchedFor(Facts{Epoch: ^uint64(0), Revision: ^uint64(0), Draining: true, Leaving: true})
 	for i := range largest.Facts.DigestPrefix {
 		largest.Facts.DigestPrefix[i] = 0xff
 	}

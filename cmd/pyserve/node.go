@@ -396,6 +396,9 @@ func (m *membership) welcomed(id *agent.Identity) {
 	if m.cluster == nil {
 		return
 	}
+	if err := m.cluster.SetKeys(id.GossipKeys); err != nil {
+		m.logger.Error("the keys of gossip that control named are not used", "error", err)
+	}
 	m.cluster.SetSeeds(id.GossipSeeds)
 	m.vouch(m.cluster, id)
 }

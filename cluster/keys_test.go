@@ -1,0 +1,75 @@
+package cluster
+
+import (
+	"bytes"
+	"testing"
+	"time"
+
+	"github.com/pyserve/pyserve/cluster/gossiptest"
+)
+
+// listeners gives members that hear all that the last of them publishes.
+func listeners(w *world, n int) (all []*Cluster, boxes []*mailbox) {
+	for i := 1; i <= n; i++ {
+		box := newMailbox()
+		boxes = append(boxes, box)
+		all = append(all, w.start(i, seeds(1), box.open))
+	}
+	return all, boxes
+}
+
+func TestTheKeyIsChangedWhileEverybodyTalks(t *testing.T) {
+	gossiptest.Run(t, func(t *testing.T) {
+		w := newWorld(t)
+		all, boxes := listeners(w, 4)
+		next := bytes.Repeat([]byte{2}, 32)
+		took(t, 10*time.Second, all, "all are there", func(c *Cluster) bool { return alive(c) == len(all) })
+		// One member at a time takes each step: add, use, remove.
+		for step, keys := range [][][]byte{{key, next}, {next, key}, {next}} {
+			for i, c := range all {
+				if err := c.SetKeys(keys); err != nil {
+					t.Fatal(err)
+				}
+				text := string(rune('a'+step)) + string(rune('a'+i))
+				if err := all[3].Publish(TopicHealth, text, []byte("x")); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(5 * time.Second)
+				for b, box := range boxes[:3] {
+					if box.got("node n4 1 "+text+" x") != 1 {
+						t.Errorf("step %d at member %d: member %d hears nothing", step, i+1, b+1)
+					}
+				}
+			}
+			for _, m := range all[0].Members() {
+				if m.KeyMark != keyMark(keys[0]) {
+					t.Errorf("step %d: %s is seen to use another key", step, m.Name)
+				}
+			}
+		}
+		if n := w.log.count("member is dead"); n > 0 {
+			t.Errorf("%d times somebody was called dead", n)
+		}
+		outsider := w.start(9, seeds(1)) // with the old key
+		time.Sleep(30 * time.Second)
+		if alive(outsider) != 1 || alive(all[0]) != 4 {
+			t.Errorf("who has the old key alone sees %d, and is seen by %d", alive(outsider), alive(all[0]))
+		}
+		// It was away, and gets the key from control before it is heard.
+		if err := outsider.SetKeys([][]byte{next}); err != nil {
+			t.Fatal(err)
+		}
+		took(t, 30*time.Second, append(all, outsider), "all and the one that was away are there", func(c *Cluster) bool { return alive(c) == 5 })
+	})
+}
+
+func TestKeysThatAreNoneAreNotTaken(t *testing.T) {
+	gossiptest.Run(t, func(t *testing.T) {
+		a := newWorld(t).start(1)
+		for _, keys := range [][][]byte{nil, {key[:16]}, {key, nil}} {
+			if a.SetKeys(keys) == nil {
+				t.Errorf("%d keys are taken", len(keys))
+			}
+		}
+	})
+}
