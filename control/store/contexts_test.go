@@ -58,3 +58,30 @@ func TestContextsAndRevocationsAreForgottenOnceTheyHaveEnded(t *testing.T) {
 		t.Errorf("what has ended is kept: %v, %v", s.contexts, s.revocations)
 	}
 }
+
+func TestRestoreBringsNoRevokedContextBack(t *testing.T) {
+	s := openIn(t, t.TempDir())
+	mustCommit(t, s, map[string]string{"a": "one"}, "one")
+	r, err := readBackup(s, backup(t, s)) // from before anything was issued, or revoked
+	if err != nil {
+		t.Fatal(err)
+	}
+	issued := Context{KeyHash: [32]byte{1}, Name: "alice", Role: "admin", Issued: someTime, Expires: someTime.Add(time.Hour), Author: "admin"}
+	if err := s.PutContext(t.Context(), issued); err != nil {
+		t.Fatal(err)
+	}
+	revoked := Revocation{Name: "alice", Until: someTime, Ends: someTime.Add(time.Hour)}
+	if err := s.RevokeContext(t.Context(), revoked, someTime); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Restore(t.Context(), r, signAgain); err != nil {
+		t.Fatal(err)
+	}
+	got, known := s.Revocation("alice")
+	if !known || !got.Until.Equal(someTime) || !got.Ends.Equal(revoked.Ends) {
+		t.Errorf("the revocation is %+v, %t", got, known)
+	}
+	if all := s.Contexts(); len(all) != 1 || all[0].Name != "alice" || !all[0].Issued.Equal(someTime) {
+		t.Errorf("the contexts are %+v", all)
+	}
+}
