@@ -227,10 +227,39 @@ func (s *Store) HandOver(ctx context.Context) error {
 	if _, err := s.leading(); err != nil || len(s.Voters()) < 2 {
 		return nil
 	}
-	if err := s.await(ctx, func(r *raft.Raft) raft.Future { return r.LeadershipTransfer() }); err != nil {
+	err := s.transfer(ctx, func(r *raft.Raft) raft.Future { return r.LeadershipTransfer() })
+	// raft asks the one that holds most, which may have gone a moment ago, or be slow: whoever else is there leads as well.
+	for _, id := range s.Voters() {
+		if _, leads := s.leading(); err == nil || leads != nil || ctx.Err() != nil {
+			break
+		}
+		if id != s.id {
+			err = s.transfer(ctx, func(r *raft.Raft) raft.Future {
+				return r.LeadershipTransferToServer(raft.ServerID(id), raft.ServerAddress(id))
+			})
+		}
+	}
+	if _, leads := s.leading(); err != nil && leads == nil {
 		return fmt.Errorf("hand the lead over: %w", s.plainLeadership(err))
 	}
 	return nil
+}
+
+// transfer asks for a transfer of the lead, once one that has just failed is over: raft tells of its end a moment before.
+func (s *Store) transfer(ctx context.Context, begin func(*raft.Raft) raft.Future) error {
+	for {
+		err := s.await(ctx, begin)
+		if !errors.Is(err, raft.ErrLeadershipTransferInProgress) {
+			return err
+		}
+		pause := time.NewTimer(leaderPause)
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			pause.Stop()
+			return err
+		}
+	}
 }
 
 // openNetwork starts raft anew, as one of several, where it runs as the only one. Writes wait meanwhile.

@@ -109,6 +109,23 @@ func TestHandOverLeavesAtOnce(t *testing.T) {
 	}
 }
 
+func TestHandOverFindsWhoeverIsThere(t *testing.T) {
+	for _, gone := range []string{"c2", "c3"} {
+		t.Run(gone, func(t *testing.T) {
+			c := newTrio(t, "c1", "c2", "c3")
+			c.commit(map[string]string{"a": "one"}, "one")
+			old := c.get("c1")
+			c.stop(gone)
+			if err := old.HandOver(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if next := c.leader(); next == old {
+				t.Error("the same one leads")
+			}
+		})
+	}
+}
+
 func TestWithoutAMajorityReadsGoOnAndWritesFail(t *testing.T) {
 	c := newTrio(t, "c1", "c2", "c3")
 	c.commit(map[string]string{"a": "one"}, "one")
