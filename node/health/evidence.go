@@ -45,7 +45,7 @@ func (p *Prober) Evidence(b *upstream.Backend) Evidence {
 		return e
 	}
 	e := Evidence{
-		Verdict: w.verdict, Source: w.source, Members: max(1, p.members.Len()), Role: w.role.String(), Own: w.word,
+		Verdict: b.Verdict(), Source: w.source, Members: max(1, p.members.Len()), Role: w.role.String(), Own: w.word,
 		Probers: p.members.First(w.key, vote.Probers), Refused: w.refused.reason, RefusedSince: w.refused.since,
 	}
 	count := vote.Decide(p.table.Of(w.key), p.members, now)

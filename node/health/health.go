@@ -164,14 +164,23 @@ func (p *Prober) Failed(b *upstream.Backend, err error) {
 		p.mu.Unlock()
 		return
 	}
-	w.refused = refusal{reason: reasonFor(err, time.Now()), since: time.Now()}
-	reason := w.refused.reason
+	now := time.Now()
+	w.refused = refusal{reason: reasonFor(err, now), since: now}
+	reason, level := w.refused.reason, slog.LevelInfo
+	if now.Sub(w.logged) < quietFor {
+		level = slog.LevelDebug
+	} else {
+		w.logged = now
+	}
 	p.mu.Unlock()
 	p.counts.ownConnections.Add(1)
-	p.logger.Info("backend is passed over: a request could not connect to it", "backend", b.Address(), "reason", reason)
+	p.logger.Log(p.ctx, level, "backend is passed over: a request could not connect to it", "backend", b.Address(), "reason", reason)
 	w.avoid(p)
 	w.wakeUp()
 }
+
+// quietFor is how long the log does not tell again that one backend is passed over.
+const quietFor = time.Minute
 
 // The check's defaults, for resources that were not made from a document.
 const (

@@ -64,6 +64,23 @@ func TestBackendThatRefusesARequestIsPassedOverAtOnceAndReturnsWhenItIsReached(t
 	})
 }
 
+// Requests may go on to fail where looks do not.
+func TestLooksAreNoMoreThanTenASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(middle)
+		defer w.close()
+		pool, a, _ := pair(t, w)
+		defer pool.Close()
+		for range 1000 {
+			w.prober.Failed(a, syscall.ECONNREFUSED)
+			wait(time.Millisecond)
+		}
+		if n := w.prober.Counters().Looks; n < 5 || n > 11 {
+			t.Errorf("%d looks in a second", n)
+		}
+	})
+}
+
 // The looks at it count towards no threshold: they come faster than what the thresholds are meant for.
 func TestLooksAtARefusingBackendDoNotHastenTheVerdict(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

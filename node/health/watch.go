@@ -39,6 +39,7 @@ type watch struct {
 	verdict upstream.Verdict
 	source  Source
 	refused refusal
+	logged  time.Time // when the log told of a refusal last
 	latest  result
 	probed  time.Time        // when the newest probe at its time ended
 	word    upstream.Verdict // what this node's probes say; Unknown: nothing
@@ -89,11 +90,12 @@ type turn struct {
 	spoke  bool   // the judge has seen a probe
 	next   time.Time
 	// After a refusal: when to see whether the backend can be reached again, and the pause before the time after that.
-	look  time.Time
-	pause time.Duration
+	look, looked time.Time
+	pause        time.Duration
 }
 
-// firstLook is the pause after the second look at a backend that refused a request; it doubles up to the interval.
+// firstLook is the pause after the first look at a backend that refused a request; it doubles up to the interval. No two looks are
+// closer than that: requests may go on to fail where looks do not, by a connect timeout that is shorter than the check's for one.
 const firstLook = 100 * time.Millisecond
 
 // run is the goroutine of a watch. Probes of one backend never overlap; after one that took longer than the interval the next
@@ -138,6 +140,9 @@ func (t *turn) probe(ctx context.Context, p *Prober) bool {
 	begin := time.Now()
 	regular := !t.next.IsZero() && !begin.Before(t.next)
 	refused := p.refusedNow(t.watch)
+	if !regular {
+		t.looked = begin
+	}
 	p.counts.probed(regular)
 	reason := t.target.try(ctx)
 	if ctx.Err() != nil {
@@ -153,12 +158,12 @@ func (t *turn) probe(ctx context.Context, p *Prober) bool {
 		}
 		p.observed(t.watch, reason == "")
 	}
-	t.looked(p, refused, reason == "", now)
+	t.found(p, refused, reason == "", now)
 	return true
 }
 
-// looked takes in what a probe says about a refusal from before it.
-func (t *turn) looked(p *Prober, refused refusal, reached bool, now time.Time) {
+// found takes in what a probe says about a refusal from before it.
+func (t *turn) found(p *Prober, refused refusal, reached bool, now time.Time) {
 	switch {
 	case refused.reason == "":
 	case reached:
@@ -223,5 +228,8 @@ func (t *turn) watchRefusal(p *Prober, refused refusal, now time.Time) {
 		t.look, t.pause = time.Time{}, 0
 	case t.look.IsZero():
 		t.look, t.pause = now, 0
+		if earliest := t.looked.Add(firstLook); now.Before(earliest) {
+			t.look = earliest
+		}
 	}
 }
