@@ -43,7 +43,10 @@ func TestAnyNodeShowsWhatThereIs(t *testing.T) {
 		}
 		ctl("status").must(t, 0, "n1", "n2", "n3")
 		ctl("get", "routes").must(t, 0, "/shop")
-		ctl("get", "backends").must(t, 0, "/shop", backend.address(), "healthy")
+		eventually(t, n.name+" tells of a healthy backend", func() string {
+			return ctl("get", "backends").complaint(0, []string{"/shop", backend.address(), "healthy"})
+		})
+		ctl("why", backend.address()).must(t, 0, backend.address(), n.name)
 		ctl("get", "nodes").must(t, 0, "n1", "n2", "n3")
 		ctl("top", "--interval", "100ms").must(t, 0, "n1", "n2", "n3")
 	}

@@ -17,10 +17,12 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/pyserve/pyserve/config"
 	"github.com/pyserve/pyserve/config/bundle"
 	"github.com/pyserve/pyserve/node"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
@@ -169,13 +171,9 @@ func rowOf(m Member, ours *fleetv1.Release) *operatorv1.NodeStatus {
 
 // ListRoutes gives the routes that this node serves.
 func (s *Service) ListRoutes(_ *operatorv1.ListRoutesRequest, stream grpc.ServerStreamingServer[operatorv1.ListRoutesResponse]) error {
-	_, b := s.options.Serving()
-	if b == nil {
-		return nil
-	}
-	r, err := b.Decode()
+	r, err := s.meaning()
 	if err != nil {
-		return fmt.Errorf("read what is served: %w", err)
+		return err
 	}
 	for part := range slices.Chunk(r.RouteSummaries(), rowsAtOnce) {
 		if err := stream.Send(&operatorv1.ListRoutesResponse{Routes: part}); err != nil {
@@ -185,16 +183,34 @@ func (s *Service) ListRoutes(_ *operatorv1.ListRoutesRequest, stream grpc.Server
 	return nil
 }
 
+// meaning is what the node serves; of nothing, nothing.
+func (s *Service) meaning() (*config.Resources, error) {
+	_, b := s.options.Serving()
+	if b == nil {
+		return &config.Resources{}, nil
+	}
+	r, err := b.Decode()
+	if err != nil {
+		return nil, fmt.Errorf("read what is served: %w", err)
+	}
+	return r, nil
+}
+
 // rowsAtOnce is how many rows a message has; pyservectl takes messages far larger than that makes.
 const rowsAtOnce = 500
 
 // ListBackends gives this node's verdicts.
 func (s *Service) ListBackends(_ *operatorv1.ListBackendsRequest, stream grpc.ServerStreamingServer[operatorv1.ListBackendsResponse]) error {
+	r, err := s.meaning()
+	if err != nil {
+		return err
+	}
 	for part := range slices.Chunk(s.options.Node.Backends(), rowsAtOnce) {
 		m := &operatorv1.ListBackendsResponse{}
 		for _, b := range part {
 			m.Backends = append(m.Backends, &operatorv1.BackendSummary{
-				Route: b.GetRoute(), Address: b.GetAddress(), State: stateName(b.GetState()), Reason: b.GetReason(), Since: b.GetSince(),
+				Route: b.GetRoute(), Address: b.GetAddress(), Weight: weightIn(r, b), State: stateName(b.GetState()),
+				Reason: b.GetReason(), Since: b.GetSince(),
 			})
 		}
 		if err := stream.Send(m); err != nil {
@@ -204,11 +220,32 @@ func (s *Service) ListBackends(_ *operatorv1.ListBackendsRequest, stream grpc.Se
 	return nil
 }
 
+// weightIn is a backend's in its route; one that is listed twice has the sum.
+func weightIn(r *config.Resources, b *fleetv1.BackendStatus) (weight uint32) {
+	for _, member := range r.Pools[r.Routes[b.GetRoute()].GetPool()].GetBackends() {
+		if config.BackendAddress(member) == b.GetAddress() {
+			weight += member.GetWeight()
+		}
+	}
+	return weight
+}
+
 func stateName(s fleetv1.BackendState) string {
 	if s == fleetv1.BackendState_BACKEND_STATE_UNSPECIFIED {
 		return "unknown"
 	}
 	return strings.ToLower(strings.TrimPrefix(s.String(), "BACKEND_STATE_"))
+}
+
+// ExplainBackend tells why this node thinks of a backend as it does. Another node is asked at its own address.
+func (s *Service) ExplainBackend(_ context.Context, request *operatorv1.ExplainBackendRequest) (*operatorv1.ExplainBackendResponse, error) {
+	if wanted := request.GetNode(); wanted != "" && wanted != s.options.Name {
+		return nil, status.Errorf(codes.FailedPrecondition, "this is node %s, and a node tells its own reasons alone: ask %s at its gossip address", s.options.Name, wanted)
+	}
+	return &operatorv1.ExplainBackendResponse{
+		Node: s.options.Name, Revision: s.options.Node.Applied().GetRevision(),
+		Backends: s.options.Node.Why(request.GetAddress()).GetEvidence(),
+	}, nil
 }
 
 // ListControls gives the controls that this node knows, by address. It is also how a caller finds out whether anybody

@@ -179,8 +179,24 @@ func TestRoutesAndBackendsAreTheNodesOwn(t *testing.T) {
 	if err := d.ListBackends(nil, backends); err != nil {
 		t.Fatal(err)
 	}
-	if m := <-backends.sent; len(m.GetBackends()) != 1 || m.GetBackends()[0].GetRoute() != "/a" || m.GetBackends()[0].GetState() == "" {
+	if m := <-backends.sent; len(m.GetBackends()) != 1 || m.GetBackends()[0].GetRoute() != "/a" || m.GetBackends()[0].GetState() == "" || m.GetBackends()[0].GetWeight() != 1 {
 		t.Errorf("got %v", m)
+	}
+}
+
+func TestReasonsAreTheNodesOwn(t *testing.T) {
+	d := newDesk(t)
+	d.serve(t)
+	backend := d.node.Backends()[0].GetAddress()
+	m, err := d.ExplainBackend(t.Context(), &operatorv1.ExplainBackendRequest{Address: backend})
+	if err != nil || m.GetNode() != "n1" || m.GetRevision() != 7 || len(m.GetBackends()) != 1 || m.GetBackends()[0].GetStatus().GetAddress() != backend {
+		t.Errorf("got %v, %v", m, err)
+	}
+	if m, err := d.ExplainBackend(t.Context(), &operatorv1.ExplainBackendRequest{Address: "nowhere:1"}); err != nil || len(m.GetBackends()) != 0 {
+		t.Errorf("of a backend that there is not: %v, %v", m, err)
+	}
+	if _, err := d.ExplainBackend(t.Context(), &operatorv1.ExplainBackendRequest{Address: backend, Node: "n2"}); err == nil {
+		t.Error("it tells another node's")
 	}
 }
 
