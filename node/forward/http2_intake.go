@@ -2,7 +2,6 @@ package forward
 
 import (
 	"bufio"
-	"bytes"
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
@@ -16,8 +15,6 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
-
-	"github.com/pyserve/pyserve/node/http1"
 )
 
 const (
@@ -33,36 +30,28 @@ const (
 	// headerTable is the size of the HPACK table that we announce, by not announcing any other.
 	headerTable = 4096
 
-	// serverSlack is what the server adds to the size of a head that it is given.
-	serverSlack = 10 * 32
-
 	// keptFrame is what the buffer for frames may have grown to and be kept.
 	keptFrame = 4 << 10
-
-	prioritySize = 5
 )
 
-// Names of fields that intake adds, and how the server writes them. A client that sends such fields is refused.
-const (
-	noteExpect, expectKey   = "pyserve-expect", "Pyserve-Expect"
-	noteTrailer, trailerKey = "pyserve-trailer", "Pyserve-Trailer"
-	noteStream, streamKey   = "pyserve-stream", "Pyserve-Stream"
+var (
+	errFutile  = errors.New("too many frames in a row that bring no request any further")
+	errEndless = errors.New("the fields of a request have no end")
 )
-
-var errFutile = errors.New("too many frames in a row that bring no request any further")
 
 // intake is a client's connection as the HTTP/2 server reads it. It stands where the server leaves RFC 9113 or keeps from us
 // what we need:
+//   - The fields of a request are decoded here, and reach the server as few of our own: see block. So the head that a stream reads
+//     back is as the client sent it, it is ours to say where it is too long, and the server need not sort it into a map.
 //   - A request with fields of the connection is malformed, which is a stream error (section 8.2.2); the server would answer
-//     it. Intake makes it one that the server finds malformed, too.
+//     it. Intake makes all that is malformed something that the server finds malformed, too.
 //   - A setting that comes twice in a frame counts as it comes last (section 6.5.3); the server would hang up.
 //   - Expect is acted on and dropped by the server, and of the trailers those that were not announced. Intake tells both in
 //     fields of its own.
 //   - Trailers may come for a stream that has just been reset, and are to be ignored (section 5.1); the server would hang up
 //     (golang/go#58286). Intake tells when a client that has announced trailers has ended its stream, which is not reset before.
 //
-// For that it decodes the fields as well. Everything else passes as it is: where the frames or the coding are wrong, the
-// server finds the same.
+// Everything else passes as it is: where the frames are wrong, the server finds it, and tells the client.
 type intake struct {
 	net.Conn
 	in     *bufio.Reader
@@ -79,25 +68,17 @@ type intake struct {
 
 	writing atomic.Int64 // since when a Write has been under way, Unix nanoseconds; 0: none is
 
-	decoder   *hpack.Decoder
-	failed    error  // of the decoder: the server fails at the same place, and tells the client
-	newest    uint32 // the highest stream
-	current   uint32 // the stream of the fields
-	ends      bool   // it ends with them
-	trailers  bool   // the fields are those
-	malformed bool
-	size      uint32       // of the fields
-	noted     int          // trailers
-	notes     bytes.Buffer // fields to add, encoded
-	encoder   *hpack.Encoder
+	decoder *hpack.Decoder
+	failed  error  // after which the connection ends
+	newest  uint32 // the highest stream
+	block   block
 }
 
 // newIntake reads from r what comes over nc, from the connection's beginning.
 func newIntake(nc net.Conn, r io.Reader) *intake {
 	i := &intake{Conn: nc, in: bufio.NewReader(r), pass: len(http2.ClientPreface)}
-	i.decoder = hpack.NewDecoder(headerTable, i.see)
-	i.decoder.SetMaxStringLength(maxHeaderBytes + serverSlack)
-	i.encoder = hpack.NewEncoder(&i.notes)
+	i.decoder = hpack.NewDecoder(headerTable, i.block.see)
+	i.decoder.SetMaxStringLength(maxBlock)
 	return i
 }
 
@@ -119,7 +100,7 @@ func (i securedIntake) ConnectionState() tls.ConnectionState { return i.tls.Conn
 
 // Read is for one goroutine.
 func (i *intake) Read(p []byte) (int, error) {
-	if len(i.ready) == 0 && i.pass == 0 {
+	for len(i.ready) == 0 && i.pass == 0 {
 		if err := i.next(); err != nil {
 			return 0, err
 		}
@@ -163,12 +144,18 @@ func (i *intake) next() error {
 	i.ready = i.frame
 	size := int(i.frame[0])<<16 | int(i.frame[1])<<8 | int(i.frame[2])
 	switch kind := i.kind(); {
+	case i.block.open && (kind != http2.FrameContinuation || i.stream() != i.block.stream || size > maxFrame):
+		i.breakOff()
 	case i.isFutile(size):
 		if i.futile++; i.futile > maxFutile {
 			return errFutile
 		}
 		if kind == http2.FrameSettings && size <= maxSettings {
 			return i.look(size, i.unrepeat)
+		}
+		if i.block.open {
+			i.ready = nil
+			return nil
 		}
 	case kind == http2.FrameData:
 		i.futile = 0
@@ -177,7 +164,7 @@ func (i *intake) next() error {
 		}
 	case kind == http2.FrameRSTStream:
 		i.ended = i.stream()
-	case (kind == http2.FrameHeaders || kind == http2.FrameContinuation) && size <= maxFrame:
+	case (kind == http2.FrameHeaders && size <= maxFrame || i.block.open) && i.stream() != 0:
 		i.futile = 0
 		return i.look(size, i.readFields)
 	}
@@ -190,8 +177,6 @@ func (i *intake) kind() http2.FrameType { return http2.FrameType(i.frame[3]) }
 func (i *intake) stream() uint32 { return binary.BigEndian.Uint32(i.frame[5:]) &^ (1 << 31) }
 
 func (i *intake) has(f http2.Flags) bool { return http2.Flags(i.frame[4]).Has(f) }
-
-func (i *intake) clear(f http2.Flags) { i.frame[4] &^= byte(f) }
 
 func (i *intake) isFutile(size int) bool {
 	switch i.kind() {
@@ -255,108 +240,136 @@ func repeated(p []byte, at int) bool {
 	return false
 }
 
-// readFields reads a frame with fields, and adds the notes where they end.
+// readFields reads a frame with fields. The server gets none of it before the last.
 func (i *intake) readFields() {
+	b := &i.block
 	fragment := i.frame[frameHead:]
-	if i.kind() == http2.FrameHeaders {
-		i.beginFields()
+	if !b.open {
 		var ok bool
-		if fragment, ok = i.unpad(); !ok {
+		if fragment, ok = i.beginFields(); !ok {
 			return
 		}
 	}
-	if _, i.failed = i.decoder.Write(fragment); i.failed != nil || !i.has(http2.FlagHeadersEndHeaders) {
+	ended := i.has(http2.FlagHeadersEndHeaders)
+	i.frame = i.frame[:0]
+	if b.encoded += len(fragment); b.encoded > maxBlock {
+		b.open, i.failed = false, errEndless
+		i.emit(nil, false)
+		i.emit(nil, false) // which may not follow the first: an error of the connection (RFC 9113 section 6.2)
 		return
 	}
-	if i.failed = i.decoder.Close(); i.failed == nil {
+	_, err := i.decoder.Write(fragment)
+	if b.open = !ended; err == nil && ended {
+		err = i.decoder.Close()
+	}
+	switch {
+	case err != nil:
+		b.open, i.failed = false, err
+		i.emit(badIndex, true)
+	case ended:
 		i.endFields()
 	}
 }
 
-func (i *intake) beginFields() {
-	i.current, i.ends = i.stream(), i.has(http2.FlagHeadersEndStream)
-	i.trailers = i.current <= i.newest
-	i.newest = max(i.newest, i.current)
-	i.malformed, i.size, i.noted = false, 0, 0
-	i.decoder.SetEmitEnabled(true)
-	i.notes.Reset()
-	if !i.ends {
-		i.note("trailer", noteTrailer)
-	}
-}
+// What the server finds wrong.
+var (
+	badIndex    = []byte{indexed}                     // RFC 7541 section 6.1: there is no field 0
+	badRequest  = appendLiteral(nil, "Malformed", "") // RFC 9113 section 8.2.1: no upper case
+	badTrailers = []byte{indexed | indexPathRoot}     // section 8.1: no pseudo headers, where the stream may have trailers at all
+)
 
-// unpad takes the padding out: what is added has to stand before it. It returns the fields, behind a priority; false: the
-// frame is too short for what it says to be in it.
-func (i *intake) unpad() (fragment []byte, ok bool) {
+// beginFields reads what stands before the fields in a HEADERS frame; false: the frame is too short for what it says to be in it,
+// and left for the server to refuse.
+func (i *intake) beginFields() (fragment []byte, ok bool) {
 	p := i.frame[frameHead:]
 	if i.has(http2.FlagHeadersPadded) {
 		if len(p) == 0 || len(p)-1 < int(p[0]) {
 			return nil, false
 		}
-		i.frame = append(i.frame[:frameHead], p[1:len(p)-int(p[0])]...)
-		i.clear(http2.FlagHeadersPadded)
-		i.resize()
-		p = i.frame[frameHead:]
+		p = p[1 : len(p)-int(p[0])]
 	}
-	if !i.has(http2.FlagHeadersPriority) {
-		return p, true
-	}
-	if len(p) < prioritySize {
+	prioritized := i.has(http2.FlagHeadersPriority)
+	if prioritized && len(p) < prioritySize {
 		return nil, false
 	}
-	return p[prioritySize:], true
+	b := &i.block
+	b.reset()
+	b.stream, b.flags = i.stream(), http2.Flags(i.frame[4])&(http2.FlagHeadersEndStream|http2.FlagHeadersPriority)
+	b.trailers = b.stream <= i.newest
+	i.newest = max(i.newest, b.stream)
+	if prioritized {
+		p = p[copy(b.priority[:], p):]
+	}
+	return p, true
 }
 
-// see is told each field, as long as the server will not find them too long.
-func (i *intake) see(f hpack.HeaderField) {
-	if i.size += f.Size(); i.size > maxHeaderBytes+serverSlack {
-		i.decoder.SetEmitEnabled(false) // a byte may stand for four thousand
-		return
+// endFields gives the server the fields that it is to have.
+func (i *intake) endFields() {
+	b := &i.block
+	if b.trailers {
+		if b.ends() {
+			i.ended = b.stream
+		}
+	} else {
+		b.awaited = b.awaited && !b.malformed && i.await()
+		b.finish()
 	}
-	switch f.Name {
-	case "connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade", noteExpect, noteTrailer, noteStream:
-		i.malformed = true
-	case "trailer":
-		i.await()
-	case "te":
-		i.malformed = i.malformed || f.Value != "trailers"
-	case "expect":
-		i.note(noteExpect, f.Value)
-	}
-	if i.trailers {
-		i.noteTrailer(f)
-	}
-}
-
-// noteTrailer keeps within what HTTP/1 may have, which leaves room in what the server reads.
-func (i *intake) noteTrailer(f hpack.HeaderField) {
-	i.noted++
-	if i.noted > http1.MaxTrailers || i.notes.Len()+len(f.Name)+len(f.Value) > http1.MaxTrailer {
-		i.malformed = true
-	}
-	if !i.malformed {
-		i.note(noteTrailer, f.Name+": "+f.Value)
+	switch {
+	case !b.malformed:
+		i.emit(b.out, true)
+	case b.trailers:
+		i.emit(badTrailers, true)
+	default:
+		i.emit(badRequest, true)
 	}
 }
 
-// note adds a field. One that is sensitive is never put into the table, which is the client's.
-func (i *intake) note(name, value string) {
-	i.encoder.WriteField(hpack.HeaderField{Name: name, Value: value, Sensitive: true}) // into memory: no error
-}
-
-// await has the end of a stream told, whose number the server keeps from its handlers. Not of more than there can be: the
+// await has the end of the block's stream told, whose number the server keeps from its handlers. Not of more than there can be: the
 // server may have refused some.
-func (i *intake) await() {
+func (i *intake) await() bool {
+	b := &i.block
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.trailers || i.ends || i.awaited[i.current] != nil || len(i.awaited) >= maxStreams {
-		return
+	if b.ends() || len(i.awaited) >= maxStreams {
+		return false
 	}
 	if i.awaited == nil {
 		i.awaited = make(map[uint32]chan struct{})
 	}
-	i.awaited[i.current] = make(chan struct{})
-	i.note(noteStream, strconv.FormatUint(uint64(i.current), 10))
+	i.awaited[b.stream] = make(chan struct{})
+	return true
+}
+
+// breakOff ends fields that another frame, of which the head was read, has come into. The server finds the two in this order.
+func (i *intake) breakOff() {
+	var head [frameHead]byte
+	copy(head[:], i.frame)
+	i.block.open = false
+	i.frame = i.frame[:0]
+	i.emit(nil, false)
+	i.frame = append(i.frame, head[:]...)
+	i.ready = i.frame
+}
+
+// emit writes fields as the block's frames; ended is false where they are to have no end.
+func (i *intake) emit(fields []byte, ended bool) {
+	b := &i.block
+	kind, flags, begin := http2.FrameHeaders, b.flags, b.priority[:0]
+	if flags.Has(http2.FlagHeadersPriority) {
+		begin = b.priority[:]
+	}
+	for more := true; more; {
+		part := fields[:min(len(fields), maxFrame-len(begin))]
+		fields = fields[len(part):]
+		if more = len(fields) > 0; !more && ended {
+			flags |= http2.FlagHeadersEndHeaders
+		}
+		size := len(begin) + len(part)
+		i.frame = append(i.frame, byte(size>>16), byte(size>>8), byte(size), byte(kind), byte(flags))
+		i.frame = binary.BigEndian.AppendUint32(i.frame, b.stream)
+		i.frame = append(append(i.frame, begin...), part...)
+		kind, flags, begin = http2.FrameContinuation, 0, nil
+	}
 }
 
 // tellEnded tells of the stream that was ended with the frame before: the server begins to read a frame when it is done with
@@ -396,33 +409,4 @@ func (i *intake) forget(note []string) {
 func numberOf(note []string) uint32 {
 	n, _ := strconv.ParseUint(note[0], 10, 32)
 	return uint32(n)
-}
-
-// endFields adds the notes to the last frame of the fields, or behind it where there is no room.
-func (i *intake) endFields() {
-	if i.trailers && i.ends {
-		i.ended = i.current
-	}
-	if i.malformed {
-		i.notes.Reset()
-		i.note("Malformed", "") // in upper case, which makes it so (RFC 9113 section 8.2.1)
-	}
-	notes := i.notes.Bytes()
-	if len(i.frame)-frameHead+len(notes) <= maxFrame {
-		i.frame = append(i.frame, notes...)
-		i.resize()
-		return
-	}
-	i.clear(http2.FlagHeadersEndHeaders)
-	stream := i.stream()
-	for len(notes) > 0 {
-		part := notes[:min(len(notes), maxFrame)]
-		notes = notes[len(part):]
-		flags := byte(0)
-		if len(notes) == 0 {
-			flags = byte(http2.FlagContinuationEndHeaders)
-		}
-		i.frame = append(i.frame, byte(len(part)>>16), byte(len(part)>>8), byte(len(part)), byte(http2.FrameContinuation), flags)
-		i.frame = append(binary.BigEndian.AppendUint32(i.frame, stream), part...)
-	}
 }

@@ -24,6 +24,8 @@ const (
 	maxStreams = 250
 	// maxHeaderBytes bounds a head as HTTP/2 counts it (RFC 9113 section 6.5.2), which is more than its bytes in HTTP/1.
 	maxHeaderBytes = http1.MaxHead
+	// ownFields is for what intake adds to a head: the server is never to find one too long, which it would answer itself.
+	ownFields = 1 << 10
 	// After pingAfter without a frame a client is asked whether it is there, and has pingTimeout to answer.
 	pingAfter, pingTimeout = 30 * time.Second, 15 * time.Second
 	// stallTimeout is how long a client may leave its socket full, whatever the routes allow.
@@ -46,7 +48,7 @@ func (h *http2Server) init(f *Front) {
 	h.front = f
 	h.conns = make(map[net.Conn]struct{})
 	h.base = &http.Server{
-		MaxHeaderBytes: maxHeaderBytes, IdleTimeout: f.idleTimeout, ReadHeaderTimeout: f.headTimeout,
+		MaxHeaderBytes: maxHeaderBytes + ownFields, IdleTimeout: f.idleTimeout, ReadHeaderTimeout: f.headTimeout,
 		ErrorLog: slog.NewLogLogger(f.logger.Handler(), slog.LevelDebug), // clients that break off or speak nonsense
 	}
 	h.server = http2.Server{

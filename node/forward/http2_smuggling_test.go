@@ -178,8 +178,6 @@ func TestHTTP2WhatCannotBeSaidInHTTP1(t *testing.T) {
 		{name: "8.1: CR LF in a trailer's name", fields: post(), data: []string{"abc"}, trailers: []string{"x-t: 1\r\nx", "1"}},
 		{name: "8.1: upper case in a trailer", fields: post(), data: []string{"abc"}, trailers: []string{"X-T", "1"}},
 		// Our own.
-		{name: "a field that only the proxy writes", fields: field(noteExpect, "100-continue")},
-		{name: "a trailer that only the proxy writes", fields: post(), data: []string{"abc"}, trailers: []string{noteTrailer, "host: other"}},
 		{name: "an expectation that nobody knows", fields: post("expect", "miracles", "content-length", "3"), data: []string{"abc"}},
 		// RFC 8441 section 4, and CONNECT, which we are no forward proxy for.
 		{name: "CONNECT with a request in it", fields: []string{":method", "CONNECT", ":authority", "x HTTP/1.1\r\nx: y"}},
@@ -227,6 +225,11 @@ func TestHTTP2WhatLooksDangerousAndIsNot(t *testing.T) {
 			func(r *http.Request) string { return r.RequestURI }, "//other/x"},
 		{attack{name: "a value with a tab and bytes above 0x7f", fields: ordinary("GET", "/", "x-a", "a\tb\xc3\xbc")},
 			func(r *http.Request) string { return r.Header.Get("X-A") }, "a\tb\xc3\xbc"},
+		{attack{name: "a field that the proxy's own server is told of", fields: ordinary("GET", "/", noteProtocol, "websocket", noteHead, "000")},
+			func(r *http.Request) string { return fmt.Sprint(r.Header[protocolKey], r.Header[headKey], r.URL) }, "[websocket] [000] /"},
+		{attack{name: "a trailer that the proxy's own server is told of", fields: ordinary("POST", "/"), data: []string{"abc"},
+			trailers: []string{noteTrailer, "host: other"}},
+			func(r *http.Request) string { return fmt.Sprint(r.Host != "other", r.Trailer) }, "true map[Pyserve-Trailer:[host: other]]"},
 		{attack{name: "forwarded fields of a stranger", fields: ordinary("GET", "/", "x-forwarded-for", "1.2.3.4", "x_forwarded_for", "1.2.3.4")},
 			func(r *http.Request) string {
 				return fmt.Sprint(r.Header["X-Forwarded-For"], r.Header["X_forwarded_for"])

@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
-	"maps"
 	"net/http"
-	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -132,7 +129,6 @@ func (s *stream) carry() bool {
 func (s *stream) reject(err error) bool {
 	x := s.x
 	x.begun = time.Now()
-	x.request.Reset()
 	x.readOrigin()
 	f := refused(http.StatusBadRequest, "The request was not understood.", err)
 	var reason http1.Reason
@@ -147,44 +143,23 @@ func (s *stream) reject(err error) bool {
 	return f.status != 0
 }
 
-// head writes the request's head as HTTP/1 has it and reads it back with the parser of HTTP/1: what would be two lines, or two
-// requests, behind us is refused by the same rules (RFC 9113 section 10.3).
+// head reads the head that intake has written with the parser of HTTP/1: what would be two lines, or two requests, behind us is
+// refused by the same rules (RFC 9113 section 10.3). Of a request that is refused already, it is read for the answer.
 func (s *stream) head() error {
-	method, target, err := s.target()
+	out, why := readHead(s.x.in[:0], s.r.Header[headKey][0])
+	if protocol := s.r.Header[protocolKey]; protocol != nil && why == nil {
+		if why = s.connect(protocol[0]); why == nil {
+			out = s.appendHandshake(out)
+		}
+	}
+	err := s.parse(http1.AppendHeadEnd(out))
 	if err != nil {
-		return err
+		s.x.request.Reset()
 	}
-	out, err := http1.AppendRequestLine(s.x.in[:0], method, target, "", false)
-	if err == nil {
-		out, err = http1.AppendField(out, "Host", s.r.Host)
+	if why != nil {
+		return why
 	}
-	if err == nil {
-		out, err = s.appendFields(out)
-	}
-	if err == nil {
-		out, err = s.appendFraming(out)
-	}
-	if err != nil {
-		return err
-	}
-	return s.parse(http1.AppendHeadEnd(out))
-}
-
-// target is what goes into the request line. That of a WebSocket is a GET.
-func (s *stream) target() (method, target string, err error) {
-	r := s.r
-	protocol := r.Header[":protocol"]
-	switch {
-	case r.Host == "":
-		return "", "", http1.MissingHost // RFC 9113 section 8.3.1: http and https have an authority
-	case len(protocol) > 0 && r.Method != http.MethodConnect:
-		return "", "", http1.BadMethod // RFC 8441 section 4
-	case len(protocol) > 0:
-		return http.MethodGet, r.RequestURI, s.connect(protocol[0])
-	case r.Method == http.MethodConnect:
-		return r.Method, r.Host, nil
-	}
-	return r.Method, r.RequestURI, nil
+	return err
 }
 
 // parse reads the head that is in the exchange's buffer, or in what that has grown to.
@@ -199,81 +174,6 @@ func (s *stream) parse(head []byte) error {
 	}
 	x.headEnd, x.at = n, n
 	return err
-}
-
-// appendFields writes the client's fields. The order of those with different names says nothing (RFC 9110 section 5.3).
-func (s *stream) appendFields(out []byte) ([]byte, error) {
-	for name, values := range s.r.Header {
-		switch name {
-		case "Host", "Content-Length", "Expect", expectKey, trailerKey, streamKey, ":protocol":
-			continue // written otherwise
-		case "Sec-Websocket-Key":
-			if s.key != "" {
-				continue // RFC 8441 section 5: it is no part of HTTP/2's handshake
-			}
-		}
-		for _, value := range values {
-			var err error
-			if out, err = http1.AppendField(out, name, value); err != nil {
-				return nil, err
-			}
-		}
-	}
-	return out, nil
-}
-
-// appendFraming writes how the body goes to the backend.
-func (s *stream) appendFraming(out []byte) ([]byte, error) {
-	r := s.r
-	if s.key != "" {
-		return s.appendHandshake(out), nil
-	}
-	out, err := s.appendExpectation(out)
-	if err != nil {
-		return nil, err
-	}
-	if declared := r.Header["Content-Length"]; declared != nil {
-		return s.appendLength(out, declared)
-	}
-	if r.ContentLength == 0 {
-		return out, nil
-	}
-	if len(r.Trailer) > 1 { // those that the client announced
-		announced := slices.Sorted(maps.Keys(r.Trailer))
-		announced = slices.DeleteFunc(announced, func(name string) bool { return name == trailerKey })
-		if out, err = http1.AppendField(out, "Trailer", strings.Join(announced, ", ")); err != nil {
-			return nil, err
-		}
-	}
-	return append(out, "Transfer-Encoding: chunked\r\n"...), nil
-}
-
-// appendLength writes the length that the client declared, which has to be the body's (RFC 9113 section 8.1.1). That more or
-// fewer bytes come in DATA frames is for the server to find.
-func (s *stream) appendLength(out []byte, declared []string) ([]byte, error) {
-	for _, value := range declared {
-		n, err := strconv.ParseUint(value, 10, 63)
-		switch {
-		case err != nil:
-			return nil, http1.BadContentLength
-		case value != declared[0]:
-			return nil, http1.DifferingContentLengths
-		case int64(n) != s.r.ContentLength: // there is no body
-			return nil, http1.Truncated
-		}
-	}
-	return http1.AppendContentLength(out, s.r.ContentLength), nil
-}
-
-// appendExpectation passes Expect on.
-func (s *stream) appendExpectation(out []byte) ([]byte, error) {
-	var err error
-	for _, value := range s.r.Header[expectKey] {
-		if out, err = http1.AppendField(out, "Expect", value); err != nil {
-			return nil, err
-		}
-	}
-	return out, nil
 }
 
 func (s *stream) version() string { return "2.0" }
