@@ -22,6 +22,7 @@ func (s *stream) interim() error {
 	}
 	h := s.w.Header()
 	s.fill(h)
+	s.in.alone()
 	s.w.WriteHeader(s.x.response.Status)
 	clear(h)
 	return nil
@@ -30,7 +31,10 @@ func (s *stream) interim() error {
 // fill copies the end-to-end fields of the answer.
 func (s *stream) fill(h http.Header) {
 	x := s.x
-	x.out, _ = x.appendResponseFields(x.out[:0])
+	var dated bool
+	if x.out, dated = x.appendResponseFields(x.out[:0]); !dated && x.response.Status >= 200 { // RFC 9110 section 6.6.1
+		x.out = append(x.out, *s.front.date.Load()...)
+	}
 	addLines(h, string(x.out))
 	delete(h, "Upgrade") // the one that HTTP/1 lets pass, with 426
 }
@@ -82,6 +86,7 @@ func (s *stream) relay() *failure {
 	s.w.WriteHeader(x.status)
 	clear(h) // or what is announced as a trailer and is in the head, too, would be said again
 	if x.from == x.to && !x.downBody.Done() {
+		s.in.alone()
 		s.w.FlushError() // a client that has gone is noticed at the next write
 	}
 	for !x.downBody.Done() {
@@ -145,7 +150,7 @@ func (s *stream) reply(status int, kind string, body []byte) error {
 	x := s.x
 	h := s.w.Header()
 	clear(h)
-	x.out = x.appendReplyFields(x.out[:0], status, kind, len(body))
+	x.out = append(x.appendReplyFields(x.out[:0], status, kind, len(body)), *s.front.date.Load()...)
 	addLines(h, string(x.out))
 	s.sayClosing(h)
 	if !s.arm(&s.main, phaseBody, s.front.after(writeTimeout)) {

@@ -32,7 +32,7 @@ func TestHTTP2HeadsThatAreTooLong(t *testing.T) {
 		reason http1.Reason
 	}{
 		"one long field":                    {append(accept, "cookie", strings.Repeat("a", maxHeaderBytes)), http1.HeadTooLong},
-		"one field that is far too long":    {append(accept, "cookie", strings.Repeat("a", 3*maxHeaderBytes)), http1.HeadTooLong},
+		"one field that is far too long":    {append(accept, "cookie", strings.Repeat("a", maxHeaderBytes*3/2)), http1.HeadTooLong},
 		"many fields":                       {append(accept, many(maxHeaderBytes/100, "x-a", strings.Repeat("a", 100))...), http1.HeadTooLong},
 		"a long field before Accept":        {append([]string{"x-a", strings.Repeat("a", maxHeaderBytes)}, accept...), http1.HeadTooLong},
 		"short fields, but too many":        {append(many(http1.MaxFields, "x-a", ""), accept...), http1.TooManyFields},
@@ -92,7 +92,7 @@ func TestHTTP2AHeadIsTooLongByOneByte(t *testing.T) {
 // What comes after fields that are too long is read only for the table, and not without an end.
 func TestHTTP2FieldsBeyondWhatIsReadEndTheConnection(t *testing.T) {
 	for name, pairs := range map[string][]string{
-		"one field":   {"x-a", strings.Repeat("#", maxBlock+1)}, // which no code makes shorter
+		"one field":   {"x-a", strings.Repeat("#", maxBlock+1)},                            // which no code makes shorter
 		"many fields": many(maxBlock/headerTable, "x-a", strings.Repeat("#", headerTable)), // too long for the table
 	} {
 		t.Run(name, func(t *testing.T) {

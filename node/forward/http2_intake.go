@@ -10,8 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"sync/atomic"
-	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -53,7 +51,7 @@ var (
 //
 // Everything else passes as it is: where the frames are wrong, the server finds it, and tells the client.
 type intake struct {
-	net.Conn
+	*outlet
 	in     *bufio.Reader
 	frame  []byte // the last frame that was looked at as a whole, or the head of one that was not
 	ready  []byte // of frame: what the server has not read
@@ -66,17 +64,15 @@ type intake struct {
 	// awaited are the streams whose client has announced trailers, and not ended them yet. Each is closed then.
 	awaited map[uint32]chan struct{}
 
-	writing atomic.Int64 // since when a Write has been under way, Unix nanoseconds; 0: none is
-
 	decoder *hpack.Decoder
 	failed  error  // after which the connection ends
 	newest  uint32 // the highest stream
 	block   block
 }
 
-// newIntake reads from r what comes over nc, from the connection's beginning.
-func newIntake(nc net.Conn, r io.Reader) *intake {
-	i := &intake{Conn: nc, in: bufio.NewReader(r), pass: len(http2.ClientPreface)}
+// newIntake reads from r what comes over the connection, from its beginning.
+func newIntake(o *outlet, r io.Reader) *intake {
+	i := &intake{outlet: o, in: bufio.NewReader(r), pass: len(http2.ClientPreface)}
 	i.decoder = hpack.NewDecoder(headerTable, i.block.see)
 	i.decoder.SetMaxStringLength(maxBlock)
 	return i
@@ -113,19 +109,6 @@ func (i *intake) Read(p []byte) (int, error) {
 	n, err := i.in.Read(p[:min(len(p), i.pass)])
 	i.pass -= n
 	return n, err
-}
-
-// Write is for one goroutine.
-func (i *intake) Write(p []byte) (int, error) {
-	i.writing.Store(time.Now().UnixNano())
-	defer i.writing.Store(0)
-	return i.Conn.Write(p)
-}
-
-// stalled says that the client has not read the socket for so long: not even a reset would reach it.
-func (i *intake) stalled(d time.Duration) bool {
-	since := i.writing.Load()
-	return since != 0 && time.Since(time.Unix(0, since)) > d
 }
 
 // next begins the next frame.
@@ -322,6 +305,7 @@ func (i *intake) endFields() {
 	default:
 		i.emit(badRequest, true)
 	}
+	b.reset() // the next may be long in coming
 }
 
 // await has the end of the block's stream told, whose number the server keeps from its handlers. Not of more than there can be: the

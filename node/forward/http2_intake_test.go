@@ -14,7 +14,7 @@ import (
 
 // taken is what the server reads of a connection's bytes, read in pieces of a size.
 func taken(stream []byte, size int) ([]byte, error) {
-	i := newIntake(nil, bytes.NewReader(append([]byte(http2.ClientPreface), stream...)))
+	i := newIntake(&outlet{}, bytes.NewReader(append([]byte(http2.ClientPreface), stream...)))
 	var out []byte
 	piece := make([]byte, size)
 	for {
@@ -265,7 +265,7 @@ func steadyIntake() (i *intake, size int) {
 	}
 	first := append([]byte(http2.ClientPreface), head()...)
 	again := head()
-	return newIntake(nil, &repetition{begin: first, again: again}), len(again)
+	return newIntake(&outlet{}, &repetition{begin: first, again: again}), len(again)
 }
 
 func TestIntakeDoesNotAllocate(t *testing.T) {

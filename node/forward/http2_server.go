@@ -53,7 +53,7 @@ func (h *http2Server) init(f *Front) {
 	}
 	h.server = http2.Server{
 		MaxConcurrentStreams: maxStreams, MaxReadFrameSize: maxFrame,
-		IdleTimeout: f.idleTimeout, ReadIdleTimeout: pingAfter, PingTimeout: pingTimeout, WriteByteTimeout: stallTimeout,
+		IdleTimeout: f.idleTimeout, ReadIdleTimeout: pingAfter, PingTimeout: pingTimeout,
 		MaxUploadBufferPerConnection: 1 << 20, MaxUploadBufferPerStream: 256 << 10,
 	}
 	if err := http2.ConfigureServer(h.base, &h.server); err != nil {
@@ -69,7 +69,7 @@ func (f *Front) ServeHTTP2(conn *tls.Conn, stale func() bool) {
 	number := f.numbers.Add(1)
 	f.meter.Connected(number, 1)
 	defer f.meter.Connected(number, -1)
-	f.http2.serve(newIntake(conn, conn), stale)
+	f.http2.serve(newIntake(newOutlet(f, conn), conn), stale)
 }
 
 // serve speaks HTTP/2 on a connection until it ends.
@@ -94,6 +94,7 @@ func (h *http2Server) serve(in *intake, stale func() bool) {
 		}),
 	})
 	in.Close() // it mostly is
+	in.end()
 	streams.end()
 	h.mu.Lock()
 	delete(h.conns, in.Conn)
@@ -134,7 +135,7 @@ func (h *http2Server) servePlain(c *conn) {
 	}
 	c.release()
 	c.x = nil
-	h.serve(newIntake(c.nc, io.MultiReader(bytes.NewReader(began), c.nc)), c.stale)
+	h.serve(newIntake(newOutlet(h.front, c.nc), io.MultiReader(bytes.NewReader(began), c.nc)), c.stale)
 }
 
 // leave sends GOAWAY on every connection.

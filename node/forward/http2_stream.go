@@ -1,7 +1,6 @@
 package forward
 
 import (
-	"context"
 	"errors"
 	"io"
 	"net/http"
@@ -51,15 +50,14 @@ type stream struct {
 func (f *Front) serveStream(w http.ResponseWriter, r *http.Request, in *intake, o *origin, stale func() bool) {
 	s := &stream{front: f, w: w.(streamWriter), r: r, in: in, stale: stale, restTime: writeTimeout}
 	s.patience.Store(int64(writeTimeout))
-	s.client = s
+	s.client, s.over = s, r.Context()
 	if r.ContentLength != 0 && r.Header[expectKey] != nil {
 		s.expected = newExpectation()
 	}
 	number := f.numbers.Add(1)
 	f.watch(&s.watch, number)
 	defer f.forget(&s.watch)
-	s.begin() // before the client's going away can be noticed
-	defer context.AfterFunc(r.Context(), s.abandon)()
+	s.begin()
 	s.x = f.take(f, &s.watch, s, number)
 	s.x.reset()
 	s.x.origin.peer, s.x.origin.secure = o.peer, o.secure
@@ -103,16 +101,6 @@ func (s *stream) awaitEnd(answered bool) {
 	case <-timer.C:
 	}
 	s.in.forget(note)
-}
-
-// abandon is the client's going away, of which there is one notice. It may come when the stream has ended, and it must not be
-// lost where a phase begins at the same moment.
-func (w *watch) abandon() {
-	w.shard.mu.Lock()
-	defer w.shard.mu.Unlock()
-	for due := w.main.due.Load(); w.list != none && due >= 0; due = w.main.due.Load() {
-		w.expire(&w.main, due, causeClientGone)
-	}
 }
 
 // carry reports whether the client got an answer.

@@ -74,6 +74,7 @@ func (s *stream) join() *failure {
 		return x.relayFailure(errNotSwitched)
 	}
 	x.status, x.headSent = http.StatusOK, true
+	s.in.alone()
 	s.w.WriteHeader(x.status)
 	if err := s.w.FlushError(); err != nil {
 		return &failure{class: ClassClient, err: err}

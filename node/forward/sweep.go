@@ -64,7 +64,8 @@ type watch struct {
 	backend  atomic.Pointer[upstream.Conn]
 	dialing  atomic.Pointer[context.CancelFunc]
 	client   deadlines
-	raw      syscall.RawConn // of the client's socket; nil: that it goes away is seen elsewhere
+	raw      syscall.RawConn // of the client's socket; nil: it is not asked whether the client is there
+	over     context.Context // of a stream: it ends when the client goes away; nil: this is none
 	parked   atomic.Bool     // in the lists of idle connections
 	sleeper  *net.TCPConn    // may sleep; nil: the goroutine has to wait
 
@@ -336,9 +337,12 @@ func (s *sweeper) inspect(w *watch) {
 	}
 }
 
-// missed says whether the client has closed its side. While a request's body is under way its reader sees that, and sees
-// what was sent before.
+// missed says whether the client has closed its side, or reset its stream. While a request's body is under way its reader sees
+// that, and sees what was sent before.
 func (s *sweeper) missed(w *watch) bool {
+	if w.over != nil {
+		return w.over.Err() != nil
+	}
 	return w.raw != nil && phase(w.upload.due.Load()&phaseMask) != phaseUpload && s.look.gone(w.raw)
 }
 
