@@ -162,8 +162,9 @@ func (b *block) seeField(name, value string) {
 	case "te":
 		b.malformed = value != "trailers" // the same
 	case "host":
-		b.host = value
-		b.hosts++
+		if b.hosts++; !b.full {
+			b.host = value
+		}
 		return
 	case "content-length":
 		b.seeLength(value)

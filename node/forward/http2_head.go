@@ -98,7 +98,7 @@ func (b *block) finishBody() {
 		return
 	}
 	if b.length != "" {
-		b.out = appendLiteral(b.out, "content-length", b.length)
+		b.out = appendLiteral(b.out, "content-length", strconv.FormatUint(b.bytes, 10))
 	} else {
 		b.out = appendLiteral(b.out, "trailer", noteTrailer)
 	}
@@ -114,16 +114,16 @@ func (b *block) finishBody() {
 // wellFormed is RFC 9113 section 8.3.1. The authority is host where there is no other.
 func (b *block) wellFormed() bool {
 	p := &b.pseudo
-	switch {
-	case b.hosts > 1, b.hosts == 1 && p[pseudoAuthority] != "" && p[pseudoAuthority] != b.host:
-		return false
-	case p[pseudoMethod] == "CONNECT" && !b.given[pseudoProtocol]:
-		return !b.given[pseudoPath] && !b.given[pseudoScheme] && p[pseudoAuthority] != ""
-	case p[pseudoAuthority] == "":
+	if p[pseudoAuthority] == "" {
 		p[pseudoAuthority] = b.host
 	}
-	if b.full {
+	switch {
+	case b.full:
 		return true // what is missing was too long
+	case b.hosts > 1, b.hosts == 1 && p[pseudoAuthority] != b.host:
+		return false
+	case p[pseudoMethod] == "CONNECT" && !b.given[pseudoProtocol]:
+		return !b.given[pseudoPath] && !b.given[pseudoScheme] && b.given[pseudoAuthority] && p[pseudoAuthority] != ""
 	}
 	path := p[pseudoPath]
 	return p[pseudoMethod] != "" && (p[pseudoScheme] == "http" || p[pseudoScheme] == "https") &&
