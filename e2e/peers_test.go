@@ -57,8 +57,12 @@ func TestAFleetOutlivesItsControl(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.restartControl()
-	s = c.statusShows("all as before", func(now status) bool { return now.Converged && now.Digest == s.Digest })
-	if got := s.row("n4"); !strings.Contains(got.Note, "from peer") || got.Digest != s.Digest {
-		t.Errorf("status of n4: %+v", got)
-	}
+	c.statusShows("n4 and n5 at the revision, from a peer", func(now status) bool {
+		for _, n := range []*daemon{n4, n5} {
+			if got := now.row(n.name); got.Digest != s.Digest || got.State != "ready" || !strings.Contains(got.Note, "from peer n") {
+				return false
+			}
+		}
+		return now.Converged && now.Digest == s.Digest
+	})
 }
