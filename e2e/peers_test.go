@@ -24,6 +24,11 @@ func TestAFleetOutlivesItsControl(t *testing.T) {
 		return len(s.Nodes) == 5
 	})
 	n4, n5 := c.node("n4"), c.node("n5")
+	for _, n := range []*daemon{n4, n5} { // or they would have nobody to ask later
+		eventually(t, n.name+" knows the others", func() string {
+			return c.ctl("--control", n.gossip, "get", "nodes", "-o", "name").complaint(0, []string{"n1", "n2", "n3"})
+		})
+	}
 	n4.stop(t)
 	n5.stop(t)
 	c.mustApply(fmt.Sprintf("server:\n  reverse_proxy:\n    - {path: /new, host: 127.0.0.1, port: %d}\n", port))
