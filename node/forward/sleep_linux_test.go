@@ -142,6 +142,40 @@ func TestOnlySoManyIdleConnectionsStayAwake(t *testing.T) {
 	}
 }
 
+func TestWhoComesBackWithinASecondStaysAwake(t *testing.T) {
+	s, shard := watched(maxAwake + 2)
+	for range 2 {
+		s.sweep()
+	}
+	soon, late := shard.lists[asleep][0], shard.lists[asleep][1]
+	request := func(w *watch) {
+		w.unpark()
+		w.begin()
+		w.main.set(phaseIdle, never)
+	}
+	request(soon)
+	for range 2 {
+		s.sweep()
+	}
+	if soon.list != idle {
+		t.Errorf("that which came back soon is in list %d", soon.list)
+	}
+	for range sleepLooks * idleSweeps {
+		s.sweep()
+	}
+	_, crowd := watched(maxAwake) // all of the others sleep by now
+	for _, w := range crowd.lists[hot] {
+		shard.add(w, idle)
+	}
+	request(late)
+	for range 2 {
+		s.sweep()
+	}
+	if late.list != asleep {
+		t.Errorf("that which came back late is in list %d", late.list)
+	}
+}
+
 func TestSleepDoesNotLengthenTheIdleLimit(t *testing.T) {
 	p := startWith(t, sleepy, whole(mirror(t).Port()))
 	used(t, p)

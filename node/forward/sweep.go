@@ -75,6 +75,7 @@ type watch struct {
 	list, place int
 	lastRequest uint32
 	looks       int
+	frequent    bool // came back before it would have slept
 }
 
 // deadlines are how reads and writes that wait are ended: those of a connection, or of an HTTP/2 stream.
@@ -163,8 +164,9 @@ const (
 	slowSweeps = 5
 	idleSweeps = 20
 	shardCount = 16
-	// Who was idle at sleepLooks looks sleeps, and at once where a shard has maxAwake that are idle and do not. So one whose
-	// client comes by every second has no more to do for it, and many that come at once have never had a stack each for long.
+	// Who is idle at more than sleepLooks looks sleeps: after a second or two. Where a shard has maxAwake that are idle and do
+	// not, the next does at once, unless it came back sooner than that the last time: so many that come at the same time do not
+	// have a stack each, and who comes by every second has nothing to do with all this.
 	sleepLooks = 2
 	maxAwake   = 64
 )
@@ -249,6 +251,7 @@ func (w *watch) unpark() {
 	defer w.shard.mu.Unlock()
 	if w.parked.Load() {
 		w.parked.Store(false)
+		w.frequent = w.looks <= sleepLooks
 		w.shard.move(w, hot)
 	}
 }
@@ -373,7 +376,7 @@ func (s *sweeper) park(shard *shard, w *watch) {
 	if phase(w.main.due.Load()&phaseMask) != phaseIdle {
 		w.parked.Store(false)
 		shard.move(w, hot)
-	} else if len(shard.lists[idle]) > maxAwake {
+	} else if len(shard.lists[idle]) > maxAwake && !w.frequent {
 		s.sleep(shard, w)
 	}
 }

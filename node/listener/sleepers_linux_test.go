@@ -5,6 +5,9 @@ import (
 	"io"
 	"net"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/pyserve/pyserve/node/nodetest"
 )
@@ -183,4 +186,56 @@ func TestAPanicOfOneThatWasWokenIsNobodyElsesEnd(t *testing.T) {
 			t.Errorf("%d bytes, %v", n, err)
 		}
 	}
+}
+
+// BenchmarkSleep is a byte that a client sends and has back, on a connection that sleeps before each and on one that waits. The
+// time of all processors is told beside, the client's share included.
+func BenchmarkSleep(b *testing.B) {
+	for name, sleeps := range map[string]bool{"asleep": true, "awake": false} {
+		b.Run(name, func(b *testing.B) {
+			l := started(b, Options{Front: &echoer{sleeps: sleeps}})
+			c := nodetest.Dial(b, l.Address())
+			c.SetDeadline(time.Time{})
+			b.ReportAllocs()
+			began, n := processorTime(b), 0
+			for b.Loop() {
+				n++
+				c.Write([]byte{'x'})
+				if _, err := c.Read(make([]byte, 1)); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(processorTime(b)-began)/float64(n), "cpu-ns/op")
+		})
+	}
+}
+
+// echoer is an engine that sends back what comes.
+type echoer struct {
+	idler
+	sleeps bool
+}
+
+func (e *echoer) Serve(conn net.Conn, _ *net.TCPConn, _ func() bool) func() bool {
+	held := make([]byte, 1)
+	return func() bool {
+		for {
+			if n, err := conn.Read(held); n == 0 || err != nil {
+				conn.Close()
+				return false
+			}
+			conn.Write(held)
+			if e.sleeps {
+				return true
+			}
+		}
+	}
+}
+
+func processorTime(b *testing.B) time.Duration {
+	var used unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &used); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
 }
