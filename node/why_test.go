@@ -1,6 +1,10 @@
 package node
 
 import (
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -8,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/pyserve/pyserve/node/nodetest"
+	"github.com/pyserve/pyserve/node/upstream"
 	"github.com/pyserve/pyserve/node/vote"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
@@ -77,5 +82,54 @@ func TestWhyShowsWhoSaysWhat(t *testing.T) {
 	}
 	if len(n.Votes()) == 0 || n.MergeVotes(n.Votes()) != nil {
 		t.Error("what a node tells a newcomer cannot be read")
+	}
+}
+
+// The first request that cannot connect is enough, long before the health check would know.
+func TestRequestThatCannotConnectTakesABackendOutAtOnce(t *testing.T) {
+	n := newNode(t, Options{Name: "n1"})
+	alive := saying(t, "alive")
+	dying := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "dying") }))
+	t.Cleanup(dying.Close)
+	address := dying.Listener.Addr().String()
+	b := nodetest.NewBuild().Route("/", uint32(dying.Listener.Addr().(*net.TCPAddr).Port), alive)
+	b.Pools["/"].HealthCheck = &resourcev1.HealthCheck{
+		Type: resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_TCP, Interval: durationpb.New(time.Hour), UnhealthyThreshold: 3,
+	}
+	apply(t, n, 1, b)
+	nodetest.Eventually(t, "both are healthy", func() bool {
+		for _, s := range n.Backends() {
+			if s.GetState() != fleetv1.BackendState_BACKEND_STATE_HEALTHY {
+				return false
+			}
+		}
+		return len(n.Backends()) == 2
+	})
+	dying.Close()
+	c, url := client(t, nil), "http://"+n.ListenAddress()+"/x"
+	evidence := func() *fleetv1.Evidence { return n.Why(address).GetEvidence()[0] }
+	nodetest.Eventually(t, "a request has met with the refusal", func() bool {
+		if _, err := fetch(c, url); err != nil {
+			t.Fatal(err) // it goes to the other one
+		}
+		return evidence().GetRefused() == "connection refused"
+	})
+	var gone *upstream.Backend
+	for _, m := range n.live.Load().routes[0].Pool().Members() {
+		if m.Backend.Address() == address {
+			gone = m.Backend
+		}
+	}
+	before := gone.Counters().ConnectFailures
+	for range 20 {
+		if body, err := fetch(c, url); err != nil || !strings.HasPrefix(body, "alive") {
+			t.Errorf("answered %q, %v", body, err)
+		}
+	}
+	if after := gone.Counters().ConnectFailures; after != before {
+		t.Errorf("it was tried %d times more", after-before)
+	}
+	if s := evidence().GetStatus().GetState(); s != fleetv1.BackendState_BACKEND_STATE_HEALTHY {
+		t.Errorf("its verdict is %v; only probes change it", s)
 	}
 }
