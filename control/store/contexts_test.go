@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"strings"
 	"testing"
 	"time"
 
@@ -27,7 +28,7 @@ func TestContextsAndRevocationsAreRestored(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	key := string(append([]byte{2}, make([]byte, 31)...))
+	key := "\x02" + strings.Repeat("\x00", 31)
 	if got := again.contexts[key]; len(again.contexts) != 2 || got != s.contexts[key] || got.Name != "bob" || got.Role != "viewer" || got.Author != "admin" || !got.Expires.Equal(someTime.Add(time.Hour)) {
 		t.Errorf("the contexts are %+v", again.contexts)
 	}
