@@ -24,7 +24,12 @@ type cluster struct {
 }
 
 // startCluster starts a control without nodes. close must be called.
-func (b *bench) startCluster(ctx context.Context, name string) (_ *cluster, err error) {
+func (b *bench) startCluster(ctx context.Context, name string) (*cluster, error) {
+	return b.startClusterBy(ctx, name)
+}
+
+// startClusterBy starts control by another program, as nice is one.
+func (b *bench) startClusterBy(ctx context.Context, name string, by ...string) (_ *cluster, err error) {
 	c := &cluster{bench: b, dir: filepath.Join(b.dir, name)}
 	defer func() {
 		if err != nil {
@@ -35,7 +40,7 @@ func (b *bench) startCluster(ctx context.Context, name string) (_ *cluster, err 
 		return nil, err
 	}
 	var addresses []string
-	c.args = []string{b.pyserve, "control", "--data-dir", c.data(), "--name", "c1"}
+	c.args = append(by, b.pyserve, "control", "--data-dir", c.data(), "--name", "c1")
 	for _, flag := range []string{"--listen", "--admin", "--gossip", "--raft"} {
 		address, err := b.ports.take()
 		if err != nil {
