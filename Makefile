@@ -95,5 +95,6 @@ bench-control: ## control under a thousand node streams: applies, restarts, swap
 .PHONY: bench-cluster
 bench-cluster: ## members, health checks and drains of many nodes, in virtual time and real; tables to bin/cluster.md; CLUSTER="-rounds 3" are flags
 	@mkdir -p bin
-	go test -count=1 -v -run '$(VIRTUAL)' ./cluster ./node/health | sed -n 's/^ *[a-z_]*_test\.go:[0-9]*: //p'
+	@go test -count=1 -v -run '$(VIRTUAL)' ./cluster ./node/health >bin/virtual.out || { cat bin/virtual.out; exit 1; }
+	@sed -n 's/^ *[a-z_]*_test\.go:[0-9]*: //p' bin/virtual.out
 	go run ./e2e/scale -only 'outage|leave' -markdown bin/cluster.md $(CLUSTER)
