@@ -105,6 +105,9 @@ func (s *settings) connect(ctx context.Context, warnings io.Writer) (*client, er
 		conn.Close()
 		problems = append(problems, unreachable(address, file, err))
 	}
+	if s.reads {
+		problems = append(problems, errors.New("any node shows what it knows: --control with the address of its --gossip, port 7946 unless it says otherwise"))
+	}
 	return nil, errors.Join(problems...)
 }
 
