@@ -307,6 +307,27 @@ func TestABrokenUploadNeverLooksCompleteToTheBackend(t *testing.T) {
 	}
 }
 
+func TestAHeadThatIsNoneIsAnsweredInTheFormThatItAsksFor(t *testing.T) {
+	p := start(t, whole(mirror(t).Port()))
+	for name, c := range map[string]struct {
+		head, kind string
+		status     int
+	}{
+		"too long, JSON":       {"GET / HTTP/1.1\r\nHost: x\r\naccept: application/json\r\nX: " + strings.Repeat("x", http1.MaxHead) + "\r\n\r\n", "application/json", 431},
+		"too long, HTML":       {"\r\nGET / HTTP/1.1\r\nHost: x\r\nAccept: text/html\r\nX: " + strings.Repeat("x", http1.MaxHead) + "\r\n\r\n", "text/html; charset=utf-8", 431},
+		"too long, none":       {"GET / HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", http1.MaxHead) + "\r\n\r\n", "text/plain; charset=utf-8", 431},
+		"malformed":            {"GET / HTTP/1.1\r\nHost : x\r\nAccept: application/json\r\n\r\n", "application/json", 400},
+		"of the next, not its": {"GET / HTTP/1.1\r\nHost : x\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\nAccept: application/json\r\n\r\n", "text/plain; charset=utf-8", 400},
+	} {
+		w := connect(t, p)
+		go io.WriteString(w, c.head) // the answer may come before all was taken
+		res, body, err := w.answer("GET")
+		if err != nil || res.StatusCode != c.status || res.Header.Get("Content-Type") != c.kind || !strings.Contains(body, res.Header.Get("X-Request-Id")) {
+			t.Errorf("%s: %v, %q, %v", name, res, body, err)
+		}
+	}
+}
+
 func TestAHeadOf64KiBPassesAndNotAByteMore(t *testing.T) {
 	filled := func(begin string, size int) string {
 		const field = "X-Filling: "

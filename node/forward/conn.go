@@ -250,6 +250,8 @@ func (c *conn) answerRejected(status int, sentence string, err error) {
 	x := c.x
 	x.begun = time.Now()
 	x.request.Reset()
+	x.salvaged = acceptIn(x.in[:x.have])
+	defer func() { x.salvaged = "" }()
 	x.readOrigin()
 	c.unread = true
 	c.main.due.Store(0) // the head's time may be up; the answer has its own

@@ -84,9 +84,11 @@ type exchange struct {
 	path    []byte // in normal form
 	removed int    // how much of path is stripped
 	origin  origin
-	upgrade bool
-	conn    *upstream.Conn // of the attempt under way
-	tries   int
+	// salvaged is what Accept said in a head that could not be read; empty otherwise.
+	salvaged string
+	upgrade  bool
+	conn     *upstream.Conn // of the attempt under way
+	tries    int
 
 	uploading bool               // the pump runs, or its result has not been taken
 	pumped    bool               // the pump has taken some of the body

@@ -26,9 +26,29 @@ func (x *exchange) refuse(status int, sentence string) error {
 
 // accepted is the Accept fields as one list.
 func (x *exchange) accepted() string {
+	if x.salvaged != "" {
+		return x.salvaged
+	}
 	var list []string
 	for i := x.request.Find(http1.Accept, 0); i >= 0; i = x.request.Find(http1.Accept, i+1) {
 		list = append(list, string(x.request.Value(i)))
+	}
+	return strings.Join(list, ",")
+}
+
+// acceptIn is the same of a head that is none, as far as it was read: all that hangs on it is the form of our answer.
+func acceptIn(head []byte) string {
+	var list []string
+	begun := false // empty lines may stand before a head (RFC 9112 section 2.2)
+	for line := range strings.Lines(string(head)) {
+		line = strings.TrimRight(line, "\r\n")
+		if line == "" && begun {
+			break
+		}
+		begun = begun || line != ""
+		if name, value, _ := strings.Cut(line, ":"); strings.EqualFold(name, "Accept") {
+			list = append(list, value)
+		}
 	}
 	return strings.Join(list, ",")
 }
