@@ -6,9 +6,9 @@ import (
 	"html"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/pyserve/pyserve/node/http1"
-	"strings"
 )
 
 // The forms that the proxy's own answers come in, the one for clients without a preference first.
