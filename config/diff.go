@@ -182,7 +182,8 @@ func routeDetails(a, b *resourcev1.Route) []string {
 	return slices.Concat(
 		detailUnless(!regex, first, "strip_path", a.GetStripPath(), b.StripPath),
 		detailUnless(false, first, "preserve_host", a.GetPreserveHost(), b.PreserveHost),
-		timeoutDetails(first, TimeoutsOf(a), TimeoutsOf(b)))
+		timeoutDetails(first, TimeoutsOf(a), TimeoutsOf(b)),
+		routePolicyDetails(a, b))
 }
 
 // movedRegexes gives the regex routes of both sets that are tried in another order than before. Their numbers alone tell
@@ -211,7 +212,8 @@ func movedRegexes(old, new map[string]*resourcev1.Route) map[string]bool {
 func poolDetails(a, b *resourcev1.Pool) []string {
 	details := backendDetails(a.GetBackends(), b.GetBackends())
 	details = append(details, checkDetails(a.GetHealthCheck(), b.GetHealthCheck())...)
-	return append(details, tlsDetails(a.GetTls(), b.GetTls())...)
+	details = append(details, tlsDetails(a.GetTls(), b.GetTls())...)
+	return append(details, poolPolicyDetails(a, b)...)
 }
 
 // backendDetails compares backends by address. What is new comes first, then what differs, then what is gone.

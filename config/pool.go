@@ -29,7 +29,8 @@ type routeGroup struct {
 	check                   option[*resourcev1.HealthCheck]
 	timeouts                option[Timeouts]
 	tls                     option[*resourcev1.BackendTls]
-	backends                []backend
+	policies
+	backends []backend
 }
 
 // routeSet puts entries together into routes, in the order of the document.
@@ -68,7 +69,7 @@ func (s *routeSet) add(e *entry) {
 	}
 	group := &routeGroup{
 		name: name, first: e, stripPath: e.stripPath, preserveHost: e.preserveHost,
-		check: e.check, timeouts: e.timeouts, tls: e.tls, backends: e.backends.value,
+		check: e.check, timeouts: e.timeouts, tls: e.tls, policies: e.policies, backends: e.backends.value,
 	}
 	if e.match.value == "regex" {
 		s.regexes++
@@ -129,6 +130,7 @@ func (g *routeGroup) join(r *reader, e *entry) {
 	agree(r, &g.check, e.check, func(a, b *resourcev1.HealthCheck) bool { return proto.Equal(a, b) })
 	agree(r, &g.timeouts, e.timeouts, func(a, b Timeouts) bool { return a == b })
 	agree(r, &g.tls, e.tls, func(a, b *resourcev1.BackendTls) bool { return proto.Equal(a, b) })
+	g.policies.join(r, &e.policies)
 }
 
 // agree lets an option of a later entry stand for the whole route, or reports that it differs.
@@ -158,7 +160,7 @@ func (s *routeSet) resources(out *Resources) {
 
 func (g *routeGroup) route() *resourcev1.Route {
 	match := g.first.pathMatch()
-	return &resourcev1.Route{
+	route := &resourcev1.Route{
 		Path:         g.first.path.or("/"),
 		Match:        match,
 		Hosts:        g.first.hosts.value,
@@ -168,10 +170,13 @@ func (g *routeGroup) route() *resourcev1.Route {
 		Order:        g.order,
 		Timeouts:     g.timeouts.or(defaultTimeouts).resource(),
 	}
+	g.intoRoute(route)
+	return route
 }
 
 func (g *routeGroup) pool(r *reader, defaultCheck *resourcev1.HealthCheck) *resourcev1.Pool {
 	pool := &resourcev1.Pool{HealthCheck: g.check.or(defaultCheck), Backends: g.uniqueBackends(r)}
+	g.intoPool(pool)
 	weights, tls := uint32(0), false
 	for _, b := range pool.Backends {
 		weights += b.Weight

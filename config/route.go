@@ -29,6 +29,7 @@ type entry struct {
 	check                   option[*resourcev1.HealthCheck]
 	timeouts                option[Timeouts]
 	tls                     option[*resourcev1.BackendTls]
+	policies
 }
 
 // entrySection declares what a route may say.

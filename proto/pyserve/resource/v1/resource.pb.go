@@ -82,6 +82,232 @@ func (PathMatch) EnumDescriptor() ([]byte, []int) {
 	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{0}
 }
 
+// What a rate limit counts by.
+type RateKey int32
+
+const (
+	RateKey_RATE_KEY_UNSPECIFIED RateKey = 0
+	// The client's address; of IPv6 the first 64 bits.
+	RateKey_RATE_KEY_CLIENT_IP RateKey = 1
+	// All requests of the route together.
+	RateKey_RATE_KEY_ROUTE RateKey = 2
+	// The value of a header field.
+	RateKey_RATE_KEY_HEADER RateKey = 3
+)
+
+// Enum value maps for RateKey.
+var (
+	RateKey_name = map[int32]string{
+		0: "RATE_KEY_UNSPECIFIED",
+		1: "RATE_KEY_CLIENT_IP",
+		2: "RATE_KEY_ROUTE",
+		3: "RATE_KEY_HEADER",
+	}
+	RateKey_value = map[string]int32{
+		"RATE_KEY_UNSPECIFIED": 0,
+		"RATE_KEY_CLIENT_IP":   1,
+		"RATE_KEY_ROUTE":       2,
+		"RATE_KEY_HEADER":      3,
+	}
+)
+
+func (x RateKey) Enum() *RateKey {
+	p := new(RateKey)
+	*p = x
+	return p
+}
+
+func (x RateKey) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RateKey) Descriptor() protoreflect.EnumDescriptor {
+	return file_pyserve_resource_v1_resource_proto_enumTypes[1].Descriptor()
+}
+
+func (RateKey) Type() protoreflect.EnumType {
+	return &file_pyserve_resource_v1_resource_proto_enumTypes[1]
+}
+
+func (x RateKey) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RateKey.Descriptor instead.
+func (RateKey) EnumDescriptor() ([]byte, []int) {
+	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{1}
+}
+
+// Whom a rate limit is for.
+type RateScope int32
+
+const (
+	RateScope_RATE_SCOPE_UNSPECIFIED RateScope = 0
+	// Each node lets that much through.
+	RateScope_RATE_SCOPE_NODE RateScope = 1
+	// All nodes together let that much through.
+	RateScope_RATE_SCOPE_CLUSTER RateScope = 2
+)
+
+// Enum value maps for RateScope.
+var (
+	RateScope_name = map[int32]string{
+		0: "RATE_SCOPE_UNSPECIFIED",
+		1: "RATE_SCOPE_NODE",
+		2: "RATE_SCOPE_CLUSTER",
+	}
+	RateScope_value = map[string]int32{
+		"RATE_SCOPE_UNSPECIFIED": 0,
+		"RATE_SCOPE_NODE":        1,
+		"RATE_SCOPE_CLUSTER":     2,
+	}
+)
+
+func (x RateScope) Enum() *RateScope {
+	p := new(RateScope)
+	*p = x
+	return p
+}
+
+func (x RateScope) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RateScope) Descriptor() protoreflect.EnumDescriptor {
+	return file_pyserve_resource_v1_resource_proto_enumTypes[2].Descriptor()
+}
+
+func (RateScope) Type() protoreflect.EnumType {
+	return &file_pyserve_resource_v1_resource_proto_enumTypes[2]
+}
+
+func (x RateScope) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RateScope.Descriptor instead.
+func (RateScope) EnumDescriptor() ([]byte, []int) {
+	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{2}
+}
+
+// How a pool picks.
+type BalancingPolicy int32
+
+const (
+	BalancingPolicy_BALANCING_POLICY_UNSPECIFIED   BalancingPolicy = 0
+	BalancingPolicy_BALANCING_POLICY_ROUND_ROBIN   BalancingPolicy = 1
+	BalancingPolicy_BALANCING_POLICY_LEAST_REQUEST BalancingPolicy = 2
+	BalancingPolicy_BALANCING_POLICY_RANDOM        BalancingPolicy = 3
+	BalancingPolicy_BALANCING_POLICY_P2C_EWMA      BalancingPolicy = 4
+	BalancingPolicy_BALANCING_POLICY_RING_HASH     BalancingPolicy = 5
+	BalancingPolicy_BALANCING_POLICY_MAGLEV        BalancingPolicy = 6
+)
+
+// Enum value maps for BalancingPolicy.
+var (
+	BalancingPolicy_name = map[int32]string{
+		0: "BALANCING_POLICY_UNSPECIFIED",
+		1: "BALANCING_POLICY_ROUND_ROBIN",
+		2: "BALANCING_POLICY_LEAST_REQUEST",
+		3: "BALANCING_POLICY_RANDOM",
+		4: "BALANCING_POLICY_P2C_EWMA",
+		5: "BALANCING_POLICY_RING_HASH",
+		6: "BALANCING_POLICY_MAGLEV",
+	}
+	BalancingPolicy_value = map[string]int32{
+		"BALANCING_POLICY_UNSPECIFIED":   0,
+		"BALANCING_POLICY_ROUND_ROBIN":   1,
+		"BALANCING_POLICY_LEAST_REQUEST": 2,
+		"BALANCING_POLICY_RANDOM":        3,
+		"BALANCING_POLICY_P2C_EWMA":      4,
+		"BALANCING_POLICY_RING_HASH":     5,
+		"BALANCING_POLICY_MAGLEV":        6,
+	}
+)
+
+func (x BalancingPolicy) Enum() *BalancingPolicy {
+	p := new(BalancingPolicy)
+	*p = x
+	return p
+}
+
+func (x BalancingPolicy) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (BalancingPolicy) Descriptor() protoreflect.EnumDescriptor {
+	return file_pyserve_resource_v1_resource_proto_enumTypes[3].Descriptor()
+}
+
+func (BalancingPolicy) Type() protoreflect.EnumType {
+	return &file_pyserve_resource_v1_resource_proto_enumTypes[3]
+}
+
+func (x BalancingPolicy) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use BalancingPolicy.Descriptor instead.
+func (BalancingPolicy) EnumDescriptor() ([]byte, []int) {
+	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{3}
+}
+
+// What of a request is hashed.
+type HashOn int32
+
+const (
+	HashOn_HASH_ON_UNSPECIFIED HashOn = 0
+	HashOn_HASH_ON_CLIENT_IP   HashOn = 1
+	HashOn_HASH_ON_HEADER      HashOn = 2
+	HashOn_HASH_ON_COOKIE      HashOn = 3
+	HashOn_HASH_ON_PATH        HashOn = 4
+)
+
+// Enum value maps for HashOn.
+var (
+	HashOn_name = map[int32]string{
+		0: "HASH_ON_UNSPECIFIED",
+		1: "HASH_ON_CLIENT_IP",
+		2: "HASH_ON_HEADER",
+		3: "HASH_ON_COOKIE",
+		4: "HASH_ON_PATH",
+	}
+	HashOn_value = map[string]int32{
+		"HASH_ON_UNSPECIFIED": 0,
+		"HASH_ON_CLIENT_IP":   1,
+		"HASH_ON_HEADER":      2,
+		"HASH_ON_COOKIE":      3,
+		"HASH_ON_PATH":        4,
+	}
+)
+
+func (x HashOn) Enum() *HashOn {
+	p := new(HashOn)
+	*p = x
+	return p
+}
+
+func (x HashOn) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (HashOn) Descriptor() protoreflect.EnumDescriptor {
+	return file_pyserve_resource_v1_resource_proto_enumTypes[4].Descriptor()
+}
+
+func (HashOn) Type() protoreflect.EnumType {
+	return &file_pyserve_resource_v1_resource_proto_enumTypes[4]
+}
+
+func (x HashOn) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use HashOn.Descriptor instead.
+func (HashOn) EnumDescriptor() ([]byte, []int) {
+	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{4}
+}
+
 type HealthCheckType int32
 
 const (
@@ -129,11 +355,11 @@ func (x HealthCheckType) String() string {
 }
 
 func (HealthCheckType) Descriptor() protoreflect.EnumDescriptor {
-	return file_pyserve_resource_v1_resource_proto_enumTypes[1].Descriptor()
+	return file_pyserve_resource_v1_resource_proto_enumTypes[5].Descriptor()
 }
 
 func (HealthCheckType) Type() protoreflect.EnumType {
-	return &file_pyserve_resource_v1_resource_proto_enumTypes[1]
+	return &file_pyserve_resource_v1_resource_proto_enumTypes[5]
 }
 
 func (x HealthCheckType) Number() protoreflect.EnumNumber {
@@ -142,7 +368,7 @@ func (x HealthCheckType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use HealthCheckType.Descriptor instead.
 func (HealthCheckType) EnumDescriptor() ([]byte, []int) {
-	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{1}
+	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{5}
 }
 
 // Listener is where every node accepts clients. A bundle has exactly one, named "default".
@@ -155,7 +381,9 @@ type Listener struct {
 	// Networks in CIDR form whose X-Forwarded-* and X-Request-ID are believed.
 	TrustedProxies []string `protobuf:"bytes,3,rep,name=trusted_proxies,json=trustedProxies,proto3" json:"trusted_proxies,omitempty"`
 	// The name of the Certificate served; empty: the listener speaks plain HTTP.
-	Certificate   string `protobuf:"bytes,4,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	Certificate string `protobuf:"bytes,4,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	// Connections from trusted_proxies begin with a PROXY protocol header.
+	ProxyProtocol bool `protobuf:"varint,5,opt,name=proxy_protocol,json=proxyProtocol,proto3" json:"proxy_protocol,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -216,6 +444,13 @@ func (x *Listener) GetCertificate() string {
 		return x.Certificate
 	}
 	return ""
+}
+
+func (x *Listener) GetProxyProtocol() bool {
+	if x != nil {
+		return x.ProxyProtocol
+	}
+	return false
 }
 
 // Certificate is what a listener shows to clients. The key never leaves control and the nodes.
@@ -290,7 +525,29 @@ type Route struct {
 	// Where match is REGEX: the place among the regex routes of the document, from 1. Otherwise 0.
 	Order uint32 `protobuf:"varint,7,opt,name=order,proto3" json:"order,omitempty"`
 	// How long a request may wait, and for what. Unset: the defaults.
-	Timeouts      *Timeouts `protobuf:"bytes,8,opt,name=timeouts,proto3" json:"timeouts,omitempty"`
+	Timeouts *Timeouts `protobuf:"bytes,8,opt,name=timeouts,proto3" json:"timeouts,omitempty"`
+	// Upper-case, sorted. Empty: every method.
+	Methods []string `protobuf:"bytes,9,rep,name=methods,proto3" json:"methods,omitempty"`
+	// Conditions on header fields, all of which must hold, sorted by name.
+	Headers []*FieldMatch `protobuf:"bytes,10,rep,name=headers,proto3" json:"headers,omitempty"`
+	// Conditions on the parameters of the query, all of which must hold, sorted by name.
+	Query []*FieldMatch `protobuf:"bytes,11,rep,name=query,proto3" json:"query,omitempty"`
+	// Unset: no limit.
+	RateLimit *RateLimit `protobuf:"bytes,12,opt,name=rate_limit,json=rateLimit,proto3" json:"rate_limit,omitempty"`
+	// The longest body of a request, in bytes. 0: no limit.
+	MaxBodyBytes uint64 `protobuf:"varint,13,opt,name=max_body_bytes,json=maxBodyBytes,proto3" json:"max_body_bytes,omitempty"`
+	// Unset: headers go through as they are.
+	RequestHeaders  *FieldEdits `protobuf:"bytes,14,opt,name=request_headers,json=requestHeaders,proto3" json:"request_headers,omitempty"`
+	ResponseHeaders *FieldEdits `protobuf:"bytes,15,opt,name=response_headers,json=responseHeaders,proto3" json:"response_headers,omitempty"`
+	// Instead of a pool: the answer to every request.
+	Redirect *Redirect `protobuf:"bytes,16,opt,name=redirect,proto3" json:"redirect,omitempty"`
+	Respond  *Respond  `protobuf:"bytes,17,opt,name=respond,proto3" json:"respond,omitempty"`
+	// Unset: one more attempt, where nothing of an answer was received and the request may be repeated.
+	Retries *Retries `protobuf:"bytes,18,opt,name=retries,proto3" json:"retries,omitempty"`
+	// Instead of one pool: several, each with its share of the requests.
+	Split []*Part `protobuf:"bytes,19,rep,name=split,proto3" json:"split,omitempty"`
+	// Unset: a client may come to another backend with each request.
+	Sticky        *Sticky `protobuf:"bytes,20,opt,name=sticky,proto3" json:"sticky,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -381,6 +638,712 @@ func (x *Route) GetTimeouts() *Timeouts {
 	return nil
 }
 
+func (x *Route) GetMethods() []string {
+	if x != nil {
+		return x.Methods
+	}
+	return nil
+}
+
+func (x *Route) GetHeaders() []*FieldMatch {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+func (x *Route) GetQuery() []*FieldMatch {
+	if x != nil {
+		return x.Query
+	}
+	return nil
+}
+
+func (x *Route) GetRateLimit() *RateLimit {
+	if x != nil {
+		return x.RateLimit
+	}
+	return nil
+}
+
+func (x *Route) GetMaxBodyBytes() uint64 {
+	if x != nil {
+		return x.MaxBodyBytes
+	}
+	return 0
+}
+
+func (x *Route) GetRequestHeaders() *FieldEdits {
+	if x != nil {
+		return x.RequestHeaders
+	}
+	return nil
+}
+
+func (x *Route) GetResponseHeaders() *FieldEdits {
+	if x != nil {
+		return x.ResponseHeaders
+	}
+	return nil
+}
+
+func (x *Route) GetRedirect() *Redirect {
+	if x != nil {
+		return x.Redirect
+	}
+	return nil
+}
+
+func (x *Route) GetRespond() *Respond {
+	if x != nil {
+		return x.Respond
+	}
+	return nil
+}
+
+func (x *Route) GetRetries() *Retries {
+	if x != nil {
+		return x.Retries
+	}
+	return nil
+}
+
+func (x *Route) GetSplit() []*Part {
+	if x != nil {
+		return x.Split
+	}
+	return nil
+}
+
+func (x *Route) GetSticky() *Sticky {
+	if x != nil {
+		return x.Sticky
+	}
+	return nil
+}
+
+// FieldMatch is a condition on a header field or a parameter of the query.
+type FieldMatch struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A header's name in lower case; a parameter's name as it is, decoded.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Types that are valid to be assigned to Condition:
+	//
+	//	*FieldMatch_Exact
+	//	*FieldMatch_Regex
+	//	*FieldMatch_Present
+	Condition     isFieldMatch_Condition `protobuf_oneof:"condition"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FieldMatch) Reset() {
+	*x = FieldMatch{}
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FieldMatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FieldMatch) ProtoMessage() {}
+
+func (x *FieldMatch) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FieldMatch.ProtoReflect.Descriptor instead.
+func (*FieldMatch) Descriptor() ([]byte, []int) {
+	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *FieldMatch) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *FieldMatch) GetCondition() isFieldMatch_Condition {
+	if x != nil {
+		return x.Condition
+	}
+	return nil
+}
+
+func (x *FieldMatch) GetExact() string {
+	if x != nil {
+		if x, ok := x.Condition.(*FieldMatch_Exact); ok {
+			return x.Exact
+		}
+	}
+	return ""
+}
+
+func (x *FieldMatch) GetRegex() string {
+	if x != nil {
+		if x, ok := x.Condition.(*FieldMatch_Regex); ok {
+			return x.Regex
+		}
+	}
+	return ""
+}
+
+func (x *FieldMatch) GetPresent() bool {
+	if x != nil {
+		if x, ok := x.Condition.(*FieldMatch_Present); ok {
+			return x.Present
+		}
+	}
+	return false
+}
+
+type isFieldMatch_Condition interface {
+	isFieldMatch_Condition()
+}
+
+type FieldMatch_Exact struct {
+	// The value is this.
+	Exact string `protobuf:"bytes,2,opt,name=exact,proto3,oneof"`
+}
+
+type FieldMatch_Regex struct {
+	// An RE2 expression, found anywhere in the value unless anchored.
+	Regex string `protobuf:"bytes,3,opt,name=regex,proto3,oneof"`
+}
+
+type FieldMatch_Present struct {
+	// It is there, with whatever value (true), or it is not there (false).
+	Present bool `protobuf:"varint,4,opt,name=present,proto3,oneof"`
+}
+
+func (*FieldMatch_Exact) isFieldMatch_Condition() {}
+
+func (*FieldMatch_Regex) isFieldMatch_Condition() {}
+
+func (*FieldMatch_Present) isFieldMatch_Condition() {}
+
+// RateLimit bounds how many requests pass, by GCRA: evenly, and burst of them at once.
+type RateLimit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many in each stretch of per. At least 1.
+	Requests uint32               `protobuf:"varint,1,opt,name=requests,proto3" json:"requests,omitempty"`
+	Per      *durationpb.Duration `protobuf:"bytes,2,opt,name=per,proto3" json:"per,omitempty"`
+	// How many may come at once beyond that. At least 1.
+	Burst uint32  `protobuf:"varint,3,opt,name=burst,proto3" json:"burst,omitempty"`
+	Key   RateKey `protobuf:"varint,4,opt,name=key,proto3,enum=pyserve.resource.v1.RateKey" json:"key,omitempty"`
+	// With HEADER: the field's name in lower case.
+	Header        string    `protobuf:"bytes,5,opt,name=header,proto3" json:"header,omitempty"`
+	Scope         RateScope `protobuf:"varint,6,opt,name=scope,proto3,enum=pyserve.resource.v1.RateScope" json:"scope,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RateLimit) Reset() {
+	*x = RateLimit{}
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RateLimit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RateLimit) ProtoMessage() {}
+
+func (x *RateLimit) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
+func (*RateLimit) Descriptor() ([]byte, []int) {
+	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *RateLimit) GetRequests() uint32 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *RateLimit) GetPer() *durationpb.Duration {
+	if x != nil {
+		return x.Per
+	}
+	return nil
+}
+
+func (x *RateLimit) GetBurst() uint32 {
+	if x != nil {
+		return x.Burst
+	}
+	return 0
+}
+
+func (x *RateLimit) GetKey() RateKey {
+	if x != nil {
+		return x.Key
+	}
+	return RateKey_RATE_KEY_UNSPECIFIED
+}
+
+func (x *RateLimit) GetHeader() string {
+	if x != nil {
+		return x.Header
+	}
+	return ""
+}
+
+func (x *RateLimit) GetScope() RateScope {
+	if x != nil {
+		return x.Scope
+	}
+	return RateScope_RATE_SCOPE_UNSPECIFIED
+}
+
+// Field is a header field.
+type Field struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// May hold {path}, {host}, {query}, {client_ip} and the names of an expression's groups.
+	Value         string `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Field) Reset() {
+	*x = Field{}
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Field) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Field) ProtoMessage() {}
+
+func (x *Field) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Field.ProtoReflect.Descriptor instead.
+func (*Field) Descriptor() ([]byte, []int) {
+	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Field) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Field) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+// FieldEdits change header fields: first what is removed, then what is set, then what is added.
+type FieldEdits struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Set           []*Field               `protobuf:"bytes,1,rep,name=set,proto3" json:"set,omitempty"`
+	Add           []*Field               `protobuf:"bytes,2,rep,name=add,proto3" json:"add,omitempty"`
+	Remove        []string               `protobuf:"bytes,3,rep,name=remove,proto3" json:"remove,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FieldEdits) Reset() {
+	*x = FieldEdits{}
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FieldEdits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FieldEdits) ProtoMessage() {}
+
+func (x *FieldEdits) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FieldEdits.ProtoReflect.Descriptor instead.
+func (*FieldEdits) Descriptor() ([]byte, []int) {
+	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *FieldEdits) GetSet() []*Field {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
+func (x *FieldEdits) GetAdd() []*Field {
+	if x != nil {
+		return x.Add
+	}
+	return nil
+}
+
+func (x *FieldEdits) GetRemove() []string {
+	if x != nil {
+		return x.Remove
+	}
+	return nil
+}
+
+// Redirect answers with the way to another place.
+type Redirect struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A URL or path, with the templates that Field has.
+	To string `protobuf:"bytes,1,opt,name=to,proto3" json:"to,omitempty"`
+	// 301, 302, 303, 307 or 308.
+	Status        uint32 `protobuf:"varint,2,opt,name=status,proto3" json:"status,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Redirect) Reset() {
+	*x = Redirect{}
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Redirect) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Redirect) ProtoMessage() {}
+
+func (x *Redirect) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
+func (*Redirect) Descriptor() ([]byte, []int) {
+	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Redirect) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *Redirect) GetStatus() uint32 {
+	if x != nil {
+		return x.Status
+	}
+	return 0
+}
+
+// Respond answers with a text.
+type Respond struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Status        uint32                 `protobuf:"varint,1,opt,name=status,proto3" json:"status,omitempty"`
+	Body          string                 `protobuf:"bytes,2,opt,name=body,proto3" json:"body,omitempty"`
+	ContentType   string                 `protobuf:"bytes,3,opt,name=content_type,json=contentType,proto3" json:"content_type,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Respond) Reset() {
+	*x = Respond{}
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Respond) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Respond) ProtoMessage() {}
+
+func (x *Respond) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Respond.ProtoReflect.Descriptor instead.
+func (*Respond) Descriptor() ([]byte, []int) {
+	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Respond) GetStatus() uint32 {
+	if x != nil {
+		return x.Status
+	}
+	return 0
+}
+
+func (x *Respond) GetBody() string {
+	if x != nil {
+		return x.Body
+	}
+	return ""
+}
+
+func (x *Respond) GetContentType() string {
+	if x != nil {
+		return x.ContentType
+	}
+	return ""
+}
+
+// Retries says when a request is sent again, to another backend where there is one.
+type Retries struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Attempts beyond the first. 0: none.
+	Attempts uint32 `protobuf:"varint,1,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	// Where no connection could be made, or nothing was sent over it.
+	ConnectFailure bool `protobuf:"varint,2,opt,name=connect_failure,json=connectFailure,proto3" json:"connect_failure,omitempty"`
+	// Where the answer has one of these statuses.
+	Statuses []uint32 `protobuf:"varint,3,rep,packed,name=statuses,proto3" json:"statuses,omitempty"`
+	// How long one attempt may take to the head of its answer. 0 or unset: as long as the route's timeouts say.
+	PerTryTimeout *durationpb.Duration `protobuf:"bytes,4,opt,name=per_try_timeout,json=perTryTimeout,proto3" json:"per_try_timeout,omitempty"`
+	// At most so many retries in a hundred requests of the route.
+	BudgetPercent uint32 `protobuf:"varint,5,opt,name=budget_percent,json=budgetPercent,proto3" json:"budget_percent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Retries) Reset() {
+	*x = Retries{}
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Retries) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Retries) ProtoMessage() {}
+
+func (x *Retries) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Retries.ProtoReflect.Descriptor instead.
+func (*Retries) Descriptor() ([]byte, []int) {
+	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Retries) GetAttempts() uint32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *Retries) GetConnectFailure() bool {
+	if x != nil {
+		return x.ConnectFailure
+	}
+	return false
+}
+
+func (x *Retries) GetStatuses() []uint32 {
+	if x != nil {
+		return x.Statuses
+	}
+	return nil
+}
+
+func (x *Retries) GetPerTryTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.PerTryTimeout
+	}
+	return nil
+}
+
+func (x *Retries) GetBudgetPercent() uint32 {
+	if x != nil {
+		return x.BudgetPercent
+	}
+	return 0
+}
+
+// Part is one pool of a split.
+type Part struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its share of the requests, relative to the other parts.
+	Weight uint32 `protobuf:"varint,1,opt,name=weight,proto3" json:"weight,omitempty"`
+	// The name of a Pool.
+	Pool          string `protobuf:"bytes,2,opt,name=pool,proto3" json:"pool,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Part) Reset() {
+	*x = Part{}
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Part) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Part) ProtoMessage() {}
+
+func (x *Part) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Part.ProtoReflect.Descriptor instead.
+func (*Part) Descriptor() ([]byte, []int) {
+	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Part) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *Part) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+// Sticky keeps a client with the backend that it was first given, by a cookie.
+type Sticky struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The cookie's name.
+	Cookie string `protobuf:"bytes,1,opt,name=cookie,proto3" json:"cookie,omitempty"`
+	// 0: until the client's session ends.
+	Ttl           *durationpb.Duration `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Sticky) Reset() {
+	*x = Sticky{}
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sticky) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sticky) ProtoMessage() {}
+
+func (x *Sticky) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sticky.ProtoReflect.Descriptor instead.
+func (*Sticky) Descriptor() ([]byte, []int) {
+	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Sticky) GetCookie() string {
+	if x != nil {
+		return x.Cookie
+	}
+	return ""
+}
+
+func (x *Sticky) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
 // Timeouts says how long the parts of a request may take. Only what differs from its default is set, so that a route is
 // the same resource whether its document writes the defaults or leaves them out; the node fills them in.
 type Timeouts struct {
@@ -401,7 +1364,7 @@ type Timeouts struct {
 
 func (x *Timeouts) Reset() {
 	*x = Timeouts{}
-	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[3]
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -413,7 +1376,7 @@ func (x *Timeouts) String() string {
 func (*Timeouts) ProtoMessage() {}
 
 func (x *Timeouts) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[3]
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -426,7 +1389,7 @@ func (x *Timeouts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timeouts.ProtoReflect.Descriptor instead.
 func (*Timeouts) Descriptor() ([]byte, []int) {
-	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{3}
+	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Timeouts) GetConnect() *durationpb.Duration {
@@ -470,14 +1433,22 @@ type Pool struct {
 	Backends    []*Backend             `protobuf:"bytes,1,rep,name=backends,proto3" json:"backends,omitempty"`
 	HealthCheck *HealthCheck           `protobuf:"bytes,2,opt,name=health_check,json=healthCheck,proto3" json:"health_check,omitempty"`
 	// How backends with tls are verified and spoken to. Unset where none is.
-	Tls           *BackendTls `protobuf:"bytes,3,opt,name=tls,proto3" json:"tls,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Tls *BackendTls `protobuf:"bytes,3,opt,name=tls,proto3" json:"tls,omitempty"`
+	// Unset: round robin.
+	LoadBalancing *LoadBalancing `protobuf:"bytes,4,opt,name=load_balancing,json=loadBalancing,proto3" json:"load_balancing,omitempty"`
+	// Over how long a backend that has become healthy comes to its share. Unset: at once.
+	SlowStart *durationpb.Duration `protobuf:"bytes,5,opt,name=slow_start,json=slowStart,proto3" json:"slow_start,omitempty"`
+	// Unset: only probes, and connections that fail, say what is wrong with a backend.
+	OutlierDetection *OutlierDetection `protobuf:"bytes,6,opt,name=outlier_detection,json=outlierDetection,proto3" json:"outlier_detection,omitempty"`
+	// Unset: no bounds.
+	CircuitBreaker *CircuitBreaker `protobuf:"bytes,7,opt,name=circuit_breaker,json=circuitBreaker,proto3" json:"circuit_breaker,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[4]
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -489,7 +1460,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[4]
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -502,7 +1473,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{4}
+	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Pool) GetBackends() []*Backend {
@@ -526,6 +1497,222 @@ func (x *Pool) GetTls() *BackendTls {
 	return nil
 }
 
+func (x *Pool) GetLoadBalancing() *LoadBalancing {
+	if x != nil {
+		return x.LoadBalancing
+	}
+	return nil
+}
+
+func (x *Pool) GetSlowStart() *durationpb.Duration {
+	if x != nil {
+		return x.SlowStart
+	}
+	return nil
+}
+
+func (x *Pool) GetOutlierDetection() *OutlierDetection {
+	if x != nil {
+		return x.OutlierDetection
+	}
+	return nil
+}
+
+func (x *Pool) GetCircuitBreaker() *CircuitBreaker {
+	if x != nil {
+		return x.CircuitBreaker
+	}
+	return nil
+}
+
+// LoadBalancing says how backends are picked.
+type LoadBalancing struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Policy BalancingPolicy        `protobuf:"varint,1,opt,name=policy,proto3,enum=pyserve.resource.v1.BalancingPolicy" json:"policy,omitempty"`
+	// Set with RING_HASH and MAGLEV alone.
+	HashOn HashOn `protobuf:"varint,2,opt,name=hash_on,json=hashOn,proto3,enum=pyserve.resource.v1.HashOn" json:"hash_on,omitempty"`
+	// With HEADER, in lower case, and COOKIE: its name.
+	HashName      string `protobuf:"bytes,3,opt,name=hash_name,json=hashName,proto3" json:"hash_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoadBalancing) Reset() {
+	*x = LoadBalancing{}
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoadBalancing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoadBalancing) ProtoMessage() {}
+
+func (x *LoadBalancing) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoadBalancing.ProtoReflect.Descriptor instead.
+func (*LoadBalancing) Descriptor() ([]byte, []int) {
+	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *LoadBalancing) GetPolicy() BalancingPolicy {
+	if x != nil {
+		return x.Policy
+	}
+	return BalancingPolicy_BALANCING_POLICY_UNSPECIFIED
+}
+
+func (x *LoadBalancing) GetHashOn() HashOn {
+	if x != nil {
+		return x.HashOn
+	}
+	return HashOn_HASH_ON_UNSPECIFIED
+}
+
+func (x *LoadBalancing) GetHashName() string {
+	if x != nil {
+		return x.HashName
+	}
+	return ""
+}
+
+// OutlierDetection ejects backends by the answers that requests get.
+type OutlierDetection struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// So many failures in a row eject a backend. 0: none do.
+	ConsecutiveFailures uint32 `protobuf:"varint,1,opt,name=consecutive_failures,json=consecutiveFailures,proto3" json:"consecutive_failures,omitempty"`
+	// How long the first ejection lasts; each further one as much longer.
+	BaseEjectionTime *durationpb.Duration `protobuf:"bytes,2,opt,name=base_ejection_time,json=baseEjectionTime,proto3" json:"base_ejection_time,omitempty"`
+	// At most this share of the pool is ejected at a time.
+	MaxEjectionPercent uint32 `protobuf:"varint,3,opt,name=max_ejection_percent,json=maxEjectionPercent,proto3" json:"max_ejection_percent,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *OutlierDetection) Reset() {
+	*x = OutlierDetection{}
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OutlierDetection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OutlierDetection) ProtoMessage() {}
+
+func (x *OutlierDetection) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OutlierDetection.ProtoReflect.Descriptor instead.
+func (*OutlierDetection) Descriptor() ([]byte, []int) {
+	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *OutlierDetection) GetConsecutiveFailures() uint32 {
+	if x != nil {
+		return x.ConsecutiveFailures
+	}
+	return 0
+}
+
+func (x *OutlierDetection) GetBaseEjectionTime() *durationpb.Duration {
+	if x != nil {
+		return x.BaseEjectionTime
+	}
+	return nil
+}
+
+func (x *OutlierDetection) GetMaxEjectionPercent() uint32 {
+	if x != nil {
+		return x.MaxEjectionPercent
+	}
+	return 0
+}
+
+// CircuitBreaker bounds what a node has under way with a pool. 0: no bound.
+type CircuitBreaker struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	MaxConnections uint32                 `protobuf:"varint,1,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`
+	MaxRequests    uint32                 `protobuf:"varint,2,opt,name=max_requests,json=maxRequests,proto3" json:"max_requests,omitempty"`
+	MaxPending     uint32                 `protobuf:"varint,3,opt,name=max_pending,json=maxPending,proto3" json:"max_pending,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *CircuitBreaker) Reset() {
+	*x = CircuitBreaker{}
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CircuitBreaker) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CircuitBreaker) ProtoMessage() {}
+
+func (x *CircuitBreaker) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CircuitBreaker.ProtoReflect.Descriptor instead.
+func (*CircuitBreaker) Descriptor() ([]byte, []int) {
+	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *CircuitBreaker) GetMaxConnections() uint32 {
+	if x != nil {
+		return x.MaxConnections
+	}
+	return 0
+}
+
+func (x *CircuitBreaker) GetMaxRequests() uint32 {
+	if x != nil {
+		return x.MaxRequests
+	}
+	return 0
+}
+
+func (x *CircuitBreaker) GetMaxPending() uint32 {
+	if x != nil {
+		return x.MaxPending
+	}
+	return 0
+}
+
 // Backend is one server of a pool.
 type Backend struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -543,7 +1730,7 @@ type Backend struct {
 
 func (x *Backend) Reset() {
 	*x = Backend{}
-	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[5]
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -555,7 +1742,7 @@ func (x *Backend) String() string {
 func (*Backend) ProtoMessage() {}
 
 func (x *Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[5]
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -568,7 +1755,7 @@ func (x *Backend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backend.ProtoReflect.Descriptor instead.
 func (*Backend) Descriptor() ([]byte, []int) {
-	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{5}
+	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Backend) GetHost() string {
@@ -617,7 +1804,7 @@ type BackendTls struct {
 
 func (x *BackendTls) Reset() {
 	*x = BackendTls{}
-	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[6]
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -629,7 +1816,7 @@ func (x *BackendTls) String() string {
 func (*BackendTls) ProtoMessage() {}
 
 func (x *BackendTls) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[6]
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -642,7 +1829,7 @@ func (x *BackendTls) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackendTls.ProtoReflect.Descriptor instead.
 func (*BackendTls) Descriptor() ([]byte, []int) {
-	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{6}
+	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *BackendTls) GetCaPem() []byte {
@@ -701,7 +1888,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[7]
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -713,7 +1900,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[7]
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -726,7 +1913,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{7}
+	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *HealthCheck) GetType() HealthCheckType {
@@ -789,7 +1976,7 @@ type StatusRange struct {
 
 func (x *StatusRange) Reset() {
 	*x = StatusRange{}
-	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[8]
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -801,7 +1988,7 @@ func (x *StatusRange) String() string {
 func (*StatusRange) ProtoMessage() {}
 
 func (x *StatusRange) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[8]
+	mi := &file_pyserve_resource_v1_resource_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -814,7 +2001,7 @@ func (x *StatusRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRange.ProtoReflect.Descriptor instead.
 func (*StatusRange) Descriptor() ([]byte, []int) {
-	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{8}
+	return file_pyserve_resource_v1_resource_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StatusRange) GetFirst() uint32 {
@@ -835,15 +2022,16 @@ var File_pyserve_resource_v1_resource_proto protoreflect.FileDescriptor
 
 const file_pyserve_resource_v1_resource_proto_rawDesc = "" +
 	"\n" +
-	"\"pyserve/resource/v1/resource.proto\x12\x13pyserve.resource.v1\x1a\x1egoogle/protobuf/duration.proto\"}\n" +
+	"\"pyserve/resource/v1/resource.proto\x12\x13pyserve.resource.v1\x1a\x1egoogle/protobuf/duration.proto\"\xa4\x01\n" +
 	"\bListener\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12'\n" +
 	"\x0ftrusted_proxies\x18\x03 \x03(\tR\x0etrustedProxies\x12 \n" +
-	"\vcertificate\x18\x04 \x01(\tR\vcertificate\"C\n" +
+	"\vcertificate\x18\x04 \x01(\tR\vcertificate\x12%\n" +
+	"\x0eproxy_protocol\x18\x05 \x01(\bR\rproxyProtocol\"C\n" +
 	"\vCertificate\x12\x1b\n" +
 	"\tchain_pem\x18\x01 \x01(\fR\bchainPem\x12\x17\n" +
-	"\akey_pem\x18\x02 \x01(\fR\x06keyPem\"\x90\x02\n" +
+	"\akey_pem\x18\x02 \x01(\fR\x06keyPem\"\xa8\a\n" +
 	"\x05Route\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x124\n" +
 	"\x05match\x18\x02 \x01(\x0e2\x1e.pyserve.resource.v1.PathMatchR\x05match\x12\x14\n" +
@@ -853,17 +2041,90 @@ const file_pyserve_resource_v1_resource_proto_rawDesc = "" +
 	"\rpreserve_host\x18\x05 \x01(\bR\fpreserveHost\x12\x12\n" +
 	"\x04pool\x18\x06 \x01(\tR\x04pool\x12\x14\n" +
 	"\x05order\x18\a \x01(\rR\x05order\x129\n" +
-	"\btimeouts\x18\b \x01(\v2\x1d.pyserve.resource.v1.TimeoutsR\btimeouts\"\xa9\x02\n" +
+	"\btimeouts\x18\b \x01(\v2\x1d.pyserve.resource.v1.TimeoutsR\btimeouts\x12\x18\n" +
+	"\amethods\x18\t \x03(\tR\amethods\x129\n" +
+	"\aheaders\x18\n" +
+	" \x03(\v2\x1f.pyserve.resource.v1.FieldMatchR\aheaders\x125\n" +
+	"\x05query\x18\v \x03(\v2\x1f.pyserve.resource.v1.FieldMatchR\x05query\x12=\n" +
+	"\n" +
+	"rate_limit\x18\f \x01(\v2\x1e.pyserve.resource.v1.RateLimitR\trateLimit\x12$\n" +
+	"\x0emax_body_bytes\x18\r \x01(\x04R\fmaxBodyBytes\x12H\n" +
+	"\x0frequest_headers\x18\x0e \x01(\v2\x1f.pyserve.resource.v1.FieldEditsR\x0erequestHeaders\x12J\n" +
+	"\x10response_headers\x18\x0f \x01(\v2\x1f.pyserve.resource.v1.FieldEditsR\x0fresponseHeaders\x129\n" +
+	"\bredirect\x18\x10 \x01(\v2\x1d.pyserve.resource.v1.RedirectR\bredirect\x126\n" +
+	"\arespond\x18\x11 \x01(\v2\x1c.pyserve.resource.v1.RespondR\arespond\x126\n" +
+	"\aretries\x18\x12 \x01(\v2\x1c.pyserve.resource.v1.RetriesR\aretries\x12/\n" +
+	"\x05split\x18\x13 \x03(\v2\x19.pyserve.resource.v1.PartR\x05split\x123\n" +
+	"\x06sticky\x18\x14 \x01(\v2\x1b.pyserve.resource.v1.StickyR\x06sticky\"y\n" +
+	"\n" +
+	"FieldMatch\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x05exact\x18\x02 \x01(\tH\x00R\x05exact\x12\x16\n" +
+	"\x05regex\x18\x03 \x01(\tH\x00R\x05regex\x12\x1a\n" +
+	"\apresent\x18\x04 \x01(\bH\x00R\apresentB\v\n" +
+	"\tcondition\"\xe8\x01\n" +
+	"\tRateLimit\x12\x1a\n" +
+	"\brequests\x18\x01 \x01(\rR\brequests\x12+\n" +
+	"\x03per\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03per\x12\x14\n" +
+	"\x05burst\x18\x03 \x01(\rR\x05burst\x12.\n" +
+	"\x03key\x18\x04 \x01(\x0e2\x1c.pyserve.resource.v1.RateKeyR\x03key\x12\x16\n" +
+	"\x06header\x18\x05 \x01(\tR\x06header\x124\n" +
+	"\x05scope\x18\x06 \x01(\x0e2\x1e.pyserve.resource.v1.RateScopeR\x05scope\"1\n" +
+	"\x05Field\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\x80\x01\n" +
+	"\n" +
+	"FieldEdits\x12,\n" +
+	"\x03set\x18\x01 \x03(\v2\x1a.pyserve.resource.v1.FieldR\x03set\x12,\n" +
+	"\x03add\x18\x02 \x03(\v2\x1a.pyserve.resource.v1.FieldR\x03add\x12\x16\n" +
+	"\x06remove\x18\x03 \x03(\tR\x06remove\"2\n" +
+	"\bRedirect\x12\x0e\n" +
+	"\x02to\x18\x01 \x01(\tR\x02to\x12\x16\n" +
+	"\x06status\x18\x02 \x01(\rR\x06status\"X\n" +
+	"\aRespond\x12\x16\n" +
+	"\x06status\x18\x01 \x01(\rR\x06status\x12\x12\n" +
+	"\x04body\x18\x02 \x01(\tR\x04body\x12!\n" +
+	"\fcontent_type\x18\x03 \x01(\tR\vcontentType\"\xd4\x01\n" +
+	"\aRetries\x12\x1a\n" +
+	"\battempts\x18\x01 \x01(\rR\battempts\x12'\n" +
+	"\x0fconnect_failure\x18\x02 \x01(\bR\x0econnectFailure\x12\x1a\n" +
+	"\bstatuses\x18\x03 \x03(\rR\bstatuses\x12A\n" +
+	"\x0fper_try_timeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\rperTryTimeout\x12%\n" +
+	"\x0ebudget_percent\x18\x05 \x01(\rR\rbudgetPercent\"2\n" +
+	"\x04Part\x12\x16\n" +
+	"\x06weight\x18\x01 \x01(\rR\x06weight\x12\x12\n" +
+	"\x04pool\x18\x02 \x01(\tR\x04pool\"M\n" +
+	"\x06Sticky\x12\x16\n" +
+	"\x06cookie\x18\x01 \x01(\tR\x06cookie\x12+\n" +
+	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"\xa9\x02\n" +
 	"\bTimeouts\x123\n" +
 	"\aconnect\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\aconnect\x12B\n" +
 	"\x0fresponse_header\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x0eresponseHeader\x12-\n" +
 	"\x04idle\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x04idle\x123\n" +
 	"\arequest\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\arequest\x12@\n" +
-	"\x0ewebsocket_idle\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\rwebsocketIdle\"\xb8\x01\n" +
+	"\x0ewebsocket_idle\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\rwebsocketIdle\"\xdf\x03\n" +
 	"\x04Pool\x128\n" +
 	"\bbackends\x18\x01 \x03(\v2\x1c.pyserve.resource.v1.BackendR\bbackends\x12C\n" +
 	"\fhealth_check\x18\x02 \x01(\v2 .pyserve.resource.v1.HealthCheckR\vhealthCheck\x121\n" +
-	"\x03tls\x18\x03 \x01(\v2\x1f.pyserve.resource.v1.BackendTlsR\x03tls\"[\n" +
+	"\x03tls\x18\x03 \x01(\v2\x1f.pyserve.resource.v1.BackendTlsR\x03tls\x12I\n" +
+	"\x0eload_balancing\x18\x04 \x01(\v2\".pyserve.resource.v1.LoadBalancingR\rloadBalancing\x128\n" +
+	"\n" +
+	"slow_start\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tslowStart\x12R\n" +
+	"\x11outlier_detection\x18\x06 \x01(\v2%.pyserve.resource.v1.OutlierDetectionR\x10outlierDetection\x12L\n" +
+	"\x0fcircuit_breaker\x18\a \x01(\v2#.pyserve.resource.v1.CircuitBreakerR\x0ecircuitBreaker\"\xa0\x01\n" +
+	"\rLoadBalancing\x12<\n" +
+	"\x06policy\x18\x01 \x01(\x0e2$.pyserve.resource.v1.BalancingPolicyR\x06policy\x124\n" +
+	"\ahash_on\x18\x02 \x01(\x0e2\x1b.pyserve.resource.v1.HashOnR\x06hashOn\x12\x1b\n" +
+	"\thash_name\x18\x03 \x01(\tR\bhashName\"\xc0\x01\n" +
+	"\x10OutlierDetection\x121\n" +
+	"\x14consecutive_failures\x18\x01 \x01(\rR\x13consecutiveFailures\x12G\n" +
+	"\x12base_ejection_time\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x10baseEjectionTime\x120\n" +
+	"\x14max_ejection_percent\x18\x03 \x01(\rR\x12maxEjectionPercent\"}\n" +
+	"\x0eCircuitBreaker\x12'\n" +
+	"\x0fmax_connections\x18\x01 \x01(\rR\x0emaxConnections\x12!\n" +
+	"\fmax_requests\x18\x02 \x01(\rR\vmaxRequests\x12\x1f\n" +
+	"\vmax_pending\x18\x03 \x01(\rR\n" +
+	"maxPending\"[\n" +
 	"\aBackend\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x16\n" +
@@ -892,7 +2153,30 @@ const file_pyserve_resource_v1_resource_proto_rawDesc = "" +
 	"\x16PATH_MATCH_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11PATH_MATCH_PREFIX\x10\x01\x12\x14\n" +
 	"\x10PATH_MATCH_EXACT\x10\x02\x12\x14\n" +
-	"\x10PATH_MATCH_REGEX\x10\x03*\xc4\x01\n" +
+	"\x10PATH_MATCH_REGEX\x10\x03*d\n" +
+	"\aRateKey\x12\x18\n" +
+	"\x14RATE_KEY_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12RATE_KEY_CLIENT_IP\x10\x01\x12\x12\n" +
+	"\x0eRATE_KEY_ROUTE\x10\x02\x12\x13\n" +
+	"\x0fRATE_KEY_HEADER\x10\x03*T\n" +
+	"\tRateScope\x12\x1a\n" +
+	"\x16RATE_SCOPE_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fRATE_SCOPE_NODE\x10\x01\x12\x16\n" +
+	"\x12RATE_SCOPE_CLUSTER\x10\x02*\xf2\x01\n" +
+	"\x0fBalancingPolicy\x12 \n" +
+	"\x1cBALANCING_POLICY_UNSPECIFIED\x10\x00\x12 \n" +
+	"\x1cBALANCING_POLICY_ROUND_ROBIN\x10\x01\x12\"\n" +
+	"\x1eBALANCING_POLICY_LEAST_REQUEST\x10\x02\x12\x1b\n" +
+	"\x17BALANCING_POLICY_RANDOM\x10\x03\x12\x1d\n" +
+	"\x19BALANCING_POLICY_P2C_EWMA\x10\x04\x12\x1e\n" +
+	"\x1aBALANCING_POLICY_RING_HASH\x10\x05\x12\x1b\n" +
+	"\x17BALANCING_POLICY_MAGLEV\x10\x06*r\n" +
+	"\x06HashOn\x12\x17\n" +
+	"\x13HASH_ON_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11HASH_ON_CLIENT_IP\x10\x01\x12\x12\n" +
+	"\x0eHASH_ON_HEADER\x10\x02\x12\x12\n" +
+	"\x0eHASH_ON_COOKIE\x10\x03\x12\x10\n" +
+	"\fHASH_ON_PATH\x10\x04*\xc4\x01\n" +
 	"\x0fHealthCheckType\x12!\n" +
 	"\x1dHEALTH_CHECK_TYPE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16HEALTH_CHECK_TYPE_NONE\x10\x01\x12\x19\n" +
@@ -913,42 +2197,82 @@ func file_pyserve_resource_v1_resource_proto_rawDescGZIP() []byte {
 	return file_pyserve_resource_v1_resource_proto_rawDescData
 }
 
-var file_pyserve_resource_v1_resource_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_pyserve_resource_v1_resource_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_pyserve_resource_v1_resource_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_pyserve_resource_v1_resource_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_pyserve_resource_v1_resource_proto_goTypes = []any{
 	(PathMatch)(0),              // 0: pyserve.resource.v1.PathMatch
-	(HealthCheckType)(0),        // 1: pyserve.resource.v1.HealthCheckType
-	(*Listener)(nil),            // 2: pyserve.resource.v1.Listener
-	(*Certificate)(nil),         // 3: pyserve.resource.v1.Certificate
-	(*Route)(nil),               // 4: pyserve.resource.v1.Route
-	(*Timeouts)(nil),            // 5: pyserve.resource.v1.Timeouts
-	(*Pool)(nil),                // 6: pyserve.resource.v1.Pool
-	(*Backend)(nil),             // 7: pyserve.resource.v1.Backend
-	(*BackendTls)(nil),          // 8: pyserve.resource.v1.BackendTls
-	(*HealthCheck)(nil),         // 9: pyserve.resource.v1.HealthCheck
-	(*StatusRange)(nil),         // 10: pyserve.resource.v1.StatusRange
-	(*durationpb.Duration)(nil), // 11: google.protobuf.Duration
+	(RateKey)(0),                // 1: pyserve.resource.v1.RateKey
+	(RateScope)(0),              // 2: pyserve.resource.v1.RateScope
+	(BalancingPolicy)(0),        // 3: pyserve.resource.v1.BalancingPolicy
+	(HashOn)(0),                 // 4: pyserve.resource.v1.HashOn
+	(HealthCheckType)(0),        // 5: pyserve.resource.v1.HealthCheckType
+	(*Listener)(nil),            // 6: pyserve.resource.v1.Listener
+	(*Certificate)(nil),         // 7: pyserve.resource.v1.Certificate
+	(*Route)(nil),               // 8: pyserve.resource.v1.Route
+	(*FieldMatch)(nil),          // 9: pyserve.resource.v1.FieldMatch
+	(*RateLimit)(nil),           // 10: pyserve.resource.v1.RateLimit
+	(*Field)(nil),               // 11: pyserve.resource.v1.Field
+	(*FieldEdits)(nil),          // 12: pyserve.resource.v1.FieldEdits
+	(*Redirect)(nil),            // 13: pyserve.resource.v1.Redirect
+	(*Respond)(nil),             // 14: pyserve.resource.v1.Respond
+	(*Retries)(nil),             // 15: pyserve.resource.v1.Retries
+	(*Part)(nil),                // 16: pyserve.resource.v1.Part
+	(*Sticky)(nil),              // 17: pyserve.resource.v1.Sticky
+	(*Timeouts)(nil),            // 18: pyserve.resource.v1.Timeouts
+	(*Pool)(nil),                // 19: pyserve.resource.v1.Pool
+	(*LoadBalancing)(nil),       // 20: pyserve.resource.v1.LoadBalancing
+	(*OutlierDetection)(nil),    // 21: pyserve.resource.v1.OutlierDetection
+	(*CircuitBreaker)(nil),      // 22: pyserve.resource.v1.CircuitBreaker
+	(*Backend)(nil),             // 23: pyserve.resource.v1.Backend
+	(*BackendTls)(nil),          // 24: pyserve.resource.v1.BackendTls
+	(*HealthCheck)(nil),         // 25: pyserve.resource.v1.HealthCheck
+	(*StatusRange)(nil),         // 26: pyserve.resource.v1.StatusRange
+	(*durationpb.Duration)(nil), // 27: google.protobuf.Duration
 }
 var file_pyserve_resource_v1_resource_proto_depIdxs = []int32{
 	0,  // 0: pyserve.resource.v1.Route.match:type_name -> pyserve.resource.v1.PathMatch
-	5,  // 1: pyserve.resource.v1.Route.timeouts:type_name -> pyserve.resource.v1.Timeouts
-	11, // 2: pyserve.resource.v1.Timeouts.connect:type_name -> google.protobuf.Duration
-	11, // 3: pyserve.resource.v1.Timeouts.response_header:type_name -> google.protobuf.Duration
-	11, // 4: pyserve.resource.v1.Timeouts.idle:type_name -> google.protobuf.Duration
-	11, // 5: pyserve.resource.v1.Timeouts.request:type_name -> google.protobuf.Duration
-	11, // 6: pyserve.resource.v1.Timeouts.websocket_idle:type_name -> google.protobuf.Duration
-	7,  // 7: pyserve.resource.v1.Pool.backends:type_name -> pyserve.resource.v1.Backend
-	9,  // 8: pyserve.resource.v1.Pool.health_check:type_name -> pyserve.resource.v1.HealthCheck
-	8,  // 9: pyserve.resource.v1.Pool.tls:type_name -> pyserve.resource.v1.BackendTls
-	1,  // 10: pyserve.resource.v1.HealthCheck.type:type_name -> pyserve.resource.v1.HealthCheckType
-	11, // 11: pyserve.resource.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	11, // 12: pyserve.resource.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	10, // 13: pyserve.resource.v1.HealthCheck.expected_statuses:type_name -> pyserve.resource.v1.StatusRange
-	14, // [14:14] is the sub-list for method output_type
-	14, // [14:14] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	18, // 1: pyserve.resource.v1.Route.timeouts:type_name -> pyserve.resource.v1.Timeouts
+	9,  // 2: pyserve.resource.v1.Route.headers:type_name -> pyserve.resource.v1.FieldMatch
+	9,  // 3: pyserve.resource.v1.Route.query:type_name -> pyserve.resource.v1.FieldMatch
+	10, // 4: pyserve.resource.v1.Route.rate_limit:type_name -> pyserve.resource.v1.RateLimit
+	12, // 5: pyserve.resource.v1.Route.request_headers:type_name -> pyserve.resource.v1.FieldEdits
+	12, // 6: pyserve.resource.v1.Route.response_headers:type_name -> pyserve.resource.v1.FieldEdits
+	13, // 7: pyserve.resource.v1.Route.redirect:type_name -> pyserve.resource.v1.Redirect
+	14, // 8: pyserve.resource.v1.Route.respond:type_name -> pyserve.resource.v1.Respond
+	15, // 9: pyserve.resource.v1.Route.retries:type_name -> pyserve.resource.v1.Retries
+	16, // 10: pyserve.resource.v1.Route.split:type_name -> pyserve.resource.v1.Part
+	17, // 11: pyserve.resource.v1.Route.sticky:type_name -> pyserve.resource.v1.Sticky
+	27, // 12: pyserve.resource.v1.RateLimit.per:type_name -> google.protobuf.Duration
+	1,  // 13: pyserve.resource.v1.RateLimit.key:type_name -> pyserve.resource.v1.RateKey
+	2,  // 14: pyserve.resource.v1.RateLimit.scope:type_name -> pyserve.resource.v1.RateScope
+	11, // 15: pyserve.resource.v1.FieldEdits.set:type_name -> pyserve.resource.v1.Field
+	11, // 16: pyserve.resource.v1.FieldEdits.add:type_name -> pyserve.resource.v1.Field
+	27, // 17: pyserve.resource.v1.Retries.per_try_timeout:type_name -> google.protobuf.Duration
+	27, // 18: pyserve.resource.v1.Sticky.ttl:type_name -> google.protobuf.Duration
+	27, // 19: pyserve.resource.v1.Timeouts.connect:type_name -> google.protobuf.Duration
+	27, // 20: pyserve.resource.v1.Timeouts.response_header:type_name -> google.protobuf.Duration
+	27, // 21: pyserve.resource.v1.Timeouts.idle:type_name -> google.protobuf.Duration
+	27, // 22: pyserve.resource.v1.Timeouts.request:type_name -> google.protobuf.Duration
+	27, // 23: pyserve.resource.v1.Timeouts.websocket_idle:type_name -> google.protobuf.Duration
+	23, // 24: pyserve.resource.v1.Pool.backends:type_name -> pyserve.resource.v1.Backend
+	25, // 25: pyserve.resource.v1.Pool.health_check:type_name -> pyserve.resource.v1.HealthCheck
+	24, // 26: pyserve.resource.v1.Pool.tls:type_name -> pyserve.resource.v1.BackendTls
+	20, // 27: pyserve.resource.v1.Pool.load_balancing:type_name -> pyserve.resource.v1.LoadBalancing
+	27, // 28: pyserve.resource.v1.Pool.slow_start:type_name -> google.protobuf.Duration
+	21, // 29: pyserve.resource.v1.Pool.outlier_detection:type_name -> pyserve.resource.v1.OutlierDetection
+	22, // 30: pyserve.resource.v1.Pool.circuit_breaker:type_name -> pyserve.resource.v1.CircuitBreaker
+	3,  // 31: pyserve.resource.v1.LoadBalancing.policy:type_name -> pyserve.resource.v1.BalancingPolicy
+	4,  // 32: pyserve.resource.v1.LoadBalancing.hash_on:type_name -> pyserve.resource.v1.HashOn
+	27, // 33: pyserve.resource.v1.OutlierDetection.base_ejection_time:type_name -> google.protobuf.Duration
+	5,  // 34: pyserve.resource.v1.HealthCheck.type:type_name -> pyserve.resource.v1.HealthCheckType
+	27, // 35: pyserve.resource.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	27, // 36: pyserve.resource.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	26, // 37: pyserve.resource.v1.HealthCheck.expected_statuses:type_name -> pyserve.resource.v1.StatusRange
+	38, // [38:38] is the sub-list for method output_type
+	38, // [38:38] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_resource_v1_resource_proto_init() }
@@ -956,13 +2280,18 @@ func file_pyserve_resource_v1_resource_proto_init() {
 	if File_pyserve_resource_v1_resource_proto != nil {
 		return
 	}
+	file_pyserve_resource_v1_resource_proto_msgTypes[3].OneofWrappers = []any{
+		(*FieldMatch_Exact)(nil),
+		(*FieldMatch_Regex)(nil),
+		(*FieldMatch_Present)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_resource_v1_resource_proto_rawDesc), len(file_pyserve_resource_v1_resource_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   9,
+			NumEnums:      6,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
