@@ -155,20 +155,19 @@ func TestUnknownAndMisplacedKeys(t *testing.T) {
 
 func TestKeysOfLaterVersionsAreRefused(t *testing.T) {
 	for key, value := range map[string]string{
-		"methods":           "[GET]",
-		"headers":           "{X-Version: '2'}",
-		"query":             "{beta: '1'}",
-		"sticky":            "{cookie: c}",
-		"slow_start":        "30s",
-		"outlier_detection": "{consecutive_failures: 5}",
-		"retries":           "{attempts: 2}",
-		"circuit_breaker":   "{max_connections: 0}",
-		"rate_limit":        "{requests: 100, per: 1s}",
-		"request_headers":   "{set: {}}",
-		"response_headers":  "{set: {}}",
-		"split":             "[]",
-		"redirect":          "{to: x}",
-		"respond":           "{status: 200}",
+		"methods":          "[GET]",
+		"headers":          "{X-Version: '2'}",
+		"query":            "{beta: '1'}",
+		"sticky":           "{cookie: c}",
+		"slow_start":       "30s",
+		"retries":          "{attempts: 2}",
+		"circuit_breaker":  "{max_connections: 0}",
+		"rate_limit":       "{requests: 100, per: 1s}",
+		"request_headers":  "{set: {}}",
+		"response_headers": "{set: {}}",
+		"split":            "[]",
+		"redirect":         "{to: x}",
+		"respond":          "{status: 200}",
 	} {
 		wantProblems(t, routeEntry(key+": "+value), nil, "3: server.reverse_proxy[0]."+key+": is not supported yet: leave it out")
 	}

@@ -53,6 +53,7 @@ func TestReferenceIsWhatTheSectionsDeclare(t *testing.T) {
 		"health_check":   table(healthCheckSection),
 		"timeouts":       table(timeoutsSection),
 		"tls":            table(tlsSection),
+		"outliers":       table(outlierSection),
 		"later":          keysThat(entrySection, later),
 		"unused":         keysThat(documentSection, unused),
 		"unused-server":  keysThat(serverSection, unused),

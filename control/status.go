@@ -213,6 +213,7 @@ var backendStates = map[fleetv1.BackendState]string{
 	fleetv1.BackendState_BACKEND_STATE_HEALTHY:     "healthy",
 	fleetv1.BackendState_BACKEND_STATE_UNHEALTHY:   "unhealthy",
 	fleetv1.BackendState_BACKEND_STATE_DRAINING:    "draining",
+	fleetv1.BackendState_BACKEND_STATE_EJECTED:     "ejected",
 }
 
 // judge fills a row in with what most nodes say; where two states have as many, the worse one shows. Where nodes
@@ -224,7 +225,7 @@ func judge(row *operatorv1.BackendSummary, verdicts []fleet.Verdict) {
 		byState[state] = append(byState[state], v)
 	}
 	most := 0
-	for _, state := range []string{"unhealthy", "draining", "unknown", "healthy"} {
+	for _, state := range []string{"unhealthy", "ejected", "draining", "unknown", "healthy"} {
 		if said := byState[state]; len(said) > most {
 			most = len(said)
 			row.State, row.Reason, row.Since = state, said[0].Status.GetReason(), said[0].Status.GetSince()

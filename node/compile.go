@@ -5,6 +5,8 @@ import (
 	"iter"
 	"sync/atomic"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/pyserve/pyserve/config"
 	"github.com/pyserve/pyserve/config/bundle"
 	"github.com/pyserve/pyserve/node/forward"
@@ -18,7 +20,8 @@ import (
 type pool struct {
 	*upstream.Pool
 	backends []*upstream.Backend
-	uses     atomic.Int32 // generations
+	uses     atomic.Int32                 // generations
+	outliers *resourcev1.OutlierDetection // nil: none are looked for
 }
 
 // release is called once for each generation that uses the pool.
@@ -71,6 +74,7 @@ func (c *compiler) pooling() gonePools {
 		}
 		shared := c.before.pools[at]
 		shared.uses.Add(1) // it does not go meanwhile: mu is held
+		c.g.guard(section.At(i).Name, shared)
 		c.g.pools, kept[at] = append(c.g.pools, shared), true
 	}
 	for at, is := range kept {
@@ -91,6 +95,17 @@ func (c *compiler) addPool(resource bundle.Resource) {
 		c.refusals.addf("", "%v", err)
 	}
 	made.Pool = upstream.NewPool(members)
+	c.g.guard(resource.Name, made)
+}
+
+func (g *Generation) guard(name string, p *pool) {
+	if p.outliers == nil {
+		return
+	}
+	if g.guarded == nil {
+		g.guarded = make(map[string]*pool)
+	}
+	g.guarded[name] = p
 }
 
 // members acquires the backends of a pool. What it returns is good until the next call.
@@ -102,6 +117,9 @@ func (c *compiler) members(made *pool, resource bundle.Resource) ([]upstream.Mem
 	if err := health.Supports(p.GetHealthCheck()); err != nil {
 		c.refusals.addf(fieldRoutes, "pool %s, health_check: %v", resource.Name, err)
 		return nil, nil
+	}
+	if o := p.GetOutlierDetection(); o != nil {
+		made.outliers = proto.CloneOf(o)
 	}
 	members := c.scratch.members[:0]
 	made.backends = make([]*upstream.Backend, 0, len(p.GetBackends()))

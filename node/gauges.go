@@ -19,7 +19,7 @@ type gauges struct {
 	connections, opened, reused, unopened *prometheus.Desc
 	accessLogged, accessDropped           *prometheus.Desc
 	probes, votes, votesRefused           *prometheus.Desc
-	decisions                             *prometheus.Desc
+	decisions, ejections                  *prometheus.Desc
 }
 
 func newGauges(n *Node) *gauges {
@@ -42,6 +42,7 @@ func newGauges(n *Node) *gauges {
 		votes:            desc("health_votes_received_total", "What other nodes' probes say, as it was received."),
 		votesRefused:     desc("health_votes_refused_total", "Of these, what was malformed, in another node's name, or too much."),
 		decisions:        desc("health_decisions_total", "Changes of a backend between healthy and unhealthy here, by what they rest on, and backends passed over because of own connections.", "by"),
+		ejections:        desc("outlier_ejections_total", "Backends ejected by outlier detection: because of own requests, or because other nodes had; and those that would have been too many.", "by"),
 		accessDropped:    desc("access_log_dropped_total", "Requests that the access log had no room for, or could not be written."),
 	}
 }
@@ -67,7 +68,7 @@ func (g *gauges) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		g.tunnels, g.tunnelBytes, g.webSocketMessage, g.revision, g.backendUp,
 		g.connections, g.opened, g.reused, g.unopened, g.accessLogged, g.accessDropped,
-		g.probes, g.votes, g.votesRefused, g.decisions,
+		g.probes, g.votes, g.votesRefused, g.decisions, g.ejections,
 	} {
 		out <- d
 	}
@@ -100,6 +101,10 @@ func (g *gauges) collectHealth(out chan<- prometheus.Metric) {
 	out <- total(g.decisions, c.Majority, "majority")
 	out <- total(g.decisions, c.OwnProbes, "own_probes")
 	out <- total(g.decisions, c.OwnConnections, "own_connections")
+	e := g.node.outliers.totals()
+	out <- total(g.ejections, e.Own, "own_requests")
+	out <- total(g.ejections, e.Heard, "other_nodes")
+	out <- total(g.ejections, e.Capped, "too_many")
 }
 
 func level(d *prometheus.Desc, value float64, labels ...string) prometheus.Metric {

@@ -57,6 +57,7 @@ type Node struct {
 	logger   *slog.Logger
 	registry *upstream.Registry
 	prober   *health.Prober
+	outliers *outliers
 	tunnels  *tunnel.Set
 	proxy    *forward.Proxy
 	meter    *meter.Set
@@ -72,6 +73,7 @@ type Node struct {
 
 	generations sync.WaitGroup // those whose backends are not released yet
 	drains      sync.WaitGroup // listeners that no generation uses any more
+	passive     sync.WaitGroup // the goroutine of outliers
 	cutting     context.Context
 	cut         context.CancelFunc // ends cutting: what still drains is cut
 
@@ -105,6 +107,8 @@ func New(o Options) (*Node, error) {
 	}
 	n.cutting, n.cut = context.WithCancel(context.Background())
 	n.prober = health.NewProber(health.Options{Logger: logger, Self: o.Name, Publish: o.PublishVotes})
+	n.outliers = newOutliers(n.prober, logger, n.signal)
+	n.passive.Go(func() { n.outliers.run(n.cutting.Done()) })
 	n.registry = upstream.NewRegistry(upstream.Options{
 		Logger: logger, Added: n.prober.Watch, Removed: n.prober.Unwatch, Failed: n.prober.Failed,
 		Changed: n.verdictChanged,
@@ -125,6 +129,7 @@ func New(o Options) (*Node, error) {
 // close ends what New made.
 func (n *Node) close() {
 	n.cut()
+	n.passive.Wait()
 	n.prober.Close()
 	n.registry.Close()
 	splice.CloseIdle() // they are the process's: another node in it opens new ones
@@ -183,6 +188,7 @@ func (n *Node) Apply(g *Generation) {
 		return
 	}
 	n.prepared = nil
+	n.outliers.serve(g)
 	old := n.live.Swap(g)
 	if g.bound {
 		g.listener.Start()

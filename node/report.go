@@ -101,6 +101,9 @@ func eachStatus(r *forward.Route, yield func(BackendStatus) bool) bool {
 	for _, m := range members {
 		v := m.Backend.Verdict()
 		s := BackendStatus{Route: r.Name(), Address: m.Backend.Address(), State: stateOf(v.State), Reason: v.Reason, Since: v.Since}
+		if e, stands := r.Pool().Ejection(m.Backend); stands && v.State != upstream.Unhealthy {
+			s.State, s.Reason, s.Since = fleetv1.BackendState_BACKEND_STATE_EJECTED, e.Reason, e.Since
+		}
 		if m.Weight == 0 {
 			s.State = fleetv1.BackendState_BACKEND_STATE_DRAINING
 		}

@@ -74,10 +74,17 @@ func idempotent(m http1.Method) bool {
 	return false
 }
 
-// attempt sends the request to b and reads the head of its answer. A kept connection that turns out to be closed is replaced
+// attempt sends the request to b and reads the head of its answer.
+func (x *exchange) attempt(b *upstream.Backend) *failure {
+	f := x.askOnce(b)
+	x.observe(b, f)
+	return f
+}
+
+// askOnce is attempt. A kept connection that turns out to be closed is replaced
 // once by a new one, where the request may be repeated: that its owner closed it while it was idle says nothing about the
 // backend.
-func (x *exchange) attempt(b *upstream.Backend) *failure {
+func (x *exchange) askOnce(b *upstream.Backend) *failure {
 	x.tries++
 	x.asked = b
 	kept := true

@@ -155,6 +155,9 @@ func (x *exchange) carry() *failure {
 	f := x.guarded()
 	if f != nil {
 		x.fail(f)
+		if f.class == ClassUpstreamAfter && x.asked != nil {
+			x.observe(x.asked, f)
+		}
 	}
 	x.endUpload()
 	x.endBackend(f == nil)

@@ -65,22 +65,23 @@ func (r role) String() string {
 
 // shared is the part of a prober that is about other nodes. It is guarded by Prober.mu.
 type shared struct {
-	members  vote.Members
-	table    *vote.Table
-	tidied   time.Time
-	sequence uint64
-	own      *list.List // of *watch: those that others are told of, the one told longest ago first
-	news     []*watch   // those that others are to be told of
-	told     time.Time  // when others were told of any last
-	passing  int        // how many watches have passed their newest probe
-	failing  map[*watch]bool
+	members   vote.Members
+	table     *vote.Table
+	tidied    time.Time
+	sequence  uint64
+	listeners map[vote.Key]func() // by Listen
+	own       *list.List          // of *watch: those that others are told of, the one told longest ago first
+	news      []*watch            // those that others are to be told of
+	told      time.Time           // when others were told of any last
+	passing   int                 // how many watches have passed their newest probe
+	failing   map[*watch]bool
 	// Whether this node distrusts itself, and when that was asked.
 	distrust      bool
 	distrustAsked time.Time
 }
 
 func newShared() shared {
-	return shared{table: vote.NewTable(), own: list.New(), failing: make(map[*watch]bool)}
+	return shared{table: vote.NewTable(), listeners: make(map[vote.Key]func()), own: list.New(), failing: make(map[*watch]bool)}
 }
 
 // message is one for other nodes.
@@ -186,6 +187,8 @@ func (p *Prober) hold(votes []vote.Vote, now time.Time) (refused int) {
 	for _, key := range changed {
 		if w := p.byKey[key]; w != nil {
 			w.wakeUp()
+		} else if heard := p.listeners[key]; heard != nil {
+			heard()
 		}
 	}
 	return refused

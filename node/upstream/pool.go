@@ -23,6 +23,8 @@ type Pool struct {
 	// What Pick reads: replaced as a whole when a verdict changes, so that requests meet no lock.
 	takers atomic.Pointer[takers]
 
+	guard atomic.Pointer[guard] // nil: no passive health
+
 	// rebuilding makes the last of several rebuilds the one that saw all verdicts. It is taken with no other lock held.
 	rebuilding sync.Mutex
 }
@@ -108,8 +110,9 @@ func (p *Pool) rebuild() {
 
 // gather puts the members into t that take traffic, those to be avoided only if told to, and gives their weights.
 func (p *Pool) gather(t *takers, avoided bool) (weights []uint32) {
+	ejected := p.passedOver()
 	for _, m := range p.members {
-		if m.Weight > 0 && m.Backend.takes() && (avoided || !m.Backend.Avoided()) {
+		if m.Weight > 0 && m.Backend.takes() && (avoided || !m.Backend.Avoided()) && !ejected[m.Backend] {
 			t.backends = append(t.backends, m.Backend)
 			weights = append(weights, m.Weight)
 		}

@@ -36,6 +36,8 @@ const (
 	BackendState_BACKEND_STATE_UNHEALTHY BackendState = 3
 	// Weight 0: finishes what it has.
 	BackendState_BACKEND_STATE_DRAINING BackendState = 4
+	// Passed over for a while, for how requests to it have ended.
+	BackendState_BACKEND_STATE_EJECTED BackendState = 5
 )
 
 // Enum value maps for BackendState.
@@ -46,6 +48,7 @@ var (
 		2: "BACKEND_STATE_HEALTHY",
 		3: "BACKEND_STATE_UNHEALTHY",
 		4: "BACKEND_STATE_DRAINING",
+		5: "BACKEND_STATE_EJECTED",
 	}
 	BackendState_value = map[string]int32{
 		"BACKEND_STATE_UNSPECIFIED": 0,
@@ -53,6 +56,7 @@ var (
 		"BACKEND_STATE_HEALTHY":     2,
 		"BACKEND_STATE_UNHEALTHY":   3,
 		"BACKEND_STATE_DRAINING":    4,
+		"BACKEND_STATE_EJECTED":     5,
 	}
 )
 
@@ -3306,13 +3310,14 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\aForward\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\tR\x06method\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
-	"\x04host\x18\x03 \x01(\tR\x04host*\x9c\x01\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host*\xb7\x01\n" +
 	"\fBackendState\x12\x1d\n" +
 	"\x19BACKEND_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15BACKEND_STATE_UNKNOWN\x10\x01\x12\x19\n" +
 	"\x15BACKEND_STATE_HEALTHY\x10\x02\x12\x1b\n" +
 	"\x17BACKEND_STATE_UNHEALTHY\x10\x03\x12\x1a\n" +
-	"\x16BACKEND_STATE_DRAINING\x10\x042\xa0\x01\n" +
+	"\x16BACKEND_STATE_DRAINING\x10\x04\x12\x19\n" +
+	"\x15BACKEND_STATE_EJECTED\x10\x052\xa0\x01\n" +
 	"\n" +
 	"Enrollment\x12K\n" +
 	"\x06Enroll\x12\x1f.pyserve.fleet.v1.EnrollRequest\x1a .pyserve.fleet.v1.EnrollResponse\x12E\n" +

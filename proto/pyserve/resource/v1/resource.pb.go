@@ -1588,17 +1588,27 @@ func (x *LoadBalancing) GetHashName() string {
 	return ""
 }
 
-// OutlierDetection ejects backends by the answers that requests get.
+// OutlierDetection ejects backends by how the requests to them end. All defaults are filled in.
 type OutlierDetection struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// So many failures in a row eject a backend. 0: none do.
 	ConsecutiveFailures uint32 `protobuf:"varint,1,opt,name=consecutive_failures,json=consecutiveFailures,proto3" json:"consecutive_failures,omitempty"`
-	// How long the first ejection lasts; each further one as much longer.
+	// How long the first ejection lasts; the n-th lasts n times as long.
 	BaseEjectionTime *durationpb.Duration `protobuf:"bytes,2,opt,name=base_ejection_time,json=baseEjectionTime,proto3" json:"base_ejection_time,omitempty"`
-	// At most this share of the pool is ejected at a time.
+	// At most so many in a hundred backends of the pool are ejected at a time, rounded down.
 	MaxEjectionPercent uint32 `protobuf:"varint,3,opt,name=max_ejection_percent,json=maxEjectionPercent,proto3" json:"max_ejection_percent,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// So many failures in a hundred requests eject a backend, once minimum_requests have ended within interval. 0: no share
+	// does.
+	FailurePercent  uint32 `protobuf:"varint,4,opt,name=failure_percent,json=failurePercent,proto3" json:"failure_percent,omitempty"`
+	MinimumRequests uint32 `protobuf:"varint,5,opt,name=minimum_requests,json=minimumRequests,proto3" json:"minimum_requests,omitempty"`
+	// Over how long shares are counted; also the time without an ejection that takes one of those before back.
+	Interval *durationpb.Duration `protobuf:"bytes,6,opt,name=interval,proto3" json:"interval,omitempty"`
+	// The longest ejection.
+	MaxEjectionTime *durationpb.Duration `protobuf:"bytes,7,opt,name=max_ejection_time,json=maxEjectionTime,proto3" json:"max_ejection_time,omitempty"`
+	// Where fewer than so many in a hundred backends of the pool would be left, ejections do not count. 0: they always do.
+	PanicPercent  uint32 `protobuf:"varint,8,opt,name=panic_percent,json=panicPercent,proto3" json:"panic_percent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *OutlierDetection) Reset() {
@@ -1648,6 +1658,41 @@ func (x *OutlierDetection) GetBaseEjectionTime() *durationpb.Duration {
 func (x *OutlierDetection) GetMaxEjectionPercent() uint32 {
 	if x != nil {
 		return x.MaxEjectionPercent
+	}
+	return 0
+}
+
+func (x *OutlierDetection) GetFailurePercent() uint32 {
+	if x != nil {
+		return x.FailurePercent
+	}
+	return 0
+}
+
+func (x *OutlierDetection) GetMinimumRequests() uint32 {
+	if x != nil {
+		return x.MinimumRequests
+	}
+	return 0
+}
+
+func (x *OutlierDetection) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
+func (x *OutlierDetection) GetMaxEjectionTime() *durationpb.Duration {
+	if x != nil {
+		return x.MaxEjectionTime
+	}
+	return nil
+}
+
+func (x *OutlierDetection) GetPanicPercent() uint32 {
+	if x != nil {
+		return x.PanicPercent
 	}
 	return 0
 }
@@ -2115,11 +2160,16 @@ const file_pyserve_resource_v1_resource_proto_rawDesc = "" +
 	"\rLoadBalancing\x12<\n" +
 	"\x06policy\x18\x01 \x01(\x0e2$.pyserve.resource.v1.BalancingPolicyR\x06policy\x124\n" +
 	"\ahash_on\x18\x02 \x01(\x0e2\x1b.pyserve.resource.v1.HashOnR\x06hashOn\x12\x1b\n" +
-	"\thash_name\x18\x03 \x01(\tR\bhashName\"\xc0\x01\n" +
+	"\thash_name\x18\x03 \x01(\tR\bhashName\"\xb7\x03\n" +
 	"\x10OutlierDetection\x121\n" +
 	"\x14consecutive_failures\x18\x01 \x01(\rR\x13consecutiveFailures\x12G\n" +
 	"\x12base_ejection_time\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x10baseEjectionTime\x120\n" +
-	"\x14max_ejection_percent\x18\x03 \x01(\rR\x12maxEjectionPercent\"}\n" +
+	"\x14max_ejection_percent\x18\x03 \x01(\rR\x12maxEjectionPercent\x12'\n" +
+	"\x0ffailure_percent\x18\x04 \x01(\rR\x0efailurePercent\x12)\n" +
+	"\x10minimum_requests\x18\x05 \x01(\rR\x0fminimumRequests\x125\n" +
+	"\binterval\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\binterval\x12E\n" +
+	"\x11max_ejection_time\x18\a \x01(\v2\x19.google.protobuf.DurationR\x0fmaxEjectionTime\x12#\n" +
+	"\rpanic_percent\x18\b \x01(\rR\fpanicPercent\"}\n" +
 	"\x0eCircuitBreaker\x12'\n" +
 	"\x0fmax_connections\x18\x01 \x01(\rR\x0emaxConnections\x12!\n" +
 	"\fmax_requests\x18\x02 \x01(\rR\vmaxRequests\x12\x1f\n" +
@@ -2264,15 +2314,17 @@ var file_pyserve_resource_v1_resource_proto_depIdxs = []int32{
 	3,  // 31: pyserve.resource.v1.LoadBalancing.policy:type_name -> pyserve.resource.v1.BalancingPolicy
 	4,  // 32: pyserve.resource.v1.LoadBalancing.hash_on:type_name -> pyserve.resource.v1.HashOn
 	27, // 33: pyserve.resource.v1.OutlierDetection.base_ejection_time:type_name -> google.protobuf.Duration
-	5,  // 34: pyserve.resource.v1.HealthCheck.type:type_name -> pyserve.resource.v1.HealthCheckType
-	27, // 35: pyserve.resource.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	27, // 36: pyserve.resource.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	26, // 37: pyserve.resource.v1.HealthCheck.expected_statuses:type_name -> pyserve.resource.v1.StatusRange
-	38, // [38:38] is the sub-list for method output_type
-	38, // [38:38] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	27, // 34: pyserve.resource.v1.OutlierDetection.interval:type_name -> google.protobuf.Duration
+	27, // 35: pyserve.resource.v1.OutlierDetection.max_ejection_time:type_name -> google.protobuf.Duration
+	5,  // 36: pyserve.resource.v1.HealthCheck.type:type_name -> pyserve.resource.v1.HealthCheckType
+	27, // 37: pyserve.resource.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	27, // 38: pyserve.resource.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	26, // 39: pyserve.resource.v1.HealthCheck.expected_statuses:type_name -> pyserve.resource.v1.StatusRange
+	40, // [40:40] is the sub-list for method output_type
+	40, // [40:40] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_resource_v1_resource_proto_init() }
