@@ -17,6 +17,7 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -68,15 +69,13 @@ type Options struct {
 	RememberFile string
 	// Seeds are addresses, host:port, to join through, beside those of SetSeeds.
 	Seeds []string
-	// Receive gets what other members published, the latest of each origin, topic and key, one at a time from one goroutine;
-	// the payload is its own. While it is slow the oldest that waits is dropped. nil: news is passed on and not looked at.
-	Receive func(from Origin, topic Topic, key string, payload []byte)
-	// State gives what another member should know that missed news, up to MaxState bytes. It is called for every full
-	// exchange, from several goroutines: it must be quick. nil: nothing.
-	State func() []byte
-	// Merge gets what another member's State gave, in the goroutine of Receive; the bytes are its own. It has to stand the
-	// same again and again. nil: nobody listens.
-	Merge func(from Origin, state []byte)
+	// Receive gets what members published, each message once, one at a time from one goroutine. While it is slow the oldest that
+	// waits is dropped. nil: news is passed on and not looked at.
+	Receive func(News)
+	// State gives the messages that another member should know that missed news, as News and Publish have them, with their ages
+	// and the most important first: up to MaxState bytes are sent, and their Receive gets those that it has not heard yet. It is
+	// called for every full exchange, from several goroutines: it must be quick. nil: nothing.
+	State func() iter.Seq2[string, time.Duration]
 	// TakeTLS gets the connections that others open to Bind's TCP port and that begin as TLS does; they are its own, and are
 	// not closed by Stop. It must not block. nil: they are closed.
 	TakeTLS func(net.Conn)

@@ -3,7 +3,6 @@ package cluster
 import (
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"time"
 
@@ -24,12 +23,23 @@ const (
 	TopicHealth Topic = 1
 )
 
-// The limits of Publish, in bytes, and of what Options.State gives.
+// The limits of Publish, in bytes, and of what a full exchange carries.
 const (
-	MaxKey     = state.MaxKey
 	MaxPayload = state.MaxPayload
 	MaxState   = 256 << 10
 )
+
+// News is a message of another member, or one of our own from before this process.
+type News struct {
+	From  Origin
+	Topic Topic
+	// Payload is the reader's own.
+	Payload []byte
+	// Age is how long ago it was said, at least. That of a message which came by gossip is 0 unless more is known.
+	Age time.Duration
+	// Signed is the message with its origin's signature, for Options.State.
+	Signed string
+}
 
 // messages is our part in passing news on.
 type messages struct {
@@ -58,16 +68,27 @@ func (m *messages) drop(reason string) {
 	m.dropped[reason]++
 }
 
+// atLeast lets what we said before this process be older than what we say now.
+func (m *messages) atLeast(sequence uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.sequence = max(m.sequence, sequence)
+}
+
 func (m *messages) isNews(message state.Message) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.ledger.IsNews(message)
+	return m.ledger.IsNews(message.Origin, message.Sequence)
 }
 
-func (m *messages) note(message state.Message) {
+// note remembers a message and tells how old it is, of which another member says that it is claimed old.
+func (m *messages) note(message state.Message, claimed time.Duration) time.Duration {
+	now := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.ledger.Note(message)
+	age := m.ledger.Age(message.Origin, message.Sequence, now)
+	m.ledger.Note(message.Origin, message.Sequence, now)
+	return max(age, claimed)
 }
 
 func (m *messages) forget(o Origin) {
@@ -78,110 +99,119 @@ func (m *messages) forget(o Origin) {
 
 // Publish tells all members of a piece of news: their Options.Receive gets it, within a second or so, from most of them
 // once. It does not wait and nothing is confirmed: members that join later, and those that a packet did not reach, learn
-// it only from Options.State. Of one topic and key the latest replaces the one before, also where that is still being
-// told. A key of more than MaxKey bytes or a payload of more than MaxPayload is an error, and so is a cluster that was not
-// started. Every member tells each message twelve times or so, and has room for 15 KB of messages a second: keep them few and small.
-func (c *Cluster) Publish(topic Topic, key string, payload []byte) error {
+// it only from Options.State, which signed is for. A payload of more than MaxPayload bytes is an error, and so is a cluster that
+// was not started. Every member tells each message twelve times or so, and has room for 15 KB of messages a second: keep them
+// few and small.
+func (c *Cluster) Publish(topic Topic, payload []byte) (signed string, err error) {
 	g := c.started()
 	if g == nil {
-		return errors.New("cluster: not started, so nobody can be told")
+		return "", errors.New("cluster: not started, so nobody can be told")
 	}
-	m := state.Message{Origin: c.self(), Topic: topic, Key: key, Payload: payload}
+	m := state.Message{Origin: c.self(), Topic: topic, Payload: payload}
 	if err := m.Check(); err != nil {
-		return fmt.Errorf("cluster: %w", err)
+		return "", fmt.Errorf("cluster: %w", err)
 	}
 	m.Sequence = c.messages.next(time.Now())
 	unsigned := m.EncodeUnsigned()
 	signature, err := voucher.Sign(c.options.Key, state.SignedMessage(c.options.ClusterID, unsigned))
 	if err != nil {
-		return err
+		return "", err
 	}
-	return g.Tell(name(m), append(unsigned, signature...))
+	c.messages.note(m, 0)
+	raw := append(unsigned, signature...)
+	return string(raw), g.Tell(raw)
 }
 
 func (c *Cluster) self() Origin { return Origin{Role: c.options.Role, Name: c.options.Name} }
 
-// name is that under which a message waits to be told: a later one takes its place.
-func name(m state.Message) string {
-	return fmt.Sprintf("%d %s %d %s", m.Origin.Role, m.Origin.Name, m.Topic, m.Key)
-}
-
-// receive takes a message off the network, passes it on and hands it over. It runs in one goroutine of package gossip.
+// receive takes a message that came by gossip, and passes it on. It runs in one goroutine of package gossip, as merge does.
 func (c *Cluster) receive(raw []byte) {
-	m, unsigned, err := state.DecodeMessage(raw)
+	news, err := c.take(state.Told{Message: raw})
 	if err != nil {
-		c.messages.drop(malformed)
-		return
-	}
-	if m.Origin == c.self() || !c.messages.isNews(m) {
-		return
-	}
-	if err := c.vouched.check(m.Origin, state.SignedMessage(c.options.ClusterID, unsigned), m.Signature, time.Now()); err != nil {
 		c.messages.drop(reasonOf(err))
+	}
+	g := c.started()
+	if !news || g == nil { // none yet: it came while we start
 		return
 	}
-	c.messages.note(m)
-	if g := c.started(); g != nil { // else it came while we start
-		if err := g.Tell(name(m), raw); err != nil {
-			c.options.Logger.Error("a message cannot be passed on", "error", err)
-		}
-	}
-	if c.options.Receive != nil {
-		c.options.Receive(m.Origin, m.Topic, m.Key, m.Payload)
+	if err := g.Tell(raw); err != nil {
+		c.options.Logger.Error("a message cannot be passed on", "error", err)
 	}
 }
 
-// ownState gives what a full exchange carries of us.
+// take proves that a message is its origin's and hands it over, once.
+func (c *Cluster) take(t state.Told) (news bool, err error) {
+	m, unsigned, err := state.DecodeMessage(t.Message)
+	if err != nil {
+		return false, &disbelief{malformed, err}
+	}
+	if !c.messages.isNews(m) {
+		return false, nil
+	}
+	if err := c.prove(m, unsigned); err != nil {
+		return false, err
+	}
+	age := c.messages.note(m, t.Age)
+	if c.options.Receive != nil {
+		c.options.Receive(News{From: m.Origin, Topic: m.Topic, Payload: m.Payload, Age: age, Signed: string(t.Message)})
+	}
+	return m.Origin != c.self(), nil
+}
+
+func (c *Cluster) prove(m state.Message, unsigned []byte) error {
+	signed := state.SignedMessage(c.options.ClusterID, unsigned)
+	if m.Origin != c.self() {
+		return c.vouched.check(m.Origin, signed, m.Signature, time.Now())
+	}
+	// From before this process; our clock may have been ahead then.
+	if !voucher.SignedBy(c.options.Key.Public(), signed, m.Signature) {
+		return disbelieve(forged, "it is not signed by this member")
+	}
+	c.messages.atLeast(m.Sequence)
+	return nil
+}
+
+// ownState gives what a full exchange carries of us: of what Options.State gives, the first that fits.
 func (c *Cluster) ownState() []byte {
 	if c.options.State == nil {
 		return nil
 	}
-	bytes := c.options.State()
-	if len(bytes) > MaxState {
-		c.messages.drop("state_unsent")
-		return nil
+	var exchange []byte
+	for signed, age := range c.options.State() {
+		longer := state.AppendTold(exchange, state.Told{Message: []byte(signed), Age: age})
+		if len(longer) > MaxState {
+			break
+		}
+		exchange = longer
 	}
-	unsigned := state.Snapshot{Origin: c.self(), Sequence: c.messages.next(time.Now()), Bytes: bytes}.EncodeUnsigned()
-	signature, err := voucher.Sign(c.options.Key, state.SignedSnapshot(c.options.ClusterID, unsigned))
-	if err != nil {
-		c.messages.drop("state_unsent")
-		return nil
-	}
-	return append(unsigned, signature...)
+	return exchange
 }
 
-// snapshotKey stands in the ledger for the states of an origin: no message has a key that long.
-var snapshotKey = strings.Repeat("s", MaxKey+1)
-
-// merge takes the state of another member, in the goroutine of receive.
+// merge takes what another member passed on at a full exchange. Honest members pass on what they have proved: after a message
+// that is forged the rest is not looked at, so that a lie costs the proof of one.
 func (c *Cluster) merge(raw []byte) {
-	s, unsigned, err := state.DecodeSnapshot(raw)
-	if err != nil || len(s.Bytes) > MaxState {
+	told, err := state.DecodeTold(raw)
+	if err != nil {
 		c.messages.drop(malformed)
 		return
 	}
-	// Two exchanges may overtake one another; what is not the latest may be a replay and is not needed.
-	news := state.Message{Origin: s.Origin, Key: snapshotKey, Sequence: s.Sequence}
-	if s.Origin == c.self() || !c.messages.isNews(news) {
-		return
-	}
-	if err := c.vouched.check(s.Origin, state.SignedSnapshot(c.options.ClusterID, unsigned), s.Signature, time.Now()); err != nil {
-		c.messages.drop(reasonOf(err))
-		return
-	}
-	c.messages.note(news)
-	if c.options.Merge != nil {
-		c.options.Merge(s.Origin, s.Bytes)
+	for _, t := range told {
+		if _, err := c.take(t); err != nil {
+			c.messages.drop(reasonOf(err))
+			if reasonOf(err) != unvouched {
+				return
+			}
+		}
 	}
 }
 
 // Dropped counts by reason, since the start, what was not believed of others, each time that it came, and what got lost on
 // this side: "malformed", "unvouched" (of a name that control did not vouch for), "forged" (not signed by the name's
 // holder), "replayed" (facts older than those known), "oversize", "overflow" (too many messages at once; the oldest went),
-// "untold" (a message told too seldom, since there were too many), "state_unsent" (ours was larger than MaxState),
+// "untold" (a message told too seldom, since there were too many),
 // "connection" (too many that said nothing, or TLS where nobody takes it).
 func (c *Cluster) Dropped() map[string]uint64 {
-	counts := map[string]uint64{malformed: 0, unvouched: 0, forged: 0, replayed: 0, "state_unsent": 0}
+	counts := map[string]uint64{malformed: 0, unvouched: 0, forged: 0, replayed: 0}
 	c.messages.mu.Lock()
 	for reason, n := range c.messages.dropped {
 		counts[reason] = n
@@ -193,6 +223,5 @@ func (c *Cluster) Dropped() map[string]uint64 {
 	}
 	counts["oversize"], counts["overflow"], counts["untold"] = drops.Oversize, drops.Overflow, drops.Untold
 	counts["connection"] = drops.Connections
-	counts["state_unsent"] += drops.Unsent
 	return counts
 }

@@ -46,9 +46,9 @@ type Options struct {
 	AccessLog *accesslog.Log
 	// The time over which tunnels are ended whose route or backend an apply has taken away. 0: 10 s.
 	TunnelRemovalTime time.Duration
-	// Tells all other nodes what this one's health probes say; each gives message to its HearVotes. A later message with the same
-	// key takes the place of one that is not told yet. It must neither wait nor call the node. Nil: nobody is told.
-	PublishVotes func(key string, message []byte)
+	// Tells all other nodes what this one's health probes say, each of which gives message to its HearVotes, and gives the message
+	// with this node's signature, for Votes; "": others cannot be told. It must neither wait nor call the node. Nil: nobody is told.
+	PublishVotes func(message []byte) (signed string)
 }
 
 // Node is a data plane. Its methods may be called concurrently.

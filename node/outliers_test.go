@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/pyserve/pyserve/node/health"
 	"github.com/pyserve/pyserve/node/nodetest"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
@@ -146,14 +147,15 @@ func sharing(t *testing.T, names ...string) []*Node {
 	nodes := make([]*Node, len(names))
 	said := make(chan func(), 1024)
 	for i, name := range names {
-		nodes[i] = newNode(t, Options{Name: name, PublishVotes: func(_ string, message []byte) {
+		nodes[i] = newNode(t, Options{Name: name, PublishVotes: func(message []byte) string {
 			said <- func() {
 				for _, other := range nodes {
 					if other != nodes[i] {
-						other.HearVotes(name, message)
+						other.HearVotes(health.Heard{From: name, Message: message})
 					}
 				}
 			}
+			return ""
 		}})
 	}
 	done := make(chan struct{})

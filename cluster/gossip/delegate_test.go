@@ -99,7 +99,7 @@ func TestMessagesOfOneLengthAreAllTold(t *testing.T) {
 	}
 	for i := range 100 {
 		name := fmt.Sprintf("%03d", i)
-		if err := o.put(name, []byte(name)); err != nil {
+		if err := o.put([]byte(name)); err != nil {
 			t.Fatal(err)
 		}
 		hear(o.take(1, 2*4, 9)) // two fit
@@ -117,34 +117,29 @@ func TestMessagesOfOneLengthAreAllTold(t *testing.T) {
 	}
 }
 
-func TestTheLatestOfANameIsTold(t *testing.T) {
-	o := newOutbox()
-	for _, text := range []string{"old", "new"} {
-		if err := o.put("name", []byte(text)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if got := o.take(1, 100, 3); len(got) != 1 || string(got[0]) != "new" {
-		t.Errorf("told %q", got)
-	}
-	if err := o.put("name", make([]byte, MaxMessage+1)); err == nil {
-		t.Error("a message that fits into no packet is taken")
+func TestAMessageThatFitsIntoNoPacketIsNotTaken(t *testing.T) {
+	if err := newOutbox().put(make([]byte, MaxMessage+1)); err == nil {
+		t.Error("it is taken")
 	}
 }
 
 func TestTheOutboxIsBoundedAndNewsComesFirst(t *testing.T) {
 	o := newOutbox()
 	for i := range 2 * maxOutbox {
-		if err := o.put(fmt.Sprint(i), []byte("x")); err != nil {
+		if err := o.put([]byte(fmt.Sprintf("%04d", i))); err != nil {
 			t.Fatal(err)
 		}
-		o.take(1, 2, 1)
+		if i%2 == 0 {
+			if got := o.take(1, 5, 9); len(got) != 1 || string(got[0]) != fmt.Sprintf("%04d", i) {
+				t.Fatalf("message %d is not told first but %q", i, got)
+			}
+		}
 	}
 	if len(o.messages) > maxOutbox {
 		t.Errorf("%d messages are kept", len(o.messages))
 	}
-	if o.messages[fmt.Sprint(2*maxOutbox-1)] == nil {
-		t.Error("the newest is not among them")
+	if got := o.take(1, 5, 9); len(got) != 1 || string(got[0]) != fmt.Sprintf("%04d", 2*maxOutbox-1) {
+		t.Errorf("the newest is not told next but %q", got)
 	}
 	if o.dropped() == 0 {
 		t.Error("none is counted")

@@ -264,9 +264,9 @@ func (g *Gossip) Dropped() Drops {
 	return drops
 }
 
-// Tell begins to tell a message, at most MaxMessage bytes, in the place of the one of the same name that is being told.
-// It does not wait. Members tell one another, not all: whoever gets a message that is news has to Tell it as well.
-func (g *Gossip) Tell(name string, message []byte) error { return g.delegate.outbox.put(name, message) }
+// Tell begins to tell a message, at most MaxMessage bytes. It does not wait. Members tell one another, not all: whoever gets a
+// message that is news has to Tell it as well.
+func (g *Gossip) Tell(message []byte) error { return g.delegate.outbox.put(message) }
 
 // joinName stands for the name of a member that we know the address of and not the name; nobody looks at it, but
 // RequireNodeNames wants one.

@@ -26,74 +26,54 @@ const (
 // one length under one key at times and loses the first (hashicorp/memberlist#263, #322).
 type outbox struct {
 	// mu guards what follows; nothing is called under it.
-	mu       sync.Mutex
-	messages map[string]*outgoing
-	order    uint64
+	mu sync.Mutex
+	// messages are in the order in which they are told: what was told least first, and of those the newest.
+	messages []*outgoing
 	// overflowed counts messages that were told too seldom.
 	overflowed uint64
 }
 
 // outgoing is one message. Its bytes are never written to.
 type outgoing struct {
-	name  string
 	bytes []byte
 	told  int
-	// order grows with every message.
-	order uint64
 }
 
-func newOutbox() *outbox { return &outbox{messages: make(map[string]*outgoing)} }
+func newOutbox() *outbox { return &outbox{} }
 
-// put replaces the message of that name. When there are too many, the one that was told most is told no more.
-func (o *outbox) put(name string, message []byte) error {
+// put adds a message. When there are too many, the one that was told most is told no more.
+func (o *outbox) put(message []byte) error {
 	if len(message) > MaxMessage {
 		return fmt.Errorf("a message of %d bytes, more than %d", len(message), MaxMessage)
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.order++
-	o.messages[name] = &outgoing{name: name, bytes: slices.Clone(message), order: o.order}
+	o.messages = slices.Insert(o.messages, 0, &outgoing{bytes: slices.Clone(message)})
 	if len(o.messages) > maxOutbox {
-		delete(o.messages, slices.MaxFunc(o.sorted(), freshness).name)
+		o.messages[maxOutbox] = nil
+		o.messages = o.messages[:maxOutbox]
 		o.overflowed++
 	}
 	return nil
 }
 
-// freshness puts what was told least first, and of those the newest.
-func freshness(a, b *outgoing) int {
-	return cmp.Or(cmp.Compare(a.told, b.told), cmp.Compare(b.order, a.order))
-}
-
-// sorted is called with mu held.
-func (o *outbox) sorted() []*outgoing {
-	all := make([]*outgoing, 0, len(o.messages))
-	for _, m := range o.messages {
-		all = append(all, m)
-	}
-	slices.SortFunc(all, freshness)
-	return all
-}
-
 // take gives the messages for one packet of limit bytes, in which each costs overhead, among so many members.
-func (o *outbox) take(overhead, limit, members int) [][]byte {
+func (o *outbox) take(overhead, limit, members int) (out [][]byte) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if len(o.messages) == 0 {
+	for _, m := range o.messages {
+		if size := overhead + len(m.bytes); size <= limit {
+			limit -= size
+			out = append(out, m.bytes)
+			m.told++
+		}
+	}
+	if out == nil {
 		return nil
 	}
-	var out [][]byte
-	for _, m := range o.sorted() {
-		size := overhead + len(m.bytes)
-		if size > limit {
-			continue
-		}
-		limit -= size
-		out = append(out, m.bytes)
-		if m.told++; m.told >= tellingsAmong(members) {
-			delete(o.messages, m.name)
-		}
-	}
+	enough := tellingsAmong(members)
+	o.messages = slices.DeleteFunc(o.messages, func(m *outgoing) bool { return m.told >= enough })
+	slices.SortStableFunc(o.messages, func(a, b *outgoing) int { return cmp.Compare(a.told, b.told) })
 	return out
 }
 

@@ -1,50 +1,74 @@
 package state
 
-// maxKeysHeard is how many keys of one origin are remembered.
-const maxKeysHeard = 4096
+import (
+	"slices"
+	"time"
+)
 
-// Ledger remembers the latest message of each origin, topic and key, so that each is news once however often it comes.
-// It is not safe for concurrent use.
+// maxHeard is how many messages of one origin are remembered, the latest: more than any has in force at one time.
+const maxHeard = 2048
+
+// Ledger remembers which messages of each origin were heard, so that each is news once however often it comes, and when the
+// latest was. It is not safe for concurrent use.
 type Ledger struct {
-	origins map[Origin]map[subject]uint64
+	origins map[Origin]*heard
 }
 
-type subject struct {
-	topic Topic
-	key   string
+// heard are the messages of one origin.
+type heard struct {
+	sequences []uint64 // in order
+	floor     uint64   // the highest that is remembered no more
+	at        time.Time
 }
 
 // NewLedger makes an empty ledger.
-func NewLedger() *Ledger { return &Ledger{origins: make(map[Origin]map[subject]uint64)} }
+func NewLedger() *Ledger { return &Ledger{origins: make(map[Origin]*heard)} }
 
-// IsNews tells whether nothing as late was noted of the message's origin, topic and key.
-func (l *Ledger) IsNews(m Message) bool {
-	last, known := l.origins[m.Origin][subject{m.Topic, m.Key}]
-	return !known || m.Sequence > last
+// IsNews tells whether a message of the origin was not noted yet. One that is older than all that are remembered counts as
+// noted.
+func (l *Ledger) IsNews(o Origin, sequence uint64) bool {
+	h := l.origins[o]
+	if h == nil {
+		return true
+	}
+	_, known := slices.BinarySearch(h.sequences, sequence)
+	return !known && sequence > h.floor
 }
 
-// Note remembers a message. Of an origin with too many keys the one that was quiet for the longest is forgotten.
-func (l *Ledger) Note(m Message) {
-	heard := l.origins[m.Origin]
-	if heard == nil {
-		heard = make(map[subject]uint64)
-		l.origins[m.Origin] = heard
+// Note remembers a message that was proved to be the origin's. Of too many the oldest is forgotten.
+func (l *Ledger) Note(o Origin, sequence uint64, now time.Time) {
+	h := l.origins[o]
+	if h == nil {
+		h = &heard{}
+		l.origins[o] = h
 	}
-	heard[subject{m.Topic, m.Key}] = m.Sequence
-	if len(heard) > maxKeysHeard {
-		forgetQuietest(heard)
+	at, known := slices.BinarySearch(h.sequences, sequence)
+	if known {
+		return
+	}
+	h.sequences = slices.Insert(h.sequences, at, sequence)
+	if at == len(h.sequences)-1 {
+		h.at = now
+	}
+	if len(h.sequences) > maxHeard {
+		h.floor = h.sequences[0]
+		h.sequences = slices.Delete(h.sequences, 0, 1)
 	}
 }
 
-func forgetQuietest(heard map[subject]uint64) {
-	var quietest subject
-	lowest := ^uint64(0)
-	for s, sequence := range heard {
-		if sequence <= lowest {
-			quietest, lowest = s, sequence
-		}
+// Age is how old a message of the origin is at least: what it has said since was said later, by its own clock. 0: nothing later
+// was heard. Who passes messages on cannot make them younger than that.
+func (l *Ledger) Age(o Origin, sequence uint64, now time.Time) time.Duration {
+	h := l.origins[o]
+	if h == nil {
+		return 0
 	}
-	delete(heard, quietest)
+	latest := h.sequences[len(h.sequences)-1]
+	if sequence > latest {
+		return 0
+	}
+	between := time.Duration(min(latest-sequence, uint64(maxAge.Microseconds()))) * time.Microsecond
+	return min(between+now.Sub(h.at), maxAge)
 }
 
 // Forget drops all that is remembered of an origin.
@@ -52,8 +76,8 @@ func (l *Ledger) Forget(o Origin) { delete(l.origins, o) }
 
 // Len counts what is remembered.
 func (l *Ledger) Len() (n int) {
-	for _, heard := range l.origins {
-		n += len(heard)
+	for _, h := range l.origins {
+		n += len(h.sequences)
 	}
 	return n
 }

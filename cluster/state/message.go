@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"unicode/utf8"
 
 	"github.com/pyserve/pyserve/proto/voucher"
 )
@@ -12,11 +11,8 @@ import (
 // Topic says which part of the program a message is for.
 type Topic uint8
 
-// The limits of a message. One of the largest fits into a packet beside what else is in it.
-const (
-	MaxKey     = 128
-	MaxPayload = 400
-)
+// MaxPayload is the most bytes of a message's payload. One of the largest fits into a packet beside what else is in it.
+const MaxPayload = 400
 
 // Origin is the member that a message comes from, whoever passed it on.
 type Origin struct {
@@ -27,11 +23,9 @@ type Origin struct {
 // Message is a small piece of news that members pass on to one another until all have it.
 type Message struct {
 	Origin Origin
-	// Sequence grows with each message of an origin, also across its restarts.
+	// Sequence grows with each message of an origin, also across its restarts: microseconds by its clock, and above all before.
 	Sequence uint64
 	Topic    Topic
-	// Key says what the news is about: of one origin, topic and key the latest message counts. Up to MaxKey bytes of UTF-8.
-	Key string
 	// Payload is up to MaxPayload bytes.
 	Payload []byte
 	// Signature is the origin's, over Signed.
@@ -40,26 +34,19 @@ type Message struct {
 
 // The layout of a message, big-endian:
 //
-//	0     layout version, 1
+//	0     layout version, 2
 //	1     topic
 //	2-9   sequence
 //	10    length of the origin's wire name, which follows
-//	      length of the key in one byte, and the key
 //	      length of the payload in two bytes, and the payload
 //	      signature, 64 bytes
 const (
-	messageVersion = 1
+	messageVersion = 2
 	messageHead    = 10
 )
 
 // Check names the limit that a message of ours is over.
 func (m Message) Check() error {
-	if len(m.Key) > MaxKey {
-		return fmt.Errorf("the key of a message has %d bytes, more than %d", len(m.Key), MaxKey)
-	}
-	if !utf8.ValidString(m.Key) {
-		return errors.New("the key of a message is not UTF-8")
-	}
 	if len(m.Payload) > MaxPayload {
 		return fmt.Errorf("the payload of a message has %d bytes, more than %d", len(m.Payload), MaxPayload)
 	}
@@ -69,29 +56,20 @@ func (m Message) Check() error {
 // EncodeUnsigned gives the bytes of a message that passes Check, but for its signature, which is to be appended.
 func (m Message) EncodeUnsigned() []byte {
 	origin := WireName(m.Origin.Role, m.Origin.Name)
-	b := make([]byte, 0, messageHead+4+len(origin)+len(m.Key)+len(m.Payload)+voucher.SignatureSize)
+	b := make([]byte, 0, messageHead+3+len(origin)+len(m.Payload)+voucher.SignatureSize)
 	b = append(b, messageVersion, byte(m.Topic))
 	b = binary.BigEndian.AppendUint64(b, m.Sequence)
 	b = append(append(b, byte(len(origin))), origin...)
-	b = append(append(b, byte(len(m.Key))), m.Key...)
 	b = binary.BigEndian.AppendUint16(b, uint16(len(m.Payload)))
 	return append(b, m.Payload...)
 }
 
-// What is signed of messages and of states: these words, the cluster, and the bytes themselves.
-const (
-	messageMagic  = "pyserve gossip message 1\n"
-	snapshotMagic = "pyserve gossip state 1\n"
-)
+// messageMagic begins what is signed of messages; the cluster follows, and the bytes themselves.
+const messageMagic = "pyserve gossip message 2\n"
 
 // SignedMessage is what the origin signs.
 func SignedMessage(cluster string, unsigned []byte) []byte {
 	return append(appendContext(messageMagic, cluster), unsigned...)
-}
-
-// SignedSnapshot is what the origin signs.
-func SignedSnapshot(cluster string, unsigned []byte) []byte {
-	return append(appendContext(snapshotMagic, cluster), unsigned...)
 }
 
 // cutSignature takes the signature off the end.
@@ -103,7 +81,7 @@ func cutSignature(b []byte) (unsigned, signature []byte, err error) {
 	return b[:n:n], b[n:], nil
 }
 
-// errCut is why a message or state ends too early.
+// errCut is why a message ends too early.
 var errCut = errors.New("it is cut off")
 
 // DecodeMessage reads a message as it came from the network. Unsigned is what the signature is over; it, the payload and
@@ -130,11 +108,6 @@ func decodeUnsigned(b []byte) (Message, error) {
 	if m.Origin.Role, m.Origin.Name, err = ParseWireName(string(origin)); err != nil {
 		return Message{}, fmt.Errorf("the origin of a message: %w", err)
 	}
-	key, rest, err := cutShort(rest)
-	if err != nil {
-		return Message{}, err
-	}
-	m.Key = string(key)
 	if len(rest) < 2 || len(rest[2:]) != int(binary.BigEndian.Uint16(rest)) {
 		return Message{}, errors.New("the length of a message's payload is wrong")
 	}
@@ -149,46 +122,4 @@ func cutShort(b []byte) (text, rest []byte, err error) {
 	}
 	n := 1 + int(b[0])
 	return b[1:n], b[n:], nil
-}
-
-// Snapshot is what a member tells at a full exchange, to one other.
-type Snapshot struct {
-	Origin Origin
-	// Sequence is as a message's.
-	Sequence  uint64
-	Bytes     []byte
-	Signature []byte
-}
-
-// The layout of a snapshot: that of a message up to the origin, with topic 0; the bytes follow, and the signature.
-
-// EncodeUnsigned gives the snapshot's bytes, but for its signature, which is to be appended.
-func (s Snapshot) EncodeUnsigned() []byte {
-	origin := WireName(s.Origin.Role, s.Origin.Name)
-	b := make([]byte, 0, messageHead+1+len(origin)+len(s.Bytes)+voucher.SignatureSize)
-	b = append(b, messageVersion, 0)
-	b = binary.BigEndian.AppendUint64(b, s.Sequence)
-	b = append(append(b, byte(len(origin))), origin...)
-	return append(b, s.Bytes...)
-}
-
-// DecodeSnapshot reads a snapshot as it came from the network, of whatever length. Unsigned is what the signature is over;
-// it, the bytes and the signature are parts of b.
-func DecodeSnapshot(b []byte) (s Snapshot, unsigned []byte, err error) {
-	unsigned, signature, err := cutSignature(b)
-	if err != nil {
-		return Snapshot{}, nil, err
-	}
-	if unsigned[0] != messageVersion || unsigned[1] != 0 {
-		return Snapshot{}, nil, fmt.Errorf("a state of another layout version: %d", unsigned[0])
-	}
-	origin, rest, err := cutShort(unsigned[messageHead:])
-	if err != nil {
-		return Snapshot{}, nil, err
-	}
-	s = Snapshot{Sequence: binary.BigEndian.Uint64(unsigned[2:]), Bytes: rest, Signature: signature}
-	if s.Origin.Role, s.Origin.Name, err = ParseWireName(string(origin)); err != nil {
-		return Snapshot{}, nil, fmt.Errorf("the origin of a state: %w", err)
-	}
-	return s, unsigned, nil
 }

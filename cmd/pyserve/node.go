@@ -211,7 +211,7 @@ func startNode(ctx context.Context, o nodeOptions, logger *slog.Logger) (_ *node
 }
 
 // openNode makes the node and its admin address.
-func (p *nodeProcess) openNode(o nodeOptions, registry *prometheus.Registry, publishVotes func(string, []byte), logger *slog.Logger) (err error) {
+func (p *nodeProcess) openNode(o nodeOptions, registry *prometheus.Registry, publishVotes func([]byte) string, logger *slog.Logger) (err error) {
 	adminListener, err := listen("admin", o.admin)
 	if err != nil {
 		return err
@@ -354,7 +354,7 @@ func (m *membership) start(id *agent.Identity) error {
 		Name: id.Name, Role: cluster.RoleNode, ClusterID: id.ClusterID, Bind: m.options.gossip, Advertise: host,
 		Keys: id.GossipKeys, Key: id.Signer(), Issuer: id.ReleaseKey, Seeds: append(m.options.join, id.GossipSeeds...), Logger: m.logger,
 		RememberFile: filepath.Join(m.options.dataDir, "peers.json"), TakeTLS: m.takeTLS,
-		Receive: m.hear, State: m.node.Votes, Merge: m.merge,
+		Receive: m.hear, State: m.node.Votes,
 	})
 	if err != nil {
 		return err

@@ -1,6 +1,9 @@
 package main
 
-import "github.com/pyserve/pyserve/cluster"
+import (
+	"github.com/pyserve/pyserve/cluster"
+	"github.com/pyserve/pyserve/node/health"
+)
 
 // What nodes find out about backends goes through gossip from here to there. Words of controls are not asked for, and those of
 // nodes are checked by the node that hears them; what is refused is counted there, so the log tells of it for debugging alone.
@@ -17,30 +20,24 @@ func (m *membership) nodes(c *cluster.Cluster) []string {
 }
 
 // publishVotes tells the other nodes, as soon as there are any.
-func (m *membership) publishVotes(key string, message []byte) {
+func (m *membership) publishVotes(message []byte) (signed string) {
 	c := m.joined()
 	if c == nil {
-		return
+		return ""
 	}
-	if err := c.Publish(cluster.TopicHealth, key, message); err != nil {
+	signed, err := c.Publish(cluster.TopicHealth, message)
+	if err != nil {
 		m.logger.Error("cannot tell the other nodes what this one's health probes say", "error", err)
 	}
+	return signed
 }
 
-func (m *membership) hear(from cluster.Origin, topic cluster.Topic, _ string, payload []byte) {
-	if topic != cluster.TopicHealth || from.Role != cluster.RoleNode {
+func (m *membership) hear(news cluster.News) {
+	if news.Topic != cluster.TopicHealth || news.From.Role != cluster.RoleNode {
 		return
 	}
-	if err := m.node.HearVotes(from.Name, payload); err != nil {
-		m.logger.Debug("what another node's health probes say was refused", "member", from.Name, "error", err)
-	}
-}
-
-func (m *membership) merge(from cluster.Origin, state []byte) {
-	if from.Role != cluster.RoleNode {
-		return
-	}
-	if err := m.node.MergeVotes(state); err != nil {
-		m.logger.Debug("what another node has heard of health probes was refused", "member", from.Name, "error", err)
+	heard := health.Heard{From: news.From.Name, Message: news.Payload, Age: news.Age, Signed: news.Signed}
+	if err := m.node.HearVotes(heard); err != nil {
+		m.logger.Debug("what another node's health probes say was refused", "member", news.From.Name, "error", err)
 	}
 }

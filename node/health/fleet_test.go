@@ -7,6 +7,7 @@ import (
 	"net"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -110,7 +111,7 @@ func (fl *fleet) running() (names []string) {
 func (fl *fleet) start(ctx context.Context, name string, members []string, backends ...string) *fleetNode {
 	n := &fleetNode{name: name}
 	n.prober = NewProber(Options{
-		Self: name, Publish: func(_ string, message []byte) { fl.tell(name, message) },
+		Self: name, Publish: func(message []byte) string { return fl.tell(name, message) },
 		Random: fl.below,
 	})
 	n.registry = upstream.NewRegistry(upstream.Options{
@@ -213,8 +214,18 @@ func (fl *fleet) stop(name string) {
 	n.prober.Close()
 }
 
+// signed stands for the message of a node with its signature.
+func signed(from string, message []byte) string { return from + " " + string(message) }
+
+// heard is what signed stands for.
+func heard(text string, age time.Duration) Heard {
+	from, message, _ := strings.Cut(text, " ")
+	return Heard{From: from, Message: []byte(message), Age: age, Signed: text}
+}
+
 // tell brings a message to all others: each telling to each may be lost, and the next comes after a while.
-func (fl *fleet) tell(from string, message []byte) {
+func (fl *fleet) tell(from string, message []byte) string {
+	text := signed(from, message)
 	if len(message) > MaxMessage {
 		fl.t.Errorf("%s tells %d bytes", from, len(message))
 	}
@@ -232,11 +243,12 @@ func (fl *fleet) tell(from string, message []byte) {
 			if !fl.connected(from, name) {
 				return
 			}
-			if err := fl.nodes[name].prober.Hear(from, message); err != nil {
+			if err := fl.nodes[name].prober.Hear(heard(text, 0)); err != nil {
 				fl.t.Error(err)
 			}
 		})
 	}
+	return text
 }
 
 // exchange has a node exchange all that is known with another one, again and again.
@@ -256,8 +268,8 @@ func (fl *fleet) exchange(ctx context.Context, n *fleetNode) {
 			continue
 		}
 		for _, way := range [][2]*Prober{{n.prober, other.prober}, {other.prober, n.prober}} {
-			if state := way[0].State(); state != nil {
-				if err := way[1].Merge(state); err != nil {
+			for text, age := range way[0].State() {
+				if err := way[1].Hear(heard(text, age)); err != nil {
 					fl.t.Error(err)
 				}
 			}
@@ -588,9 +600,9 @@ func TestRestartedNodeIsBelievedThoughItsClockWentBack(t *testing.T) {
 			Key: fl.nodes["n0"].backends[0].Identity(), Origin: "n0", Sequence: uint64(time.Now().Add(time.Hour).UnixMicro()),
 			State: vote.Unhealthy, Repeat: 5 * time.Second, Heard: time.Now(),
 		}
-		message, _ := vote.Encode([]vote.Vote{ahead}, time.Now(), MaxMessage)
+		message, _ := vote.Encode([]vote.Vote{ahead}, MaxMessage)
 		for _, n := range fl.nodes {
-			if err := n.prober.Merge(message); err != nil {
+			if err := n.prober.Hear(Heard{From: "n0", Message: message}); err != nil {
 				t.Error(err)
 			}
 		}

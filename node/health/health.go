@@ -37,10 +37,10 @@ type Options struct {
 	Random func(n time.Duration) time.Duration
 	// Self is this node's name among the members. Empty: it takes part in nothing, and probes for itself.
 	Self string
-	// Publish tells all other nodes, each of which gives message to its Hear; a later message with the same key takes the place
-	// of one that is not told yet. A message has at most MaxMessage bytes. It is called by probing goroutines and must neither
+	// Publish tells all other nodes, each of which gives message to its Hear, and gives the message with this node's signature, for
+	// State; "": others cannot be told. A message has at most MaxMessage bytes. It is called by probing goroutines and must neither
 	// wait nor call the prober. Nil: nobody is told.
-	Publish func(key string, message []byte)
+	Publish func(message []byte) (signed string)
 }
 
 // Prober owns the probing goroutines. Its methods may be called concurrently.
@@ -48,7 +48,7 @@ type Prober struct {
 	logger  *slog.Logger
 	random  func(time.Duration) time.Duration
 	self    string
-	publish func(key string, message []byte)
+	publish func(message []byte) (signed string)
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
 	counts  counts
@@ -75,7 +75,7 @@ func NewProber(o Options) *Prober {
 		p.random = rand.N[time.Duration]
 	}
 	if p.publish == nil {
-		p.publish = func(string, []byte) {}
+		p.publish = func([]byte) string { return "" }
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p

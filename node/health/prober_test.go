@@ -140,26 +140,26 @@ func TestWhatOthersSayIsRefused(t *testing.T) {
 		say := func(change func(*vote.Vote)) []byte {
 			v := v
 			change(&v)
-			message, _ := vote.Encode([]vote.Vote{v}, time.Now(), MaxMessage)
+			message, _ := vote.Encode([]vote.Vote{v}, MaxMessage)
 			return message
 		}
+		hear := func(message []byte) error { return p.Hear(Heard{From: "n1", Message: message}) }
 		for _, c := range []struct {
 			err  error
 			want string
 		}{
-			{p.Hear("n1", []byte("nonsense")), "cannot be read"},
-			{p.Hear("n2", say(func(*vote.Vote) {})), "n2 speaks for n1"},
-			{p.Hear("n1", say(func(v *vote.Vote) { v.Sequence = uint64(time.Now().Add(25 * time.Hour).UnixMicro()) })), "a day ahead"},
-			{p.Merge(nil), "empty"},
+			{hear([]byte("nonsense")), "cannot be read"},
+			{hear(nil), "empty"},
+			{hear(say(func(v *vote.Vote) { v.Sequence = uint64(time.Now().Add(25 * time.Hour).UnixMicro()) })), "a day ahead"},
 		} {
 			if c.err == nil || !strings.Contains(c.err.Error(), c.want) {
 				t.Errorf("%v, want %q", c.err, c.want)
 			}
 		}
-		if err := p.Hear("n1", say(func(*vote.Vote) {})); err != nil {
+		if err := hear(say(func(*vote.Vote) {})); err != nil {
 			t.Error(err)
 		}
-		if c := p.Counters(); c.Received != 3 || c.Refused != 4 {
+		if c := p.Counters(); c.Received != 2 || c.Refused != 3 {
 			t.Errorf("counted %+v", c)
 		}
 	})
@@ -173,8 +173,8 @@ func TestFloodOfChecksNobodyKnowsIsRefusedAndCounted(t *testing.T) {
 		for i := range 5000 {
 			votes = append(votes, vote.Vote{Key: vote.Key{byte(i), byte(i >> 8)}, Origin: "n1", State: vote.Healthy, Repeat: time.Second, Heard: time.Now()})
 		}
-		message, _ := vote.Encode(votes, time.Now(), 1<<20)
-		if err := p.Merge(message); err == nil || p.Counters().Refused < 500 {
+		message, _ := vote.Encode(votes, 1<<20)
+		if err := p.Hear(Heard{From: "n1", Message: message}); err == nil || p.Counters().Refused < 500 {
 			t.Errorf("%v, %+v", err, p.Counters())
 		}
 	})
@@ -190,8 +190,10 @@ func TestNewcomerHearsTheVerdictWithTheState(t *testing.T) {
 		defer p.Close()
 		defer r.Close()
 		p.SetMembers(append(fl.names(), "zz"))
-		if err := p.Merge(fl.nodes["n0"].prober.State()); err != nil {
-			t.Fatal(err)
+		for text, age := range fl.nodes["n0"].prober.State() {
+			if err := p.Hear(heard(text, age)); err != nil {
+				t.Fatal(err)
+			}
 		}
 		b, err := r.Acquire(upstream.Spec{Host: backend, Port: 80, Check: tcpCheck()})
 		if err != nil {
@@ -205,7 +207,7 @@ func TestNewcomerHearsTheVerdictWithTheState(t *testing.T) {
 	})
 }
 
-func TestStateThatDoesNotFitTellsBadNewsFirstAndTheRestByTurns(t *testing.T) {
+func TestStateTellsBadNewsFirstAndTheRestByTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		turn := time.Duration(0)
 		p := NewProber(Options{Self: "n0", Random: func(n time.Duration) time.Duration {
@@ -213,34 +215,71 @@ func TestStateThatDoesNotFitTellsBadNewsFirstAndTheRestByTurns(t *testing.T) {
 			return n * (turn % 3) / 3
 		}})
 		defer p.Close()
-		var votes []vote.Vote
-		for i := range 8000 {
-			v := vote.Vote{Key: vote.Key{byte(i), byte(i >> 8)}, Origin: "n1", State: vote.Healthy, Repeat: time.Second, Heard: time.Now()}
-			if i%100 == 0 {
+		for i := range 600 {
+			v := vote.Vote{Key: vote.Key{byte(i), byte(i >> 8)}, Sequence: 1, State: vote.Healthy, Repeat: time.Second}
+			if i%10 == 0 {
 				v.State = vote.Unhealthy
 			}
 			p.table.Expect(v.Key)
-			votes = append(votes, v)
-		}
-		p.merge(votes, time.Now())
-		told := make(map[vote.Key]int)
-		for range 3 {
-			state := p.State()
-			if len(state) > MaxState {
-				t.Fatalf("%d bytes", len(state))
-			}
-			got, err := vote.Decode(state, time.Now())
-			if err != nil {
+			message, _ := vote.Encode([]vote.Vote{v}, MaxMessage)
+			if err := p.Hear(heard(signed("n1", message), 0)); err != nil {
 				t.Fatal(err)
 			}
-			for i, v := range got {
-				if told[v.Key]++; (v.State == vote.Unhealthy) != (i < 80) {
-					t.Fatalf("vote %d is %v", i, v.State)
+		}
+		first := make(map[string]bool)
+		for range 3 {
+			n := 0
+			for text := range p.State() {
+				h := heard(text, 0)
+				votes, err := vote.Decode(h.From, h.Message, time.Now())
+				if err != nil || len(votes) != 1 || (votes[0].State == vote.Unhealthy) != (n < 60) {
+					t.Fatalf("message %d holds %+v, %v", n, votes, err)
 				}
+				if n == 60 {
+					first[text] = true
+				}
+				n++
+			}
+			if n != 600 {
+				t.Errorf("%d messages are told", n)
 			}
 		}
-		if len(told) != len(votes) {
-			t.Errorf("%d of %d votes were ever told", len(told), len(votes))
+		if len(first) != 3 {
+			t.Errorf("the good news begin with %d messages in three turns", len(first))
+		}
+	})
+}
+
+// What cannot be proved to be another's is not passed on, and what no vote of counts any more neither; many votes of one message are
+// passed on together.
+func TestStateTellsWhatIsSignedAndCounts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewProber(Options{Self: "n0"})
+		defer p.Close()
+		say := func(h Heard, state vote.State, keys ...byte) {
+			var votes []vote.Vote
+			for _, k := range keys {
+				p.table.Expect(vote.Key{k})
+				votes = append(votes, vote.Vote{Key: vote.Key{k}, Sequence: uint64(time.Now().UnixMicro()), State: state, Repeat: time.Second})
+			}
+			h.From = "n1"
+			h.Message, _ = vote.Encode(votes, MaxMessage)
+			if err := p.Hear(h); err != nil {
+				t.Fatal(err)
+			}
+		}
+		say(Heard{Signed: "old", Age: time.Minute}, vote.Healthy, 1)
+		say(Heard{}, vote.Healthy, 2)
+		say(Heard{Signed: "replaced"}, vote.Healthy, 3)
+		wait(time.Millisecond)
+		say(Heard{Signed: "together", Age: time.Millisecond}, vote.Unhealthy, 3, 4, 5)
+		wait(time.Second)
+		var told []string
+		for text, age := range p.State() {
+			told = append(told, fmt.Sprint(text, " ", age))
+		}
+		if want := "together 1.001s"; strings.Join(told, ", ") != want {
+			t.Errorf("%q, want %q", told, want)
 		}
 	})
 }
@@ -251,8 +290,8 @@ func TestVotesAreRepeatedInTimeAndTogether(t *testing.T) {
 		var mu sync.Mutex
 		said := make(map[vote.Key]time.Time)
 		messages, votes := 0, 0
-		p := NewProber(Options{Self: "n0", Publish: func(_ string, message []byte) {
-			got, err := vote.Decode(message, time.Now())
+		p := NewProber(Options{Self: "n0", Publish: func(message []byte) string {
+			got, err := vote.Decode("n0", message, time.Now())
 			if err != nil || len(message) > MaxMessage {
 				t.Errorf("%d bytes, %v", len(message), err)
 			}
@@ -266,6 +305,7 @@ func TestVotesAreRepeatedInTimeAndTogether(t *testing.T) {
 				}
 				said[v.Key] = time.Now()
 			}
+			return ""
 		}})
 		w := &world{prober: p, dials: make(map[string][]time.Time)}
 		w.registry = upstream.NewRegistry(upstream.Options{Added: p.Watch, Removed: p.Unwatch, DialContext: w.dial})
@@ -320,10 +360,10 @@ func TestSlotsAreEvenAndNeverLaterThanTheInterval(t *testing.T) {
 
 func TestLongestVoteFitsIntoAMessage(t *testing.T) {
 	v := vote.Vote{
-		Origin: strings.Repeat("n", vote.MaxOrigin), Reason: strings.Repeat("r", vote.MaxReason), Sequence: 1 << 62, State: vote.Unhealthy,
-		Since: time.Now(), Repeat: 24 * time.Hour, Heard: time.Now().Add(-time.Hour),
+		Reason: strings.Repeat("r", vote.MaxReason), Sequence: 1 << 62, State: vote.Unhealthy,
+		Since: time.Unix(0, 0), Repeat: 24 * time.Hour,
 	}
-	if _, n := vote.Encode([]vote.Vote{v}, time.Now(), MaxMessage); n != 1 {
+	if _, n := vote.Encode([]vote.Vote{v}, MaxMessage); n != 1 {
 		t.Error("it does not fit, and its sender would tell nothing for ever")
 	}
 }

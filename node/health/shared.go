@@ -1,10 +1,10 @@
 package health
 
 import (
+	"cmp"
 	"container/list"
-	"encoding/hex"
 	"errors"
-	"fmt"
+	"iter"
 	"slices"
 	"time"
 
@@ -15,9 +15,6 @@ import (
 const (
 	// MaxMessage is how long a message to other nodes is at most, in bytes: what gossip takes, and more than the longest vote.
 	MaxMessage = 400
-	// MaxState is how long State is at most, in bytes.
-	MaxState = 192 << 10
-
 	// tidyInterval is the time between two sweeps of the table.
 	tidyInterval = time.Minute
 	// maxRepeated bounds how many votes are looked at that might be repeated beside others that are told.
@@ -27,7 +24,7 @@ const (
 	// repeatIntervals is how soon a vote is repeated. Gossip carries some 15 KB a second for all nodes together: where votes
 	// of voteSize bytes, by all probers of all backends, would take more than shareOfGossip of it, they are repeated less often.
 	repeatIntervals = 2
-	voteSize        = 70 // its part of the message's head and signature included
+	voteSize        = 30 // its part of the message's head and signature included
 	shareOfGossip   = 8 << 10
 	// maxAhead is how far another node's clock may be ahead: by more, its word could not be replaced for too long.
 	maxAhead = 24 * time.Hour
@@ -86,13 +83,17 @@ func newShared() shared {
 
 // message is one for other nodes.
 type message struct {
-	key   string
+	votes []vote.Vote
 	bytes []byte
 }
 
+// send tells others, and keeps what they can pass on.
 func (p *Prober) send(messages []message) {
 	for _, m := range messages {
-		p.publish(m.key, m.bytes)
+		signed := p.publish(m.bytes)
+		p.mu.Lock()
+		p.table.Sign(m.votes, signed)
+		p.mu.Unlock()
 	}
 }
 
@@ -114,54 +115,46 @@ func (p *Prober) SetMembers(names []string) {
 	}
 }
 
-// Hear takes in what the node named from has published. An error says that the message, or some of it, was refused; what could
-// be used of it was.
-func (p *Prober) Hear(from string, message []byte) error {
-	return p.take(message, func(v vote.Vote) error {
-		if v.Origin != from {
-			return fmt.Errorf("%s speaks for %s", from, v.Origin)
-		}
-		return nil
-	})
+// Heard is a message of another node as it came.
+type Heard struct {
+	// From is who said it. Whether that is so is proved before.
+	From string
+	// Message is what Options.Publish was given there.
+	Message []byte
+	// Age is how long ago it was said, at least.
+	Age time.Duration
+	// Signed is the message with its origin's signature, as State gives it to others; "": it cannot be passed on.
+	Signed string
 }
 
-// Merge takes in another node's State. An error is that of Hear.
-func (p *Prober) Merge(state []byte) error {
-	return p.take(state, func(vote.Vote) error { return nil })
+// Hear takes in what another node has published. An error says that the message, or some of it, was refused; what could be used
+// of it was.
+func (p *Prober) Hear(h Heard) error {
+	now := time.Now()
+	votes, err := vote.Decode(h.From, h.Message, now.Add(-h.Age))
+	if err != nil {
+		p.counts.refused.Add(1)
+		return err
+	}
+	p.counts.received.Add(uint64(len(votes)))
+	if len(votes) > 0 && votes[0].Sequence > uint64(now.Add(maxAhead).UnixMicro()) {
+		p.counts.refused.Add(uint64(len(votes)))
+		return errAhead
+	}
+	for i := range votes {
+		votes[i].Signed = h.Signed
+	}
+	if n := p.merge(votes, now); n > 0 {
+		p.counts.refused.Add(uint64(n))
+		return errNoRoom
+	}
+	return nil
 }
 
 var (
 	errAhead  = errors.New("its clock is more than a day ahead")
 	errNoRoom = errors.New("there is no room for so many checks that are not known here")
 )
-
-func (p *Prober) take(message []byte, refuse func(vote.Vote) error) error {
-	now := time.Now()
-	votes, err := vote.Decode(message, now)
-	if err != nil {
-		p.counts.refused.Add(1)
-		return err
-	}
-	latest := uint64(now.Add(maxAhead).UnixMicro())
-	received := len(votes)
-	votes = slices.DeleteFunc(votes, func(v vote.Vote) bool {
-		why := refuse(v)
-		if why == nil && v.Sequence > latest {
-			why = errAhead
-		}
-		if why != nil {
-			err = why
-		}
-		return why != nil
-	})
-	p.counts.refused.Add(uint64(received - len(votes)))
-	if n := p.merge(votes, now); n > 0 {
-		p.counts.refused.Add(uint64(n))
-		err = errNoRoom
-	}
-	p.counts.received.Add(uint64(received))
-	return err
-}
 
 // merge takes in votes that are in order, and says how many there was no room for.
 func (p *Prober) merge(votes []vote.Vote, now time.Time) (refused int) {
@@ -194,25 +187,29 @@ func (p *Prober) hold(votes []vote.Vote, now time.Time) (refused int) {
 	return refused
 }
 
-// State is what a node should know that has heard nothing yet. Where not all fits, bad news goes first, and of the good news
-// another part each time.
-func (p *Prober) State() []byte {
+// State gives the messages, with their ages, that a node should know that has heard nothing yet: those of which any vote counts
+// still. The ones with bad news go first, and the others begin with another each time, for not all may fit.
+func (p *Prober) State() iter.Seq2[string, time.Duration] {
 	now := time.Now()
 	p.mu.Lock()
 	fresh := p.table.Fresh(now)
 	p.mu.Unlock()
-	message, n := vote.Encode(fresh, now, MaxState)
-	if n == len(fresh) {
-		return message
+	if good := slices.IndexFunc(fresh, func(v vote.Vote) bool { return v.State == vote.Healthy }); good >= 0 {
+		start := good + int(p.random(time.Duration(len(fresh)-good)))
+		fresh = slices.Concat(fresh[:good], fresh[start:], fresh[good:start])
 	}
-	good := slices.IndexFunc(fresh, func(v vote.Vote) bool { return v.State == vote.Healthy })
-	if good < 0 || good >= n {
-		return message
+	return func(yield func(string, time.Duration) bool) {
+		told := make(map[string]bool)
+		for _, v := range fresh {
+			if v.Signed == "" || told[v.Signed] {
+				continue
+			}
+			told[v.Signed] = true
+			if !yield(v.Signed, now.Sub(v.Heard)) {
+				return
+			}
+		}
 	}
-	start := good + int(p.random(time.Duration(len(fresh)-good)))
-	fresh = slices.Concat(fresh[:good], fresh[start:], fresh[good:start])
-	message, _ = vote.Encode(fresh, now, MaxState)
-	return message
 }
 
 // situation is what is known of w, and what its own requests have met with.
@@ -327,6 +324,7 @@ func (p *Prober) note(w *watch) {
 // tellNews makes messages of the news, and repeats in the last what was told long ago. It is called with mu held.
 func (p *Prober) tellNews(now time.Time) []message {
 	p.told = now
+	p.sequence = max(p.sequence+1, uint64(now.UnixMicro()))
 	var votes []vote.Vote
 	for _, w := range p.news {
 		if w.news && w.word.State != upstream.Unknown {
@@ -343,10 +341,13 @@ func (p *Prober) tellNews(now time.Time) []message {
 		}
 	}
 	p.hold(votes, now)
+	slices.SortStableFunc(votes, func(a, b vote.Vote) int {
+		return cmp.Or(cmp.Compare(b.State, a.State), cmp.Compare(a.Reason, b.Reason), cmp.Compare(a.Repeat, b.Repeat))
+	})
 	var messages []message
 	for len(votes) > 0 {
-		bytes, n := vote.Encode(votes, now, MaxMessage)
-		messages = append(messages, message{key: hex.EncodeToString(votes[0].Key[:8]), bytes: bytes})
+		bytes, n := vote.Encode(votes, MaxMessage)
+		messages = append(messages, message{votes: votes[:n], bytes: bytes})
 		votes = votes[n:]
 	}
 	return messages
@@ -441,7 +442,6 @@ func (p *Prober) wouldSay(w *watch) bool {
 
 // say dates what is to be said of w. It is called with mu held.
 func (p *Prober) say(w *watch, now time.Time) vote.Vote {
-	p.sequence = max(p.sequence+1, uint64(now.UnixMicro()))
 	state, reason := p.stateOf(w.word)
 	w.said.at = now
 	w.said.vote = vote.Vote{

@@ -1,7 +1,6 @@
 package health
 
 import (
-	"encoding/hex"
 	"time"
 
 	"github.com/pyserve/pyserve/node/vote"
@@ -21,10 +20,11 @@ func (p *Prober) Accuse(key vote.Key, reason string, lasts time.Duration) {
 		Key: key, Origin: p.self, Sequence: p.sequence, State: vote.Unhealthy, Reason: shorten(reason, vote.MaxReason),
 		Since: now.Truncate(time.Millisecond), Repeat: repeatFor(lasts), Heard: now,
 	}
-	p.hold([]vote.Vote{v}, now)
+	votes := []vote.Vote{v}
+	p.hold(votes, now)
 	p.mu.Unlock()
-	bytes, _ := vote.Encode([]vote.Vote{v}, now, MaxMessage)
-	p.publish(hex.EncodeToString(key[:8]), bytes)
+	bytes, _ := vote.Encode(votes, MaxMessage)
+	p.send([]message{{votes, bytes}})
 }
 
 // repeatFor makes a vote count for as long as lasts, or vote.Slack if that is longer.

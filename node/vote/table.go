@@ -77,7 +77,7 @@ func (t *Table) Merge(votes []Vote, now time.Time) (changed []Key, refused int) 
 // put says whether v was taken or known already, and whether something follows from it.
 func (t *Table) put(v Vote, now time.Time) (taken, news bool) {
 	known := t.votes[v.Key]
-	at, found := slices.BinarySearchFunc(known, v.Origin, func(v Vote, origin string) int { return cmp.Compare(v.Origin, origin) })
+	at, found := find(known, v.Origin)
 	if found {
 		old := known[at]
 		if !newer(v, old) {
@@ -100,6 +100,10 @@ func (t *Table) put(v Vote, now time.Time) (taken, news bool) {
 	return true, true
 }
 
+func find(votes []Vote, origin string) (at int, found bool) {
+	return slices.BinarySearchFunc(votes, origin, func(v Vote, origin string) int { return cmp.Compare(v.Origin, origin) })
+}
+
 // dropOldest drops the vote that was said first: of so many, most are from members that are long gone.
 func (t *Table) dropOldest(key Key, votes []Vote) []Vote {
 	oldest := 0
@@ -112,6 +116,16 @@ func (t *Table) dropOldest(key Key, votes []Vote) []Vote {
 		t.strays--
 	}
 	return slices.Delete(votes, oldest, oldest+1)
+}
+
+// Sign notes the message in which votes that are in the table were sent.
+func (t *Table) Sign(votes []Vote, signed string) {
+	for _, v := range votes {
+		known := t.votes[v.Key]
+		if at, found := find(known, v.Origin); found && known[at].Sequence == v.Sequence {
+			known[at].Signed = signed
+		}
+	}
 }
 
 // Tidy drops what is too old to be kept. It is to be called every minute or so.

@@ -69,6 +69,8 @@ type Vote struct {
 	Repeat time.Duration
 	// Heard is when it was said, at the latest, by the clock of who holds the vote.
 	Heard time.Time
+	// Signed is the message that it came in, with the signature of its origin, for others to whom it is passed on; "": it cannot be.
+	Signed string
 }
 
 // FreshUntil is when the vote ceases to count.

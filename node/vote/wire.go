@@ -9,43 +9,47 @@ import (
 	"unicode/utf8"
 )
 
-// The form of a message: one byte of version, then votes one after the other until its end. A vote is its key, its origin
-// behind a length, sequence, state, since, time to its repetition and age, and its reason behind a length. Numbers are unsigned varints,
-// times are in milliseconds, since is Unix time. The age takes the place of Heard, so that no two clocks need to agree.
-const wireVersion = 1
+// The form of a message: one byte of version, the sequence of all its votes, then groups until its end. A group is what its votes
+// have in common, state, time to repetition in milliseconds, and the reason behind its length; then how many there are, in one
+// byte, and of each the key and how many milliseconds before the sequence its state began. Numbers are unsigned varints. Whose
+// votes they are, and how old, whoever carries the message says.
+const wireVersion = 2
 
 // What is taken from others.
 const (
 	// MaxReason is how long a reason is at most, in bytes.
 	MaxReason = 200
-	// MaxOrigin is how long the name of a node is at most, in bytes.
-	MaxOrigin = 63
-	// MaxVotes is how many votes one message holds at most.
-	MaxVotes = 1 << 16
 
 	maxSequence = 1 << 62
-	maxSince    = 1 << 48 // in the year 10889
 	maxRepeat   = 24 * time.Hour
-	maxAge      = 30 * 24 * time.Hour
+	maxGroup    = 255
 )
 
 // errShort says that a message ends within a vote.
 var errShort = errors.New("it ends within a vote")
 
-// Encode writes as many of votes as fit into limit bytes, in their order, and says how many those are. Nothing is written if
-// not even one fits.
-func Encode(votes []Vote, now time.Time, limit int) (message []byte, n int) {
-	message = []byte{wireVersion}
-	for _, v := range votes {
-		before := len(message)
-		message = v.append(message, now)
-		if len(message) > limit {
-			message = message[:before]
+// Encode writes as many of votes as fit into limit bytes, in their order, up to the first of another sequence, and says how many
+// those are. Votes that follow one another and say the same take the least room. Nothing is written if not even one fits.
+func Encode(votes []Vote, limit int) (message []byte, n int) {
+	if len(votes) == 0 {
+		return nil, 0
+	}
+	sequence := votes[0].Sequence
+	message = binary.AppendUvarint([]byte{wireVersion}, sequence)
+	counter := 0 // where the number of votes of the last group stands
+	for n < len(votes) && votes[n].Sequence == sequence {
+		v := votes[n]
+		longer, at := message, counter
+		if n == 0 || !sameGroup(v, votes[n-1]) || message[counter] == maxGroup {
+			longer, at = v.appendGroup(message)
+		}
+		longer = binary.AppendUvarint(append(longer, v.Key[:]...), v.beganBefore())
+		if len(longer) > limit {
 			break
 		}
-		if n++; n == MaxVotes {
-			break
-		}
+		message, counter = longer, at
+		message[counter]++
+		n++
 	}
 	if n == 0 {
 		return nil, 0
@@ -53,21 +57,26 @@ func Encode(votes []Vote, now time.Time, limit int) (message []byte, n int) {
 	return message, n
 }
 
-func (v Vote) append(b []byte, now time.Time) []byte {
-	b = append(b, v.Key[:]...)
-	b = binary.AppendUvarint(b, uint64(len(v.Origin)))
-	b = append(b, v.Origin...)
-	b = binary.AppendUvarint(b, v.Sequence)
+func sameGroup(a, b Vote) bool { return sameWords(a, b) && a.Repeat == b.Repeat }
+
+// appendGroup begins a group, and says where the number of its votes stands.
+func (v Vote) appendGroup(b []byte) (longer []byte, counter int) {
 	b = append(b, byte(v.State))
-	b = binary.AppendUvarint(b, uint64(max(0, v.Since.UnixMilli())))
 	b = binary.AppendUvarint(b, uint64(v.Repeat.Milliseconds()))
-	b = binary.AppendUvarint(b, uint64(min(max(0, now.Sub(v.Heard)), maxAge).Milliseconds()))
 	b = binary.AppendUvarint(b, uint64(len(v.Reason)))
-	return append(b, v.Reason...)
+	b = append(b, v.Reason...)
+	return append(b, 0), len(b)
 }
 
-// Decode reads a message, which comes from the network. It gives all of its votes or an error, and keeps nothing of b.
-func Decode(b []byte, now time.Time) ([]Vote, error) {
+// beganBefore is how long before its sequence a vote's state began, in milliseconds.
+func (v Vote) beganBefore() uint64 {
+	said := int64(v.Sequence / 1000)
+	return uint64(min(max(0, said-v.Since.UnixMilli()), said))
+}
+
+// Decode reads a message of origin, said at heard at the latest; it comes from the network. It gives all of its votes or an error,
+// and keeps nothing of b.
+func Decode(origin string, b []byte, heard time.Time) ([]Vote, error) {
 	if len(b) == 0 {
 		return nil, errors.New("votes cannot be read: the message is empty")
 	}
@@ -75,15 +84,13 @@ func Decode(b []byte, now time.Time) ([]Vote, error) {
 		return nil, fmt.Errorf("votes cannot be read: they are of version %d, and only %d is known here", b[0], wireVersion)
 	}
 	r := reader{rest: b[1:]}
+	common := Vote{Origin: origin, Sequence: r.number("sequence", maxSequence), Heard: heard}
 	var votes []Vote
 	for len(r.rest) > 0 && r.err == nil {
-		if len(votes) == MaxVotes {
-			return nil, fmt.Errorf("votes cannot be read: there are more than %d", MaxVotes)
-		}
-		votes = append(votes, r.vote(now))
+		votes = r.group(votes, common)
 	}
 	if r.err != nil {
-		return nil, fmt.Errorf("votes cannot be read: vote %d: %w", len(votes), r.err)
+		return nil, fmt.Errorf("votes cannot be read: after %d: %w", len(votes), r.err)
 	}
 	return votes, nil
 }
@@ -94,28 +101,34 @@ type reader struct {
 	err  error
 }
 
-func (r *reader) vote(now time.Time) Vote {
-	var v Vote
-	copy(v.Key[:], r.bytes(uint64(len(v.Key))))
-	v.Origin = string(r.text("origin", MaxOrigin))
-	v.Sequence = r.number("sequence", maxSequence)
+// group reads votes that have something in common, beside what all of the message have.
+func (r *reader) group(votes []Vote, common Vote) []Vote {
+	v := common
 	if state := r.bytes(1); len(state) == 1 {
 		v.State = State(state[0])
 	}
-	v.Since = time.UnixMilli(int64(r.number("since", maxSince)))
 	v.Repeat = time.Duration(r.number("time to its repetition", uint64(maxRepeat.Milliseconds()))) * time.Millisecond
-	v.Heard = now.Add(-time.Duration(r.number("age", uint64(maxAge.Milliseconds()))) * time.Millisecond)
 	v.Reason = string(r.text("reason", MaxReason))
+	n := r.bytes(1)
 	if r.err == nil {
 		r.err = v.check()
 	}
-	return v
+	if r.err == nil && n[0] == 0 {
+		r.err = errors.New("nothing is said of no check")
+	}
+	said := common.Sequence / 1000
+	for i := 0; r.err == nil && i < int(n[0]); i++ {
+		copy(v.Key[:], r.bytes(uint64(len(v.Key))))
+		v.Since = time.UnixMilli(int64(said - r.number("time since its state", said)))
+		if r.err == nil {
+			votes = append(votes, v)
+		}
+	}
+	return votes
 }
 
 func (v Vote) check() error {
 	switch {
-	case v.Origin == "":
-		return errors.New("it has no origin")
 	case v.State != Healthy && v.State != Unhealthy && v.State != Unsure:
 		return fmt.Errorf("state %d is not known", v.State)
 	case v.Repeat == 0:

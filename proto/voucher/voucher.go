@@ -150,11 +150,14 @@ func Open(issuer ed25519.PublicKey, cluster, holder string, raw []byte) (Voucher
 func (v Voucher) Ended(now time.Time) bool { return now.After(v.Ends) }
 
 // Signed says whether the holder signed the message.
-func (v Voucher) Signed(message, signature []byte) bool {
+func (v Voucher) Signed(message, signature []byte) bool { return SignedBy(v.public, message, signature) }
+
+// SignedBy says whether Sign made the signature with the private key of public.
+func SignedBy(public crypto.PublicKey, message, signature []byte) bool {
 	if len(signature) != SignatureSize {
 		return false
 	}
-	switch key := v.public.(type) {
+	switch key := public.(type) {
 	case ed25519.PublicKey:
 		return ed25519.Verify(key, message, signature)
 	case *ecdsa.PublicKey:
