@@ -13,8 +13,8 @@ CHAOS   ?= 8m
 # Packages whose tests run in bubbles of synctest. With the race detector they get one processor: timers of a bubble that
 # fire on two at a time corrupt the detector's state, and it ends the test (golang/go#78156).
 BUBBLED := go list -test -f '{{range .Deps}}{{if eq . "testing/synctest"}}{{$$.ForTest}}{{end}}{{end}}' ./... | sort -u | grep -v /e2e
-# Tests of many nodes in virtual time, which say how long things took.
-VIRTUAL := ALargeCluster|LossKills|ProbesOfABackend|KilledBackend
+# Tests of many nodes in virtual time, which say how long things took and how many bytes.
+VIRTUAL := ALargeCluster|ProbesOfABackend|KilledBackend
 
 .DEFAULT_GOAL := help
 
@@ -100,5 +100,6 @@ bench-control: ## control under a thousand node streams: applies, restarts, swap
 bench-cluster: ## members, health checks and drains of many nodes, in virtual time and real; tables to bin/cluster.md; CLUSTER="-rounds 3" are flags
 	@mkdir -p bin
 	@go test -count=1 -v -run '$(VIRTUAL)' ./cluster ./node/health >bin/virtual.out || { cat bin/virtual.out; exit 1; }
+	@CLUSTER_SIZE=128 go test -count=1 -v -timeout 30m -run LossKills ./cluster >>bin/virtual.out || { cat bin/virtual.out; exit 1; }
 	@sed -n 's/^ *[a-z_]*_test\.go:[0-9]*: //p' bin/virtual.out
 	go run ./e2e/scale -only 'outage|leave' -markdown bin/cluster.md $(CLUSTER)

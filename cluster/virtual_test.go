@@ -48,6 +48,15 @@ func (w *world) fleet(n int, change ...func(*Options)) []*Cluster {
 	return all
 }
 
+// sent tells what was sent in a while by each of n members.
+func (w *world) sent(n int, over time.Duration) (packets, bytes float64) {
+	before := w.network.Traffic()
+	time.Sleep(over)
+	traffic := w.network.Traffic().Since(before)
+	seconds := over.Seconds() * float64(n)
+	return float64(traffic.Packets) / seconds, float64(traffic.Bytes()) / seconds
+}
+
 // took tells in fake time how long it takes until a condition holds of every member, looking ten times a second.
 func took(t *testing.T, within time.Duration, all []*Cluster, what string, holds func(*Cluster) bool) time.Duration {
 	t.Helper()
@@ -99,14 +108,8 @@ func TestALargeClusterComesTogetherAndNoticesWhatHappens(t *testing.T) {
 		all := w.fleet(size)
 		took(t, 10*time.Second, all, fmt.Sprint(size, " members that join at once see one another"), func(c *Cluster) bool { return alive(c) == size })
 
-		time.Sleep(30 * time.Second)
-		want := Facts{Epoch: 1, Revision: 42, DigestPrefix: [8]byte{1}}
-		all[size/2].Update(want)
-		took(t, 2*time.Second, all, "a change of one's facts is known to all", func(c *Cluster) bool {
-			return stateOf(c, all[size/2].options.Name).Facts == want
-		})
+		w.changes(all, 10, w.rest(all))
 
-		time.Sleep(30 * time.Second)
 		killed := all[size-1]
 		kill(t, killed)
 		rest := all[:size-1]
@@ -114,6 +117,54 @@ func TestALargeClusterComesTogetherAndNoticesWhatHappens(t *testing.T) {
 			return stateOf(c, killed.options.Name).State == state.Dead
 		})
 	})
+}
+
+// changes lets members change their facts, one after the other, and tells how long the slowest change takes to be known to all.
+func (w *world) changes(all []*Cluster, n int, rest float64) {
+	w.t.Helper()
+	const over = 5 * time.Second
+	var slowest time.Duration
+	var bytes float64
+	for i := range n {
+		member := all[i*len(all)/n]
+		want := Facts{Epoch: 1, Revision: uint64(i + 1), DigestPrefix: [8]byte{1}}
+		begun, before := time.Now(), w.network.Traffic()
+		member.Update(want)
+		for _, c := range all {
+			await(w.t, over, "the change at "+c.options.Name, func() bool { return stateOf(c, member.options.Name).Facts == want })
+		}
+		slowest = max(slowest, time.Since(begun))
+		time.Sleep(time.Until(begun.Add(over)))
+		bytes += float64(w.network.Traffic().Since(before).Bytes()) - rest*float64(len(all))*over.Seconds()
+	}
+	w.t.Logf("a change of one's facts is known to all, the slowest of %d: %s; each costs %.1f KB by every member", n, slowest, bytes/float64(n*len(all))/1000)
+	if slowest > time.Second {
+		w.t.Errorf("it took %s", slowest)
+	}
+}
+
+// rest tells how many bytes a second each member sends while nothing happens.
+func (w *world) rest(all []*Cluster) float64 {
+	w.t.Helper()
+	time.Sleep(time.Minute)
+	packets, bytes := w.sent(len(all), 2*time.Minute)
+	w.t.Logf("%d members at rest: each sends %.1f packets and %.0f bytes a second", len(all), packets, bytes)
+	if bytes > 4000 {
+		w.t.Error("that is more than 4 KB")
+	}
+	return bytes
+}
+
+func TestALargeClusterIsQuietAtRest(t *testing.T) {
+	for _, size := range []int{10, sizeOr(t, 50, 20)} {
+		gossiptest.Run(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.network.SetLatency(time.Millisecond)
+			all := w.fleet(size)
+			took(t, 10*time.Second, all, fmt.Sprint(size, " members that join at once see one another"), func(c *Cluster) bool { return alive(c) == size })
+			w.rest(all)
+		})
+	}
 }
 
 func TestALargeClusterThatFellApartComesTogetherAgain(t *testing.T) {
@@ -139,6 +190,7 @@ func TestALargeClusterThatFellApartComesTogetherAgain(t *testing.T) {
 	})
 }
 
+// An hour of 128 members takes minutes: `make bench-cluster` does that.
 func TestLossKillsNobody(t *testing.T) {
 	size, long := sizeOr(t, 12, 6), time.Hour
 	if raceDetector {
@@ -151,7 +203,9 @@ func TestLossKillsNobody(t *testing.T) {
 		took(t, 10*time.Second, all, "all are there", func(c *Cluster) bool { return alive(c) == size })
 		w.network.SetLoss(0.05)
 		time.Sleep(long)
-		if n := w.log.count("member is dead"); n > 0 {
+		n := w.log.count("member is dead")
+		t.Logf("%d members, of whose packets one in twenty is lost: %d false deaths in %s", size, n, long)
+		if n > 0 {
 			t.Errorf("%d times somebody was called dead", n)
 		}
 		for i, c := range all {
@@ -159,6 +213,11 @@ func TestLossKillsNobody(t *testing.T) {
 				t.Errorf("member %d sees %d of %d alive after %s", i, n, size, long)
 			}
 		}
+		killed := all[size-1]
+		kill(t, killed)
+		took(t, 10*time.Second, all[:size-1], "with that loss, a killed member is dead to all", func(c *Cluster) bool {
+			return stateOf(c, killed.options.Name).State == state.Dead
+		})
 	})
 }
 

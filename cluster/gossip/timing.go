@@ -13,7 +13,8 @@ type Timing struct {
 	ProbeInterval time.Duration
 	// ProbeTimeout is how long an answer may take before others are asked to try. Default 250 ms.
 	ProbeTimeout time.Duration
-	// GossipInterval is the time between two packets of news. Default 200 ms.
+	// GossipInterval is the time between two packets of news. Default 100 ms, half of the library's: what is told takes five
+	// rounds among 128, and costs the same bytes.
 	GossipInterval time.Duration
 	// PushPullInterval is the time between two full exchanges with some member, in up to 32 members; then it grows with
 	// the logarithm of their number. Default 10 s, a third of the library's: a full exchange is what mends news that got
@@ -39,7 +40,7 @@ const (
 func (t Timing) apply(c *memberlist.Config) {
 	c.ProbeInterval = orDefault(t.ProbeInterval, 500*time.Millisecond)
 	c.ProbeTimeout = orDefault(t.ProbeTimeout, 250*time.Millisecond)
-	c.GossipInterval = orDefault(t.GossipInterval, c.GossipInterval)
+	c.GossipInterval = orDefault(t.GossipInterval, 100*time.Millisecond)
 	c.PushPullInterval = orDefault(t.PushPullInterval, 10*time.Second)
 	c.TCPTimeout = orDefault(t.StreamTimeout, 5*time.Second)
 	c.DeadNodeReclaimTime = orDefault(t.DeadNodeReclaim, 5*time.Second)

@@ -26,9 +26,28 @@ type Network struct {
 	latency time.Duration
 	hosts   map[string]*Transport
 	// side is the part of a fallen-apart network that a host is in, and sides how many there ever were.
-	side  map[string]int
-	sides int
+	side    map[string]int
+	sides   int
+	traffic Traffic
 }
+
+// Traffic is what was sent, lost packets included: what UDP and TCP carry, without their own headers and those of IP.
+type Traffic struct {
+	Packets, PacketBytes uint64
+	// Streams count once, what both ends write adds to their bytes.
+	Streams, StreamBytes uint64
+}
+
+// Since gives what was sent after earlier.
+func (t Traffic) Since(earlier Traffic) Traffic {
+	return Traffic{
+		Packets: t.Packets - earlier.Packets, PacketBytes: t.PacketBytes - earlier.PacketBytes,
+		Streams: t.Streams - earlier.Streams, StreamBytes: t.StreamBytes - earlier.StreamBytes,
+	}
+}
+
+// Bytes are those of packets and streams.
+func (t Traffic) Bytes() uint64 { return t.PacketBytes + t.StreamBytes }
 
 // NewNetwork makes an empty network without loss or delay. The same seed loses the same packets of the same traffic.
 func NewNetwork(seed uint64) *Network {
@@ -62,6 +81,19 @@ func (n *Network) Partition(addresses ...string) {
 	for _, a := range addresses {
 		n.side[a] = n.sides
 	}
+}
+
+// Traffic is what all hosts have sent so far.
+func (n *Network) Traffic() Traffic {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.traffic
+}
+
+func (n *Network) count(add func(*Traffic)) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	add(&n.traffic)
 }
 
 // Heal lets everyone reach everyone.
@@ -144,6 +176,7 @@ func (t *Transport) WriteTo(b []byte, address string) (time.Time, error) {
 // WriteToAddress sends a packet, which may get lost like any.
 func (t *Transport) WriteToAddress(b []byte, to gossip.Address) (time.Time, error) {
 	now := time.Now()
+	t.network.count(func(sent *Traffic) { sent.Packets++; sent.PacketBytes += uint64(len(b)) })
 	host, reachable, latency := t.network.path(t.Address(), to.Addr)
 	if host == nil || !reachable || t.network.loses() {
 		return now, nil
@@ -185,9 +218,11 @@ func (t *Transport) DialAddressTimeout(to gossip.Address, timeout time.Duration)
 	if err := t.wait(latency, nil); err != nil {
 		return nil, err
 	}
-	ours, theirs := net.Pipe()
+	left, right := net.Pipe()
+	ours, theirs := counted{left, t.network}, counted{right, t.network}
 	select {
 	case host.streams <- theirs:
+		t.network.count(func(sent *Traffic) { sent.Streams++ })
 		return ours, nil
 	case <-host.closed:
 		return nil, errors.New("connection refused")
@@ -196,6 +231,19 @@ func (t *Transport) DialAddressTimeout(to gossip.Address, timeout time.Duration)
 	case <-t.closed:
 		return nil, net.ErrClosed
 	}
+}
+
+// counted is one end of a stream.
+type counted struct {
+	net.Conn
+	network *Network
+}
+
+// Write counts what was taken.
+func (c counted) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	c.network.count(func(sent *Traffic) { sent.StreamBytes += uint64(n) })
+	return n, err
 }
 
 // wait waits and then gives result, or another error as soon as the host is shut down.

@@ -103,6 +103,35 @@ func TestStreamsCarryBothWays(t *testing.T) {
 	<-done
 }
 
+func TestWhatIsSentIsCounted(t *testing.T) {
+	n := NewNetwork(1)
+	a, b := pair(t, n)
+	n.SetLoss(1)
+	send(t, a, b)
+	before := n.Traffic()
+	send(t, a, b)
+	send(t, b, a)
+	go func() {
+		conn := <-b.StreamCh()
+		defer conn.Close()
+		_, _ = io.CopyN(conn, conn, 3)
+	}()
+	conn, err := a.DialTimeout(b.Address(), time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte("abc")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadAll(conn); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := n.Traffic().Since(before), (Traffic{Packets: 2, PacketBytes: 2, Streams: 1, StreamBytes: 6}); got != want || got.Bytes() != 8 {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}
+
 func TestAStoppedHostBlocksNobody(t *testing.T) {
 	n := NewNetwork(1)
 	a, b := pair(t, n)
