@@ -32,8 +32,10 @@ const (
 	followJitter   = 300 * time.Millisecond
 	// askedAtOnce is how many peers are asked.
 	askedAtOnce = 3
-	// distrustTime is how long a peer is not asked that gave something wrong.
+	// distrustTime is how long a peer is not asked that gave something wrong; each further time doubles it, up to
+	// longDistrust. What it claims in gossip meanwhile makes no difference.
 	distrustTime = time.Minute
+	longDistrust = time.Hour
 	// refusedTime is how long a release that the node could not serve is not fetched again.
 	refusedTime = 30 * time.Second
 )
@@ -82,15 +84,30 @@ type follower struct {
 	agent *Agent
 	pause backoff
 	next  time.Time // not before it
-	// distrusted are peers that gave something wrong, until when.
-	distrusted map[string]time.Time
+	// distrusted are peers that gave something wrong.
+	distrusted map[string]distrust
 	refused    *fleetv1.Release // what could not be served
 	again      time.Time        // when it may be tried again
 }
 
+// distrust is of one peer: until when it lasts, and for how long it was meant.
+type distrust struct {
+	until time.Time
+	lasts time.Duration
+}
+
+// more is the distrust of a peer that gave something wrong again. After an hour without it begins anew.
+func (d distrust) more(now time.Time) distrust {
+	lasts := distrustTime
+	if now.Before(d.until.Add(longDistrust)) {
+		lasts = min(max(2*d.lasts, distrustTime), longDistrust)
+	}
+	return distrust{until: now.Add(lasts), lasts: lasts}
+}
+
 // follow takes what peers serve while control is away, until ctx ends.
 func (a *Agent) follow(ctx context.Context) {
-	f := &follower{agent: a, distrusted: make(map[string]time.Time)}
+	f := &follower{agent: a, distrusted: make(map[string]distrust)}
 	ticker := time.NewTicker(followInterval)
 	defer ticker.Stop()
 	for {
@@ -151,7 +168,7 @@ func pauseFor(ctx context.Context, d time.Duration) error {
 func (f *follower) newer(now time.Time) (nodes []peer.Node) {
 	for _, p := range f.agent.options.Peers() {
 		claimed := &fleetv1.Release{Epoch: p.Epoch, Revision: p.Revision}
-		if now.Before(f.distrusted[p.Name]) || p.Revision == 0 || f.agent.acceptable(claimed) != nil {
+		if now.Before(f.distrusted[p.Name].until) || p.Revision == 0 || f.agent.acceptable(claimed) != nil {
 			continue
 		}
 		nodes = append(nodes, peer.Node{Name: p.Name, Address: p.Address})
@@ -223,8 +240,9 @@ func (f *follower) failed(node peer.Node, err error) {
 		a.options.Logger.Debug("a peer did not give its configuration", "peer", node.Name, "address", node.Address, "reason", err)
 		return
 	}
-	f.distrusted[node.Name] = a.options.Now().Add(distrustTime)
-	a.options.Logger.Warn("what a peer gave is not taken; it is not asked for a while", "peer", node.Name, "address", node.Address, "reason", err)
+	d := f.distrusted[node.Name].more(a.options.Now())
+	f.distrusted[node.Name] = d
+	a.options.Logger.Warn("what a peer gave is not taken; it is not asked for a while", "peer", node.Name, "address", node.Address, "reason", err, "for", d.lasts)
 }
 
 // take serves what was fetched, unless control is back or the node serves as much by now.

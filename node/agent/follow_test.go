@@ -236,6 +236,34 @@ func TestPeersThatGiveWhatIsNotToBeTakenAreRefusedAndCounted(t *testing.T) {
 	}
 }
 
+// What a member says of itself in gossip is no proof: one that claims ever newer revisions and has none is asked less and less,
+// and so is one that says the same for ever.
+func TestAPeerThatClaimsWhatItHasNotIsAskedLessAndLess(t *testing.T) {
+	s := newScript(t)
+	a := bundleOf(t, "/1")
+	liar := Peer{Name: "n2", Epoch: 1, Revision: 9}
+	r := isAlone(t, s, holds(t, s.sign(1, 5, a), a), func() []Peer { return []Peer{liar} })
+	f := &follower{agent: r.Agent, distrusted: make(map[string]distrust)}
+	begun, asked := s.clock.now(), 0
+	for s.clock.now().Sub(begun) < 24*time.Hour {
+		for _, node := range f.newer(s.clock.now()) {
+			asked++
+			f.failed(node, errOlder)
+			liar.Revision += uint64(asked % 2)
+		}
+		s.clock.advance(10 * time.Second)
+	}
+	if asked < 24 || asked > 30 {
+		t.Errorf("it was asked %d times in a day, want about once an hour", asked)
+	}
+	s.clock.advance(3 * time.Hour) // it claims nothing that is newer
+	f.failed(peer.Node{Name: "n2"}, errOlder)
+	s.clock.advance(distrustTime)
+	if len(f.newer(s.clock.now())) != 1 {
+		t.Error("it is not forgiven")
+	}
+}
+
 func TestAPeerOfAnotherEpochOrAnOlderRevisionIsNotEvenAsked(t *testing.T) {
 	s := newScript(t)
 	a, b := bundleOf(t, "/1"), bundleOf(t, "/2")
