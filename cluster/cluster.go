@@ -36,6 +36,7 @@ type (
 	Facts    = state.Facts
 	Member   = state.Member
 	Liveness = state.Liveness
+	Room     = state.Room
 )
 
 // The roles of members.

@@ -24,7 +24,8 @@ const (
 )
 
 // Drain sends clients elsewhere while the node goes on: Ready is false from now on, each answer asks for another connection
-// (HTTP/2 by GOAWAY), and the tunnels that live are ended evenly over the given time, WebSockets with a Close frame. Whoever
+// (HTTP/2 by GOAWAY), and the tunnels that live are ended evenly over the given time, WebSockets with a Close frame. Those for
+// which the other nodes have no room (Options.PeerRoom) are kept until they have, or until the last tenth of the time. Whoever
 // still comes is served, since nobody can know that all have heard of it; configurations are applied as ever. It does not
 // wait. A second call sets another time for the tunnels that are left. The error is ErrStopping.
 func (n *Node) Drain(over time.Duration) error {
@@ -37,7 +38,7 @@ func (n *Node) Drain(over time.Duration) error {
 		n.logger.Info("draining", "tunnels", n.tunnels.Len(), "over", over)
 	}
 	n.sendAway()
-	n.tunnels.Retire(over)
+	n.tunnels.Retire(over, n.roomElsewhere())
 	n.signal()
 	return nil
 }
@@ -65,6 +66,33 @@ func (n *Node) Undrain() error {
 // Load is what is under way: what a drain waits for.
 func (n *Node) Load() *fleetv1.Load {
 	return &fleetv1.Load{Requests: n.meter.UnderWay(), Tunnels: uint64(n.tunnels.Len())}
+}
+
+// roomElsewhere is Options.PeerRoom, which the log tells of once where it holds the drain up.
+func (n *Node) roomElsewhere() func() int {
+	if n.peerRoom == nil {
+		return nil
+	}
+	var tell sync.Once
+	return func() int {
+		room := n.peerRoom()
+		if room <= 0 {
+			tell.Do(func() {
+				n.logger.Warn("the other nodes have no room for the clients of this one: its tunnels stay until they have, or until the drain ends", "tunnels", n.tunnels.Len())
+			})
+		}
+		return room
+	}
+}
+
+// Room is for how many more tunnels this node has file descriptors; each takes two. It is what the listener would accept, so a
+// quarter of the process's stays free for everything else. 0 while nothing is served.
+func (n *Node) Room() int {
+	live := n.live.Load()
+	if live == nil {
+		return 0
+	}
+	return max(0, live.listener.Free()/2-n.tunnels.Len())
 }
 
 // sendAway is called with mu held, after Draining has become true.

@@ -102,6 +102,40 @@ func TestUndrainSavesTunnelsWhoseTurnHasNotCome(t *testing.T) {
 	}
 }
 
+// Two tunnels take four of the descriptors, which are more than enough; and where the others have no room, a drain ends none before
+// its last tenth, which for two is the second.
+func TestADrainGoesByTheRoomOfTheOtherNodes(t *testing.T) {
+	asked := make(chan struct{}, 1)
+	n := newNode(t, Options{PeerRoom: func() int {
+		select {
+		case asked <- struct{}{}:
+		default:
+		}
+		return 0
+	}})
+	if n.Room() != 0 {
+		t.Errorf("a node that serves nothing has room for %d tunnels", n.Room())
+	}
+	port, _ := upgrading(t)
+	apply(t, n, 1, nodetest.NewBuild().Route("/ws", port))
+	empty := n.Room()
+	for range 2 {
+		echoes(t, dialWebSocket(t, n, "/ws"))
+	}
+	nodetest.Eventually(t, "room for two tunnels less", func() bool { return n.Room() <= empty-2 })
+	if err := n.Drain(time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+	if tunnels := n.Load().GetTunnels(); tunnels != 2 {
+		t.Errorf("%d tunnels live, want both", tunnels)
+	}
+	if err := n.Drain(0); err != nil {
+		t.Fatal(err)
+	}
+	nodetest.Eventually(t, "the deadline ends them all the same", func() bool { return n.Load().GetTunnels() == 0 })
+}
+
 func TestHTTP2ClientsAreSentAwayAndComeBack(t *testing.T) {
 	n := newNode(t, Options{})
 	apply(t, n, 1, nodetest.NewBuild().Route("/", saying(t, "a")))

@@ -49,6 +49,9 @@ type Options struct {
 	// Tells all other nodes what this one's health probes say, each of which gives message to its HearVotes, and gives the message
 	// with this node's signature, for Votes; "": others cannot be told. It must neither wait nor call the node. Nil: nobody is told.
 	PublishVotes func(message []byte) (signed string)
+	// For how many tunnels the other nodes together have room at this moment, which a Drain goes by. It must be quick. Nil: for any
+	// number.
+	PeerRoom func() int
 }
 
 // Node is a data plane. Its methods may be called concurrently.
@@ -61,6 +64,7 @@ type Node struct {
 	tunnels  *tunnel.Set
 	proxy    *forward.Proxy
 	meter    *meter.Set
+	peerRoom func() int
 	gauges   *gauges // nil: not registered
 
 	registerer prometheus.Registerer
@@ -101,7 +105,7 @@ func New(o Options) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{
-		listen: o.Listen, logger: logger, registerer: o.Registerer, meter: counts, accessLog: o.AccessLog,
+		listen: o.Listen, logger: logger, registerer: o.Registerer, meter: counts, accessLog: o.AccessLog, peerRoom: o.PeerRoom,
 		tunnels: tunnel.NewSet(tunnel.Options{Spread: o.TunnelRemovalTime}),
 		changed: make(chan struct{}, 1), stopped: make(chan struct{}), made: time.Now(), lameDuck: lameDuck, quiet: quiet,
 	}

@@ -25,6 +25,8 @@ type Facts struct {
 	Draining bool
 	// Leaving members said goodbye: when they are gone, they left and did not die.
 	Leaving bool
+	// Room is for how many more clients' connections a member has room.
+	Room Room
 }
 
 // Metadata is what a member says of itself, with the proof that it is the member who says it. It is the member's only
@@ -44,7 +46,7 @@ type Metadata struct {
 // The layout, big-endian:
 //
 //	0        layout version, 1
-//	1        flags, bit 0: draining, bit 1: leaving
+//	1        flags, bit 0: draining, bit 1: leaving, bits 2-6: room
 //	2-9      epoch
 //	10-17    revision
 //	18-25    digest prefix
@@ -59,6 +61,7 @@ const (
 	layoutVersion = 1
 	flagDraining  = 1 << 0
 	flagLeaving   = 1 << 1
+	roomShift     = 2
 	oldSize       = 26
 	plainSize     = 34
 	unsignedSize  = plainSize + voucher.Size
@@ -78,6 +81,7 @@ func (m Metadata) EncodeUnsigned() []byte {
 	if m.Facts.Leaving {
 		flags |= flagLeaving
 	}
+	flags |= byte(min(m.Facts.Room, mostRoom)) << roomShift
 	b = append(b, layoutVersion, flags)
 	b = binary.BigEndian.AppendUint64(b, m.Facts.Epoch)
 	b = binary.BigEndian.AppendUint64(b, m.Facts.Revision)
@@ -127,6 +131,7 @@ func DecodeMetadata(b []byte) (m Metadata, unsigned []byte, err error) {
 	m.Facts = Facts{
 		Draining:     b[1]&flagDraining != 0,
 		Leaving:      b[1]&flagLeaving != 0,
+		Room:         Room(b[1]>>roomShift) & mostRoom,
 		Epoch:        binary.BigEndian.Uint64(b[2:]),
 		Revision:     binary.BigEndian.Uint64(b[10:]),
 		DigestPrefix: [8]byte(b[18:26]),

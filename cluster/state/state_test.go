@@ -28,7 +28,7 @@ func TestMetadataSurvivesTheWire(t *testing.T) {
 	for _, want := range []Metadata{
 		{},
 		{Facts: Facts{Revision: 1}, Sequence: 2},
-		vouchedFor(Facts{Epoch: 2, Revision: 3, DigestPrefix: [8]byte{1, 2, 3, 4, 5, 6, 7, 8}, Draining: true, Leaving: true}),
+		vouchedFor(Facts{Epoch: 2, Revision: 3, DigestPrefix: [8]byte{1, 2, 3, 4, 5, 6, 7, 8}, Draining: true, Leaving: true, Room: 17}),
 	} {
 		got, unsigned, err := DecodeMetadata(encoded(want))
 		if err != nil || !reflect.DeepEqual(got, want) || !bytes.Equal(unsigned, want.EncodeUnsigned()) {
@@ -38,7 +38,7 @@ func TestMetadataSurvivesTheWire(t *testing.T) {
 }
 
 func TestLargestMetadataFits(t *testing.T) {
-	largest := vouchedFor(Facts{Epoch: ^uint64(0), Revision: ^uint64(0), Draining: true, Leaving: true})
+	largest := vouchedFor(Facts{Epoch: ^uint64(0), Revision: ^uint64(0), Draining: true, Leaving: true, Room: mostRoom})
 	for i := range largest.Facts.DigestPrefix {
 		largest.Facts.DigestPrefix[i] = 0xff
 	}

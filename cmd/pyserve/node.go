@@ -9,13 +9,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
-	"github.com/pyserve/pyserve/cluster"
 	"github.com/pyserve/pyserve/node"
 	"github.com/pyserve/pyserve/node/accesslog"
 	"github.com/pyserve/pyserve/node/agent"
@@ -159,7 +157,7 @@ func startNode(ctx context.Context, o nodeOptions, logger *slog.Logger) (_ *node
 	p.undo.add(func(context.Context) error { return dataDir.Close() })
 	registry := newRegistry()
 	m := &membership{options: o, logger: logger}
-	if err := p.openNode(o, registry, m.publishVotes, logger); err != nil {
+	if err := p.openNode(o, registry, m, logger); err != nil {
 		return nil, err
 	}
 	m.node = p.node
@@ -211,7 +209,7 @@ func startNode(ctx context.Context, o nodeOptions, logger *slog.Logger) (_ *node
 }
 
 // openNode makes the node and its admin address.
-func (p *nodeProcess) openNode(o nodeOptions, registry *prometheus.Registry, publishVotes func([]byte) string, logger *slog.Logger) (err error) {
+func (p *nodeProcess) openNode(o nodeOptions, registry *prometheus.Registry, m *membership, logger *slog.Logger) (err error) {
 	adminListener, err := listen("admin", o.admin)
 	if err != nil {
 		return err
@@ -223,7 +221,8 @@ func (p *nodeProcess) openNode(o nodeOptions, registry *prometheus.Registry, pub
 		return err
 	}
 	p.node, err = node.New(node.Options{
-		Name: o.name, Listen: o.listen, Logger: logger, Registerer: registry, AccessLog: requests, PublishVotes: publishVotes,
+		Name: o.name, Listen: o.listen, Logger: logger, Registerer: registry, AccessLog: requests,
+		PublishVotes: m.publishVotes, PeerRoom: m.peerRoom,
 	})
 	if err != nil {
 		return err
@@ -323,171 +322,4 @@ func enrol(ctx context.Context, o nodeOptions, logger *slog.Logger) (*agent.Iden
 		return nil, errors.New("this node is not enrolled yet: give it control's join token with --token-file FILE (control keeps it in its --data-dir as join-token)")
 	}
 	return agent.Enroll(ctx, agent.EnrollOptions{Controls: o.controls, Token: token, Name: o.name, DataDir: o.dataDir, Logger: logger})
-}
-
-// membership joins the node to gossip as soon as it has the keys, and tells the others what it serves.
-type membership struct {
-	options nodeOptions
-	logger  *slog.Logger
-	node    *node.Node
-	takeTLS func(net.Conn) // of other members, on the port of gossip
-
-	mu      sync.Mutex // guards what follows
-	cluster *cluster.Cluster
-	failure string // the last reason why gossip could not start, to log it once
-	cancel  context.CancelFunc
-	telling sync.WaitGroup
-}
-
-// start joins gossip if id has what that needs. A gossip address that cannot be bound is an error.
-func (m *membership) start(id *agent.Identity) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.cluster != nil || len(id.GossipKeys) == 0 {
-		return nil
-	}
-	host, err := gossipAdvertise(m.options.gossip, towards(m.options.controls[0]))
-	if err != nil {
-		return err
-	}
-	c, err := cluster.New(cluster.Options{
-		Name: id.Name, Role: cluster.RoleNode, ClusterID: id.ClusterID, Bind: m.options.gossip, Advertise: host,
-		Keys: id.GossipKeys, Key: id.Signer(), Issuer: id.ReleaseKey, Seeds: append(m.options.join, id.GossipSeeds...), Logger: m.logger,
-		RememberFile: filepath.Join(m.options.dataDir, "peers.json"), TakeTLS: m.takeTLS,
-		Receive: m.hear, State: m.node.Votes,
-	})
-	if err != nil {
-		return err
-	}
-	m.vouch(c, id)
-	if err := c.Start(); err != nil {
-		return fmt.Errorf("--gossip: %w", err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	m.cluster, m.cancel = c, cancel
-	m.telling.Go(func() { m.tell(ctx, c) })
-	return nil
-}
-
-// towards gives the address that this machine reaches a control from; nothing is sent.
-func towards(control string) string {
-	conn, err := net.Dial("udp", control)
-	if err != nil {
-		return "127.0.0.1"
-	}
-	defer conn.Close()
-	return conn.LocalAddr().(*net.UDPAddr).IP.String()
-}
-
-// welcomed takes in what control said: the first time gossip can start, later there may be others to join.
-func (m *membership) welcomed(id *agent.Identity) {
-	if err := m.start(id); err != nil {
-		m.mu.Lock()
-		news := m.failure != err.Error()
-		m.failure = err.Error()
-		m.mu.Unlock()
-		if news {
-			m.logger.Error("cannot take part in gossip; trying again with the next stream", "error", err)
-		}
-		return
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.cluster == nil {
-		return
-	}
-	if err := m.cluster.SetKeys(id.GossipKeys); err != nil {
-		m.logger.Error("the keys of gossip that control named are not used", "error", err)
-	}
-	m.cluster.SetSeeds(id.GossipSeeds)
-	m.vouch(m.cluster, id)
-}
-
-// vouch tells the others control's word for this node. A node that has none, or one that is not good, serves all the same.
-func (m *membership) vouch(c *cluster.Cluster, id *agent.Identity) {
-	if len(id.Voucher) == 0 {
-		return // from a control of an older version
-	}
-	if err := c.SetVoucher(id.Voucher); err != nil {
-		m.logger.Error("other members will not believe this one", "error", err)
-	}
-}
-
-// tell keeps what the others know of us up to date.
-func (m *membership) tell(ctx context.Context, c *cluster.Cluster) {
-	ticker := time.NewTicker(time.Second)
-	defer ticker.Stop()
-	for {
-		facts := cluster.Facts{Draining: m.node.Draining()}
-		if applied := m.node.Applied(); applied != nil {
-			facts.Epoch, facts.Revision = applied.GetEpoch(), applied.GetRevision()
-			copy(facts.DigestPrefix[:], applied.GetDigest())
-		}
-		c.Update(facts)
-		m.node.SetMembers(m.nodes(c))
-		select {
-		case <-ticker.C:
-		case <-c.Changed():
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// peers gives the other nodes that take part and say that they serve something.
-func (m *membership) peers() []agent.Peer {
-	c := m.joined()
-	if c == nil {
-		return nil
-	}
-	var out []agent.Peer
-	for _, member := range c.Members() {
-		if member.Role != cluster.RoleNode || member.Name == m.options.name || member.State.Gone() || member.Facts.Revision == 0 {
-			continue
-		}
-		out = append(out, agent.Peer{Name: member.Name, Address: member.Address, Epoch: member.Facts.Epoch, Revision: member.Facts.Revision})
-	}
-	return out
-}
-
-// members gives everybody that gossip knows, for operators who ask this node.
-func (m *membership) members() []inspect.Member {
-	c := m.joined()
-	if c == nil {
-		return nil
-	}
-	var out []inspect.Member
-	for _, member := range c.Members() {
-		out = append(out, inspect.Member{
-			Name: member.Name, Node: member.Role == cluster.RoleNode, Address: member.Address, Gossip: member.State.String(),
-			Draining: member.Facts.Draining, Epoch: member.Facts.Epoch, Revision: member.Facts.Revision,
-			DigestPrefix: member.Facts.DigestPrefix[:], Since: member.Since,
-		})
-	}
-	return out
-}
-
-// joined is nil before start had what it needs.
-func (m *membership) joined() *cluster.Cluster {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.cluster
-}
-
-func (m *membership) address() string {
-	if c := m.joined(); c != nil {
-		return c.Address()
-	}
-	return ""
-}
-
-func (m *membership) stop(context.Context) error {
-	c := m.joined()
-	if c == nil {
-		return nil
-	}
-	m.cancel()
-	m.telling.Wait()
-	leaveGossip(c, m.logger)
-	return nil
 }

@@ -244,6 +244,9 @@ func Reason(err error) string {
 // Address is the bound host:port.
 func (l *Listener) Address() string { return l.socket.Addr().String() }
 
+// Free is for how many more connections there is a slot at this moment, but for the one that the next has already.
+func (l *Listener) Free() int { return cap(l.slots) - len(l.slots) }
+
 // LastAccepted is when the last connection came; the zero Time: none has yet.
 func (l *Listener) LastAccepted() time.Time {
 	if at := l.lastAccepted.Load(); at != 0 {

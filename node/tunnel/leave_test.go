@@ -9,6 +9,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -373,7 +374,7 @@ func TestRetiredTunnelsEndEvenlyUntilTheyAreRetained(t *testing.T) {
 		for range 8 {
 			piped(t, s, "any", true, func(at time.Duration) { told <- at })
 		}
-		s.Retire(80 * time.Second)
+		s.Retire(80*time.Second, nil)
 		for i := range 3 {
 			if at, want := <-told, time.Duration(i)*10*time.Second; at != want {
 				t.Errorf("%d told after %v, want %v", i, at, want)
@@ -390,12 +391,80 @@ func TestRetiredTunnelsEndEvenlyUntilTheyAreRetained(t *testing.T) {
 			t.Errorf("%d live after it was taken back, want 5", s.Len())
 		}
 		// Those that go for another reason do not wait for the turn that they had.
-		s.Retire(time.Hour)
+		s.Retire(time.Hour, nil)
 		synctest.Wait()
 		s.Retain(nobody)
 		<-time.After(10 * time.Second)
 		if s.Len() != 0 {
 			t.Errorf("%d live, want none", s.Len())
+		}
+		s.Close(t.Context())
+	})
+}
+
+// Each story retires forty tunnels over 400 s, one every ten; room is what there is elsewhere, and from when on. Until the last
+// tenth of the time nobody is sent away for whom there is no room.
+func TestRetiredTunnelsWaitForRoomElsewhere(t *testing.T) {
+	for name, c := range map[string]struct {
+		room func(time.Duration) int
+		want map[time.Duration]int // how many are told by then
+	}{
+		"plenty":        {func(time.Duration) int { return 1000 }, map[time.Duration]int{9: 1, 199: 20, 399: 40}},
+		"none":          {func(time.Duration) int { return 0 }, map[time.Duration]int{359: 0, 369: 10, 379: 20, 399: 40}},
+		"less than due": {func(time.Duration) int { return -1 }, map[time.Duration]int{359: 0, 399: 40}},
+		"some later": {func(at time.Duration) int {
+			if at < 200*time.Second {
+				return 0
+			}
+			return 1000
+		}, map[time.Duration]int{199: 0, 209: 2, 299: 20, 399: 40}},
+		"little": {func(at time.Duration) int {
+			if at < 200*time.Second {
+				return 0
+			}
+			return 1
+		}, map[time.Duration]int{209: 1, 359: 16, 399: 40}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := NewSet(Options{})
+				var told atomic.Int32
+				for range 40 {
+					piped(t, s, "any", true, func(time.Duration) { told.Add(1) })
+				}
+				start := time.Now()
+				s.Retire(400*time.Second, func() int { return c.room(time.Since(start)) })
+				for _, at := range slices.Sorted(maps.Keys(c.want)) {
+					<-time.After(time.Until(start.Add(at * time.Second)))
+					if got := int(told.Load()); got != c.want[at] {
+						t.Errorf("%d are told within %d s, want %d", got, at, c.want[at])
+					}
+				}
+				s.Close(t.Context())
+			})
+		})
+	}
+}
+
+func TestNoMoreAreRetiredInFiveSecondsThanThereIsRoomFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewSet(Options{})
+		var told atomic.Int32
+		for range 400 {
+			piped(t, s, "any", true, func(time.Duration) { told.Add(1) })
+		}
+		s.Retire(40*time.Second, func() int { return 7 })
+		<-time.After(time.Millisecond)
+		for second := time.Duration(0); second < 35; second += 5 {
+			<-time.After(5*time.Second - 2*time.Millisecond)
+			if got, want := int(told.Load()), 7*int(second/5+1); got != want {
+				t.Errorf("%d are told within %d s, want %d", got, second+5, want)
+			}
+			<-time.After(2 * time.Millisecond)
+		}
+		<-time.After(5 * time.Second)
+		if told.Load() != 400 {
+			t.Errorf("%d of 400 are told at the end", told.Load())
 		}
 		s.Close(t.Context())
 	})
@@ -407,9 +476,9 @@ func TestASecondRetireSetsAnotherTime(t *testing.T) {
 		for range 4 {
 			piped(t, s, "any", true, func(time.Duration) {})
 		}
-		s.Retire(time.Hour)
+		s.Retire(time.Hour, nil)
 		<-time.After(time.Second)
-		s.Retire(0)
+		s.Retire(0, nil)
 		<-time.After(10 * time.Second)
 		if s.Len() != 0 {
 			t.Errorf("%d live, want none", s.Len())

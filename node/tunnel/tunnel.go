@@ -236,18 +236,22 @@ func (s *Set) Retain(keep func(owner any) bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stopRetiring()
-	s.retain(keep, s.spread, nil)
+	s.retain(keep, s.spread, nil, nil)
 }
 
 // Retire ends every tunnel, evenly over the given time, and those that are started later at once, until Retain takes it
 // back. It is for a process that is to be left alone and goes on; Close is for one that ends. Retire does not wait, and a
 // second one sets another time for what is left.
-func (s *Set) Retire(over time.Duration) {
+//
+// Room, if it is not nil, tells for how many tunnels there is room elsewhere at this moment. No more are ended in any five seconds,
+// so that their clients find a place, and the others wait: until there is room, or for the last tenth of the time, which ends them
+// all the same. It is called again and again, from another goroutine, and must be quick.
+func (s *Set) Retire(over time.Duration, room func() int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stopRetiring()
 	s.retiring = make(chan struct{})
-	s.retain(func(any) bool { return false }, over, s.retiring)
+	s.retain(func(any) bool { return false }, over, room, s.retiring)
 }
 
 // stopRetiring takes the tunnels that a Retire has not ended yet out of its queue. It is called with mu held.
@@ -263,7 +267,7 @@ func (s *Set) stopRetiring() {
 }
 
 // retain is called with mu held.
-func (s *Set) retain(keep func(owner any) bool, over time.Duration, stop <-chan struct{}) {
+func (s *Set) retain(keep func(owner any) bool, over time.Duration, room func() int, stop <-chan struct{}) {
 	if s.closed {
 		return
 	}
@@ -276,22 +280,26 @@ func (s *Set) retain(keep func(owner any) bool, over time.Duration, stop <-chan 
 		}
 	}
 	if len(gone) > 0 {
-		s.sweeps.Go(func() { s.sweep(gone, over, stop) })
+		s.sweeps.Go(func() { s.sweep(gone, over, places{room: room}, stop) })
 	}
 }
 
 // sweep ends the links of gone over the given time, or leaves them to Close when that begins; stop ends it.
-func (s *Set) sweep(gone []live, over time.Duration, stop <-chan struct{}) {
+func (s *Set) sweep(gone []live, over time.Duration, elsewhere places, stop <-chan struct{}) {
 	turns := turnsOf(len(gone), over)
 	tick := time.NewTicker(max(over/time.Duration(turns), time.Microsecond))
 	defer tick.Stop()
-	for turn := range turns {
-		for _, l := range gone[len(gone)*turn/turns : len(gone)*(turn+1)/turns] {
+	for left := turns; ; left-- {
+		n := len(gone) / left
+		if left > max(1, turns/10) {
+			n = elsewhere.take(n, time.Now())
+		}
+		for _, l := range gone[:n] {
 			if s.stillGone(l) {
 				s.end(l)
 			}
 		}
-		if turn == turns-1 {
+		if gone = gone[n:]; left == 1 {
 			return
 		}
 		select {
@@ -302,6 +310,29 @@ func (s *Set) sweep(gone []live, over time.Duration, stop <-chan struct{}) {
 			return
 		}
 	}
+}
+
+// newsTime is how long it takes at most until a client has come back elsewhere and the room there is told to be smaller.
+const newsTime = 5 * time.Second
+
+// places are for how many tunnels there is room elsewhere.
+type places struct {
+	room  func() int // nil: as many as one likes
+	since time.Time
+	taken int // since then
+}
+
+// take takes up to n places, as many as there are.
+func (p *places) take(n int, now time.Time) int {
+	if p.room == nil {
+		return n
+	}
+	if now.Sub(p.since) >= newsTime {
+		p.since, p.taken = now, 0
+	}
+	n = max(0, min(n, p.room()-p.taken))
+	p.taken += n
+	return n
 }
 
 // stillGone takes l out of the queue, and marks it if it has to end.
