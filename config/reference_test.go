@@ -83,17 +83,9 @@ func TestReferenceIsWhatTheSectionsDeclare(t *testing.T) {
 }
 
 func TestExamplesOfTheReferenceAreAccepted(t *testing.T) {
-	data, err := os.ReadFile(reference)
-	if err != nil {
-		t.Fatal(err)
-	}
 	files := sslFiles(t)
 	files["./client.pem"], files["./client-key.pem"] = files["./ssl/cert.pem"], files["./ssl/key.pem"]
-	examples := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(string(data), -1)
-	if len(examples) == 0 {
-		t.Fatal("no examples")
-	}
-	for _, example := range examples {
-		wantProblems(t, example[1], files)
+	for _, example := range examples(t) {
+		wantProblems(t, example, files)
 	}
 }

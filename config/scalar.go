@@ -61,6 +61,9 @@ func quote(text string) string {
 // text reads a string. Numbers are taken as they are written, since `server_name: 10` leaves no doubt; true and false
 // are not, since nobody means a host by them. form is what to write.
 func (r *reader) text(v value, form string) (string, bool) {
+	if r.told(v, func() shape { return textShape }) {
+		return "", false
+	}
 	if v.node.Kind == yaml.ScalarNode {
 		switch v.node.Tag {
 		case stringTag, integerTag, floatTag, timestampTag:
@@ -78,6 +81,9 @@ func (r *reader) text(v value, form string) (string, bool) {
 // boolean reads true or false. The plain words yes, no, on and off are taken too: PyServe reads YAML 1.1, where they
 // mean that.
 func (r *reader) boolean(v value) (bool, bool) {
+	if r.told(v, func() shape { return booleanShape }) {
+		return false, false
+	}
 	if v.node.Kind == yaml.ScalarNode && (v.node.Tag == boolTag || v.node.Tag == stringTag) {
 		plain := isPlain(v.node)
 		switch strings.ToLower(v.node.Value) {
@@ -101,6 +107,9 @@ func (r *reader) boolean(v value) (bool, bool) {
 
 // integer reads a whole number within bounds, in plain decimal. YAML 1.1 reads 010 as eight, 1.2 as ten: refused.
 func (r *reader) integer(v value, least, most uint32) (uint32, bool) {
+	if r.told(v, func() shape { return numberShape(uint64(least), uint64(most)) }) {
+		return 0, false
+	}
 	written := v.node.Value
 	form := fmt.Sprintf("write a whole number from %d to %d", least, most)
 	n, err := strconv.ParseUint(written, 10, 64)
@@ -138,6 +147,9 @@ func short(text string) string {
 
 // duration reads a length of time with its unit, within bounds.
 func (r *reader) duration(v value, least, most time.Duration) (time.Duration, bool) {
+	if r.told(v, func() shape { return durationShape(least) }) {
+		return 0, false
+	}
 	written := v.node.Value
 	if v.node.Kind != yaml.ScalarNode || isNull(v.node) {
 		r.errorf(v, `%s stands here: write a time with its unit, such as "5s"`, describe(v.node))
@@ -171,6 +183,9 @@ func span(d time.Duration) string {
 
 // choice reads one of some words. Those in laterWords belong to the dialect but not to this version.
 func (r *reader) choice(v value, words, laterWords []string) (string, bool) {
+	if r.told(v, func() shape { return shape{"enum": words} }) {
+		return "", false
+	}
 	form := oneOf(words)
 	word, ok := r.text(v, form)
 	if !ok {

@@ -55,6 +55,8 @@ type reader struct {
 	aliased bool
 	// expressions counts the instructions of all regular expressions.
 	expressions int
+	// drawing is set while a schema is made.
+	drawing *drawing
 }
 
 // value is a node of the document, never an alias, with the way that led to it.
@@ -156,6 +158,9 @@ func (r *reader) tell(warning bool, l located, format string, args ...any) {
 // read takes a mapping into a T. Nothing at all stands for an empty mapping: that is what is left of a section whose
 // keys were all commented out. It reports false, with a problem, where something else stands.
 func (s *section[T]) read(r *reader, v value, into *T) bool {
+	if r.told(v, func() shape { return s.shape(r) }) {
+		return false
+	}
 	if isNull(v.node) {
 		return true
 	}

@@ -85,7 +85,7 @@ Exit codes: 0 done; 1 no (differences found, not converged, refused); 2 could no
 	f.StringSliceVar(&s.controls, "control", nil, "control addresses, over those of the context")
 	f.StringVarP(&s.output, "output", "o", "table", "table, wide, json, yaml or name")
 	f.DurationVar(&s.timeout, "timeout", 60*time.Second, "how long to wait")
-	root.AddCommand(newValidateCommand(s), newApplyCommand(s), newDiffCommand(s), newStatusCommand(s), newGetCommand(s), newControlCommand(s), newBackupCommand(s), newRestoreCommand(s), newVersionCommand(s))
+	root.AddCommand(newValidateCommand(s), newSchemaCommand(), newApplyCommand(s), newDiffCommand(s), newStatusCommand(s), newGetCommand(s), newControlCommand(s), newBackupCommand(s), newRestoreCommand(s), newVersionCommand(s))
 	root.AddCommand(newHistoryCommand(s), newRollbackCommand(s), newExplainCommand(s), newWhyCommand(s), newEventsCommand(s))
 	root.AddCommand(newDrainCommand(s), newUndrainCommand(s), newTopCommand(s))
 	root.AddCommand(newTokenCommand(s), newNodeCommand(s), newContextCommand(s), newAuditCommand(s), newAuthorityCommand(s))
