@@ -68,6 +68,7 @@ func (c *compiler) pooling() gonePools {
 	c.g.pools = make([]*pool, 0, section.Len())
 	kept := make([]bool, c.before.section(config.KindPool).Len())
 	for i, at := range section.Unchanged(c.before.section(config.KindPool)) {
+		c.pace.Step()
 		if at < 0 {
 			c.addPool(section.At(i))
 			continue
@@ -162,6 +163,7 @@ func (c *compiler) routing(gone gonePools) {
 	}
 	made := make([]rule, 0, len(news))
 	for _, i := range news {
+		c.pace.Step()
 		if next, ok := c.route(section.At(i)); ok {
 			c.g.routes[i] = next.Value
 			made = append(made, next)
@@ -252,7 +254,7 @@ func (c *compiler) compileTable(made []rule) {
 	if len(made) < len(c.g.routes) {
 		rules = c.allRules(made)
 	}
-	table, err := route.Compile(rules)
+	table, err := route.Compile(rules, c.pace.Step)
 	c.refuseRule(err, func(i int) *rule { return &rules[i] })
 	c.g.table.Routes = table
 }
@@ -261,6 +263,7 @@ func (c *compiler) allRules(made []rule) []rule {
 	section := c.g.section(config.KindRoute)
 	rules := make([]rule, 0, section.Len())
 	for i, value := range c.g.routes {
+		c.pace.Step()
 		switch {
 		case value == nil: // refused
 		case len(made) > 0 && made[0].Value == value:

@@ -101,7 +101,9 @@ func (g *Generation) giveUp() {
 }
 
 func (g *Generation) releaseBackends() {
+	var pace bundle.Pace
 	for _, p := range g.pools {
+		pace.Step()
 		p.release()
 	}
 }
@@ -160,6 +162,7 @@ type compiler struct {
 	g        *Generation
 	refusals Refusals
 	scratch  scratch
+	pace     bundle.Pace
 }
 
 // compile is called with mu held. The error is Refusals; then everything that was built is gone again.

@@ -111,7 +111,9 @@ func makeOf(resources []Resource) (*Bundle, error) {
 	if !slices.IsSortedFunc(b.resources, byKey) {
 		slices.SortFunc(b.resources, byKey)
 	}
+	var pace Pace
 	for i, r := range b.resources {
+		pace.Step()
 		if i > 0 && b.resources[i-1].Key == r.Key {
 			return nil, fmt.Errorf("the bundle holds two resources %s %q", r.Kind, r.Name)
 		}
@@ -132,7 +134,9 @@ func (b *Bundle) complete() error {
 		return fmt.Errorf("a bundle holds at most %d resources, got %d", MaxResources, len(b.resources))
 	}
 	total := 0
+	var pace Pace
 	for _, r := range b.resources {
+		pace.Step()
 		if total += len(r.Body); total > MaxBytes {
 			return fmt.Errorf("the bodies of a bundle hold at most %d MiB", MaxBytes>>20)
 		}
@@ -147,7 +151,9 @@ func (b *Bundle) manifestDigest() Digest {
 	h := sha256.New()
 	h.Write([]byte(manifestMagic))
 	var scratch []byte
+	var pace Pace
 	for i, r := range b.resources {
+		pace.Step()
 		scratch = appendField(scratch[:0], r.Kind)
 		scratch = appendField(scratch, r.Name)
 		scratch = append(scratch, b.sums[i][:]...)

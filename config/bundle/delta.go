@@ -78,7 +78,9 @@ func (d Delta) Apply(base *Bundle) (*Bundle, error) {
 func (b *Bundle) Sharing(base *Bundle) *Bundle {
 	shared := &Bundle{resources: slices.Clone(b.resources), sums: b.sums, digest: b.digest}
 	j := 0
+	var pace Pace
 	for i := range shared.resources {
+		pace.Step()
 		for base.compareAt(j, b, i) < 0 {
 			j++
 		}
@@ -126,7 +128,9 @@ func (b *Bundle) merge(brought *Bundle, removed []Key) (*Bundle, error) {
 		m.resources, m.sums = append(m.resources, from.resources[at]), append(m.sums, from.sums[at])
 	}
 	i, j := 0, 0
+	var pace Pace
 	for i < len(b.resources) || j < len(brought.resources) {
+		pace.Step()
 		order := b.compareAt(i, brought, j)
 		if order >= 0 {
 			take(brought, j)

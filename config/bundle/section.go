@@ -46,7 +46,9 @@ func (s Section) Find(name string) (at int, ok bool) {
 func (s Section) Unchanged(old Section) []int32 {
 	same := make([]int32, len(s.resources))
 	j := 0
+	var pace Pace
 	for i := range s.resources {
+		pace.Step()
 		order := -1
 		for ; j < len(old.resources); j++ {
 			if order = strings.Compare(old.resources[j].Name, s.resources[i].Name); order >= 0 {
@@ -65,7 +67,9 @@ func (s Section) Unchanged(old Section) []int32 {
 func (s Section) Without(other Section) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		j := 0
+		var pace Pace
 		for i := range s.resources {
+			pace.Step()
 			name := s.resources[i].Name
 			for j < len(other.resources) && other.resources[j].Name < name {
 				j++

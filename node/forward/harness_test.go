@@ -187,7 +187,7 @@ func newTable(t testing.TB, s settings, sites []site) (*Table, []*upstream.Backe
 			Path: one.route.Path, Match: one.route.Match, Hosts: one.route.Hosts, Order: one.route.Order, Value: compiled,
 		})
 	}
-	routes, err := route.Compile(rules)
+	routes, err := route.Compile(rules, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

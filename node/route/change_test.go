@@ -100,7 +100,7 @@ func TestAChangedTableAnswersAsACompiledOne(t *testing.T) {
 }
 
 func mustCompile(t *rapid.T, rules []Rule[string]) *Table[string] {
-	table, err := Compile(rules)
+	table, err := Compile(rules, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +114,7 @@ func TestAChangeIsRefusedAsCompileRefusesIt(t *testing.T) {
 	} {
 		other := rule(prefix, "/other")
 		_, ok, err := table.Change([]Change[string]{{New: &other}, {New: &wrong}})
-		_, want := Compile([]Rule[string]{rule(prefix, "/a"), rule(exact, "/a", "x"), wrong})
+		_, want := Compile([]Rule[string]{rule(prefix, "/a"), rule(exact, "/a", "x"), wrong}, nil)
 		var got, compiled *RuleError
 		if !ok || !errors.As(err, &got) || !errors.As(want, &compiled) || got.Index != 1 || got.Field != compiled.Field || got.Reason != compiled.Reason {
 			t.Errorf("%+v: %v %v, Compile says %v", keyOf(wrong), ok, err, want)

@@ -71,8 +71,11 @@ type regex struct {
 
 // Compile makes a table of rules, in whatever order they come. The error is a *RuleError about the first rule that cannot
 // be used: a path that is not in normal form and so would never match, an expression that does not parse, a host that is
-// none, or host, match and path that another rule has too.
-func Compile[T any](rules []Rule[T]) (*Table[T], error) {
+// none, or host, match and path that another rule has too. step is called after each rule; nil: nothing is.
+func Compile[T any](rules []Rule[T], step func()) (*Table[T], error) {
+	if step == nil {
+		step = func() {}
+	}
 	t := &Table[T]{
 		values: make([]T, 0, len(rules)),
 		paths:  newTree(len(rules)),
@@ -86,6 +89,7 @@ func Compile[T any](rules []Rule[T]) (*Table[T], error) {
 			err.Index = i
 			return nil, err
 		}
+		step()
 	}
 	t.any.sortRegexes()
 	for _, classes := range []map[string]class{t.hosts, t.wild} {

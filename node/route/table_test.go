@@ -29,7 +29,7 @@ func rule(match resourcev1.PathMatch, path string, hosts ...string) Rule[string]
 
 func compile(t testing.TB, rules ...Rule[string]) *Table[string] {
 	t.Helper()
-	table, err := Compile(rules)
+	table, err := Compile(rules, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +129,7 @@ func TestRulesRefused(t *testing.T) {
 		{"twice", rule(prefix, "/good"), "path"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, err := Compile([]Rule[string]{good, c.rule})
+			_, err := Compile([]Rule[string]{good, c.rule}, nil)
 			var refused *RuleError
 			if !errors.As(err, &refused) || refused.Index != 1 || refused.Field != c.field || refused.Reason == "" {
 				t.Errorf("got %v, want a refusal of rule 1's %s", err, c.field)
@@ -146,7 +146,7 @@ func TestSamePathTwiceIsRefusedOnlyForTheSameHostAndMatch(t *testing.T) {
 		{rule(exact, "/a", "x", "y"), rule(exact, "/a", "z", "Y")},
 		{rule(prefix, "/a", "*.x"), rule(prefix, "/a", "*.X")},
 	} {
-		if _, err := Compile(pair[:]); err == nil {
+		if _, err := Compile(pair[:], nil); err == nil {
 			t.Errorf("%q was accepted twice", pair[0].Value)
 		}
 	}
@@ -234,7 +234,7 @@ func someRules(t *rapid.T) []Rule[string] {
 func TestLookupIsTheSlowTwins(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		rules := someRules(t)
-		table, err := Compile(rules)
+		table, err := Compile(rules, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -438,7 +438,7 @@ func BenchmarkCompile(b *testing.B) {
 	rules := manyRules(100_000)
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := Compile(rules); err != nil {
+		if _, err := Compile(rules, nil); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -46,7 +46,7 @@ func TestTrace(t *testing.T) {
 func TestTraceEndsWhereLookupDoes(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		rules := someRules(t)
-		table, err := Compile(rules)
+		table, err := Compile(rules, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
