@@ -307,6 +307,12 @@ func checkDetails(a, b *resourcev1.HealthCheck) []string {
 	compare("expected_status", slices.EqualFunc(a.GetExpectedStatuses(), b.GetExpectedStatuses(), sameRange), func(c *resourcev1.HealthCheck) string {
 		return statusText(c.GetExpectedStatuses())
 	})
+	compare("expected_body", a.GetExpectedBody() == b.GetExpectedBody(), func(c *resourcev1.HealthCheck) string {
+		if c.GetExpectedBody() == "" {
+			return ""
+		}
+		return quote(c.GetExpectedBody())
+	})
 	return details
 }
 

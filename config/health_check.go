@@ -27,6 +27,8 @@ const (
 	leastInterval, mostInterval = 100 * time.Millisecond, time.Hour
 	leastTimeout                = 10 * time.Millisecond
 	mostThreshold               = 100
+	// longestExpectedBody is how many bytes of a body may be asked for: every probe looks for them.
+	longestExpectedBody = 1 << 10
 )
 
 // checkSettings are the health_check section as written.
@@ -35,6 +37,7 @@ type checkSettings struct {
 	interval, timeout  option[time.Duration]
 	healthy, unhealthy option[uint32]
 	statuses           option[[]*resourcev1.StatusRange]
+	body               option[string]
 }
 
 var healthCheckSection = section[checkSettings]{
@@ -58,6 +61,8 @@ var healthCheckSection = section[checkSettings]{
 			read: func(r *reader, v value, s *checkSettings) { take(&s.unhealthy, v, r.threshold) }},
 		{name: "expected_status", form: "statuses and ranges", initial: `"200-399"`, about: "such as 200, \"200,204\" or \"200-299,404\"; only with type http",
 			read: func(r *reader, v value, s *checkSettings) { take(&s.statuses, v, r.statuses) }},
+		{name: "expected_body", form: "text, at most 1 KiB", about: "what the first 64 KiB of the answer's body have to hold, to the letter; only with type http. Without it the body does not matter",
+			read: func(r *reader, v value, s *checkSettings) { take(&s.body, v, r.expectedBody) }},
 	},
 }
 
@@ -112,6 +117,7 @@ func (r *reader) healthCheck(v value) (*resourcev1.HealthCheck, bool) {
 		check.Type = resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_HTTP
 		check.Path = s.path.or("/")
 		check.ExpectedStatuses = s.statuses.or([]*resourcev1.StatusRange{{First: 200, Last: 399}})
+		check.ExpectedBody = s.body.value
 	case "grpc":
 		check.Type = resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_GRPC
 		if path := s.path.or("/"); path != "/" {
@@ -131,8 +137,10 @@ func (s *checkSettings) refuseKeys(r *reader, kind string) {
 	if s.path.isSet() && (kind == "tcp" || kind == "none") {
 		r.errorf(s.path.at, "is for type: http, grpc and websocket, and the type is %s: write one of those, or leave it out", kind)
 	}
-	if s.statuses.isSet() && kind != "http" {
-		r.errorf(s.statuses.at, "is for type: http, and the type is %s: write type: http, or leave it out", kind)
+	for _, at := range []place{s.statuses.at, s.body.at} {
+		if at.isSet() && kind != "http" {
+			r.errorf(at, "is for type: http, and the type is %s: write type: http, or leave it out", kind)
+		}
 	}
 }
 
@@ -178,6 +186,21 @@ func (r *reader) probePath(v value) (string, bool) {
 		r.errorf(v, "the path has %d bytes: write at most %d", len(path), longestPath)
 	default:
 		return path, true
+	}
+	return "", false
+}
+
+// expectedBody reads what a body has to hold.
+func (r *reader) expectedBody(v value) (string, bool) {
+	text, ok := r.text(v, `a text such as "ready"`)
+	switch {
+	case !ok:
+	case text == "":
+		r.errorf(v, `nothing stands here, which every body holds: write a text such as "ready", or leave the key out`)
+	case len(text) > longestExpectedBody:
+		r.errorf(v, "the text has %d bytes: write at most %d", len(text), longestExpectedBody)
+	default:
+		return text, true
 	}
 	return "", false
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -48,6 +49,7 @@ func TestHealthChecks(t *testing.T) {
 		"{type: http, expected_status: 204}": change(func(c *resourcev1.HealthCheck) {
 			c.ExpectedStatuses = []*resourcev1.StatusRange{{First: 204, Last: 204}}
 		}),
+		`{type: http, expected_body: '"status":"ok"'}`: change(func(c *resourcev1.HealthCheck) { c.ExpectedBody = `"status":"ok"` }),
 		`{type: http, expected_status: "404, 250-299,200-249,204"}`: change(func(c *resourcev1.HealthCheck) {
 			c.ExpectedStatuses = []*resourcev1.StatusRange{{First: 200, Last: 299}, {First: 404, Last: 404}}
 		}),
@@ -97,7 +99,10 @@ func TestHealthCheckProblems(t *testing.T) {
 		"{type: http, expected_status: 50}":       `expected_status: "50" is no status, which is from 100 to 599` + statuses,
 		"{type: http, expected_status: 300-200}":  `expected_status: "300-200" ends before it begins` + statuses,
 		`{type: http, expected_status: "200,"}`:   `expected_status: "" is no status` + statuses,
-		"{type: none, interval: 5s}":              "interval: warning: is not used: type none probes nothing",
+		"{type: grpc, expected_body: ok}":         "expected_body: is for type: http, and the type is grpc: write type: http, or leave it out",
+		`{type: http, expected_body: ""}`:         `expected_body: nothing stands here, which every body holds: write a text such as "ready", or leave the key out`,
+		"{type: http, expected_body: " + strings.Repeat("a", 1025) + "}": "expected_body: the text has 1025 bytes: write at most 1024",
+		"{type: none, interval: 5s}":                                     "interval: warning: is not used: type none probes nothing",
 	} {
 		wantProblems(t, routeEntry("health_check: "+written), nil, check+want)
 	}

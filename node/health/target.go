@@ -2,6 +2,7 @@ package health
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -39,6 +41,7 @@ type target struct {
 
 	request  string                    // for HTTP: what is written
 	expected []*resourcev1.StatusRange // for HTTP
+	wanted   []byte                    // for HTTP: what the body has to hold; empty: nothing
 }
 
 // newTarget returns the target of b, whose check is one that Supports. It is to be closed.
@@ -64,6 +67,7 @@ func (t *target) prepareHTTP(c *resourcev1.HealthCheck) {
 	if t.expected = c.GetExpectedStatuses(); len(t.expected) == 0 {
 		t.expected = []*resourcev1.StatusRange{{First: 200, Last: 399}}
 	}
+	t.wanted = []byte(c.GetExpectedBody())
 }
 
 // try probes once, and returns why the probe failed, in a few words, or nothing if it did not.
@@ -122,11 +126,46 @@ func (t *target) exchange(conn net.Conn) error {
 	if !t.expects(status) {
 		return fmt.Errorf("status %d, expected %s", status, ranges(t.expected))
 	}
+	defer body.Close()
+	if len(t.wanted) > 0 {
+		limited.N = 8 * maxBody // with the framing of small chunks
+		return lookFor(t.wanted, body)
+	}
 	// The status has decided. How the body fares is no part of the check.
 	limited.N = maxBody
 	io.Copy(io.Discard, io.LimitReader(body, maxBody))
-	body.Close()
 	return nil
+}
+
+// lookFor reads a body up to where it holds what is wanted, or as far as probes read. A body that never ends does not
+// matter where the wanted stands at its beginning.
+func lookFor(wanted []byte, body io.Reader) error {
+	in := &io.LimitedReader{R: body, N: maxBody}
+	window := make([]byte, 0, len(wanted)+4<<10)
+	for {
+		n, err := in.Read(window[len(window):cap(window)])
+		window = window[:len(window)+n]
+		if bytes.Contains(window, wanted) {
+			return nil
+		}
+		if err != nil {
+			return notFound(wanted, err, in.N == 0)
+		}
+		if kept := len(wanted) - 1; len(window) > kept { // it may have begun
+			window = window[:copy(window, window[len(window)-kept:])]
+		}
+	}
+}
+
+func notFound(wanted []byte, err error, cut bool) error {
+	var timeout net.Error
+	switch {
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return err
+	case cut:
+		return failure(fmt.Sprintf("the first %d KiB of the body do not hold %s", maxBody>>10, clip(strconv.Quote(string(wanted)))))
+	}
+	return failure("the body does not hold " + clip(strconv.Quote(string(wanted))))
 }
 
 // readHead reads the head of the final answer; the interim ones before it are passed over (RFC 9110 section 15.2).

@@ -144,6 +144,52 @@ func TestHTTPProbeJudgesByStatus(t *testing.T) {
 	}
 }
 
+func TestHTTPProbeLooksIntoTheBody(t *testing.T) {
+	body := func(size int, rest string) string {
+		return "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + strings.Repeat(".", size) + rest
+	}
+	for name, c := range map[string]struct{ answer, wanted, want string }{
+		"it alone":                {body(0, "ready"), "ready", ""},
+		"amid others":             {body(10, `{"status":"ok"}`), `"status":"ok"`, ""},
+		"across two reads":        {body(4096-2, "ready"), "ready", ""},
+		"in chunks":               {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nrea\r\n2\r\ndy\r\n0\r\n\r\n", "ready", ""},
+		"before it is cut short":  {"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nready", "ready", ""},
+		"as the last that counts": {body(maxBody-5, "ready"), "ready", ""},
+		"too late":                {body(maxBody-4, "ready"), "ready", `the first 64 KiB of the body do not hold "ready"`},
+		"not there":               {body(10, "starting"), "ready", `the body does not hold "ready"`},
+		"other letters":           {body(0, "Ready"), "ready", `the body does not hold "ready"`},
+		"no body":                 {"HTTP/1.1 204 No Content\r\n\r\n", "ready", `the body does not hold "ready"`},
+		"cut short":               {"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nrea", "ready", `the body does not hold "ready"`},
+		"status before body":      {"HTTP/1.1 500 x\r\n\r\nready", "ready", "status 500, expected 200-399"},
+		"odd text":                {body(0, "x"), "a\nb", `the body does not hold "a\nb"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			check := httpCheck("/")
+			check.ExpectedBody = c.wanted
+			if got := try(t, listen(t, says(c.answer)), check, nil); got != c.want {
+				t.Errorf("%q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+// What is wanted has come: that the rest never does is no matter. What has not come by the timeout has not come.
+func TestHTTPProbeOfAnEndlessBody(t *testing.T) {
+	over := make(chan struct{})
+	defer close(over)
+	for wanted, want := range map[string]string{"ready": "", "steady": "timeout after 300ms"} {
+		c := httpCheck("/")
+		c.Timeout, c.ExpectedBody = durationpb.New(300*time.Millisecond), wanted
+		address := listen(t, func(conn net.Conn) { says("HTTP/1.1 200 OK\r\n\r\ndata: ready\n\n")(conn); <-over })
+		if wanted == "ready" {
+			c.Timeout = durationpb.New(time.Minute)
+		}
+		if got := try(t, address, c, nil); got != want {
+			t.Errorf("%s: %q, want %q", wanted, got, want)
+		}
+	}
+}
+
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
@@ -184,7 +230,13 @@ func FuzzAnswer(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, answer []byte) {
 		probe := target{request: "GET / HTTP/1.1\r\n\r\n", expected: []*resourcev1.StatusRange{{First: 200, Last: 399}}}
+		if len(answer)%2 == 1 {
+			probe.wanted = []byte("ok")
+		}
 		err := probe.exchange(answered{Reader: bytes.NewReader(answer)})
+		if err == nil && len(probe.wanted) > 0 && !bytes.ContainsRune(answer, 'o') {
+			t.Errorf("%q holds ok", answer)
+		}
 		if err == nil {
 			if !bytes.HasPrefix(answer, []byte("HTTP/")) {
 				t.Errorf("%q is a success", answer)

@@ -1927,8 +1927,10 @@ type HealthCheck struct {
 	UnhealthyThreshold uint32 `protobuf:"varint,6,opt,name=unhealthy_threshold,json=unhealthyThreshold,proto3" json:"unhealthy_threshold,omitempty"`
 	// For HTTP: the statuses that count as success.
 	ExpectedStatuses []*StatusRange `protobuf:"bytes,7,rep,name=expected_statuses,json=expectedStatuses,proto3" json:"expected_statuses,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// For HTTP: what the first 64 KiB of the body have to hold, as it is. Empty: the body does not matter.
+	ExpectedBody  string `protobuf:"bytes,8,opt,name=expected_body,json=expectedBody,proto3" json:"expected_body,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HealthCheck) Reset() {
@@ -2008,6 +2010,13 @@ func (x *HealthCheck) GetExpectedStatuses() []*StatusRange {
 		return x.ExpectedStatuses
 	}
 	return nil
+}
+
+func (x *HealthCheck) GetExpectedBody() string {
+	if x != nil {
+		return x.ExpectedBody
+	}
+	return ""
 }
 
 // StatusRange is a closed range of HTTP status codes.
@@ -2187,7 +2196,7 @@ const file_pyserve_resource_v1_resource_proto_rawDesc = "" +
 	"\akey_pem\x18\x03 \x01(\fR\x06keyPem\x12\x1f\n" +
 	"\vserver_name\x18\x04 \x01(\tR\n" +
 	"serverName\x120\n" +
-	"\x14insecure_skip_verify\x18\x05 \x01(\bR\x12insecureSkipVerify\"\xf4\x02\n" +
+	"\x14insecure_skip_verify\x18\x05 \x01(\bR\x12insecureSkipVerify\"\x99\x03\n" +
 	"\vHealthCheck\x128\n" +
 	"\x04type\x18\x01 \x01(\x0e2$.pyserve.resource.v1.HealthCheckTypeR\x04type\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x125\n" +
@@ -2195,7 +2204,8 @@ const file_pyserve_resource_v1_resource_proto_rawDesc = "" +
 	"\atimeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12+\n" +
 	"\x11healthy_threshold\x18\x05 \x01(\rR\x10healthyThreshold\x12/\n" +
 	"\x13unhealthy_threshold\x18\x06 \x01(\rR\x12unhealthyThreshold\x12M\n" +
-	"\x11expected_statuses\x18\a \x03(\v2 .pyserve.resource.v1.StatusRangeR\x10expectedStatuses\"7\n" +
+	"\x11expected_statuses\x18\a \x03(\v2 .pyserve.resource.v1.StatusRangeR\x10expectedStatuses\x12#\n" +
+	"\rexpected_body\x18\b \x01(\tR\fexpectedBody\"7\n" +
 	"\vStatusRange\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\rR\x05first\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\rR\x04last*j\n" +
