@@ -1,7 +1,8 @@
-// Package balance decides which of several takes the next request. It is pure: it knows weights and indices, nothing of
-// backends, health or time; who holds the backends builds a new order when the set of takers changes.
+// Package balance decides which of several takes the next request: in turn (RoundRobin), at random (Weighted, whose Two are for
+// who compares), or by a hash of the request (Table). It is pure: it knows weights, indices, hashes and random numbers that it is
+// given, nothing of backends, health or clocks; who holds the backends builds anew when the set of takers changes.
 //
-// Order of calls: NewRoundRobin, then Next from as many goroutines as there are requests. Follow, where one order takes
+// Order of calls: the maker, then picks from as many goroutines as there are requests. Follow, where one order takes
 // the place of another, is called before the new one is used.
 package balance
 
