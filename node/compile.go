@@ -22,6 +22,7 @@ type pool struct {
 	backends []*upstream.Backend
 	uses     atomic.Int32                 // generations
 	outliers *resourcev1.OutlierDetection // nil: none are looked for
+	options  upstream.PoolOptions
 }
 
 // release is called once for each generation that uses the pool.
@@ -95,7 +96,7 @@ func (c *compiler) addPool(resource bundle.Resource) {
 	if err != nil {
 		c.refusals.addf("", "%v", err)
 	}
-	made.Pool = upstream.NewPool(members)
+	made.Pool = upstream.NewPool(members, made.options)
 	c.g.guard(resource.Name, made)
 }
 
@@ -118,6 +119,14 @@ func (c *compiler) members(made *pool, resource bundle.Resource) ([]upstream.Mem
 	if err := health.Supports(p.GetHealthCheck()); err != nil {
 		c.refusals.addf(fieldRoutes, "pool %s, health_check: %v", resource.Name, err)
 		return nil, nil
+	}
+	if err := upstream.Supports(p.GetLoadBalancing()); err != nil {
+		c.refusals.addf(fieldRoutes, "pool %s, load_balancing: %v", resource.Name, err)
+		return nil, nil
+	}
+	made.options.SlowStart = p.GetSlowStart().AsDuration()
+	if l := p.GetLoadBalancing(); l != nil {
+		made.options.Balancing = proto.CloneOf(l)
 	}
 	if o := p.GetOutlierDetection(); o != nil {
 		made.outliers = proto.CloneOf(o)

@@ -194,6 +194,7 @@ func (n *Node) Apply(g *Generation) {
 	n.prepared = nil
 	n.outliers.serve(g)
 	old := n.live.Swap(g)
+	n.registry.Serving()
 	if g.bound {
 		g.listener.Start()
 		n.logger.Info("listening", "address", g.listener.Address())

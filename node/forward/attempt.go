@@ -20,7 +20,7 @@ var errTooManyInterims = errors.New("too many 1xx answers")
 // send makes one attempt and, where that is safe, a second one. After it, x.response is the head of the final answer and x.conn
 // the connection that its body comes from.
 func (x *exchange) send() *failure {
-	first := x.route.pool.Pick(nil)
+	first := x.route.pool.Pick(x.hash(), nil)
 	if first == nil {
 		return noBackend()
 	}
@@ -54,12 +54,12 @@ func (x *exchange) another(first *upstream.Backend, f *failure) *upstream.Backen
 	}
 	tried := []*upstream.Backend{first}
 	if f.unsent {
-		return x.route.pool.Pick(tried)
+		return x.route.pool.Pick(x.hash(), tried)
 	}
 	if f.timeout || !idempotent(x.request.Method) {
 		return nil
 	}
-	if other := x.route.pool.Pick(tried); other != nil {
+	if other := x.route.pool.Pick(x.hash(), tried); other != nil {
 		return other
 	}
 	return first
@@ -76,8 +76,15 @@ func idempotent(m http1.Method) bool {
 
 // attempt sends the request to b and reads the head of its answer.
 func (x *exchange) attempt(b *upstream.Backend) *failure {
+	var begun time.Time
+	if x.route.pool.Measures() {
+		begun = time.Now()
+	}
 	f := x.askOnce(b)
 	x.observe(b, f)
+	if !begun.IsZero() && (f == nil || f.class == ClassUpstreamBefore) {
+		x.route.pool.Took(b, time.Since(begun), f != nil)
+	}
 	return f
 }
 

@@ -111,7 +111,7 @@ func (e *Explanation) decided(x *exchange) {
 
 // aim writes the head for a backend, and reads from it what the backend would be sent.
 func (e *Explanation) aim(x *exchange) *failure {
-	first, takes := x.route.pool.First()
+	first, takes := x.route.pool.First(x.hash())
 	if first == nil {
 		return noBackend()
 	}

@@ -53,6 +53,7 @@ type Route struct {
 	stripPath    bool
 	preserveHost bool
 	timeouts     config.Timeouts
+	hashing      *hashing // nil: requests are not hashed
 
 	counted sync.Once
 	counts  *meter.Route
@@ -70,7 +71,7 @@ func NewRoute(name string, r *resourcev1.Route, pool *upstream.Pool) (*Route, er
 	}
 	return &Route{
 		name: name, pool: pool, path: r.GetPath(), match: r.GetMatch(), stripPath: r.GetStripPath(), preserveHost: r.GetPreserveHost(), prefix: prefix,
-		timeouts: config.TimeoutsOf(r),
+		timeouts: config.TimeoutsOf(r), hashing: hashingOf(pool.Balancing()),
 	}, nil
 }
 

@@ -179,7 +179,7 @@ func newTable(t testing.TB, s settings, sites []site) (*Table, []*upstream.Backe
 			members = append(members, upstream.Member{Backend: b, Weight: 1})
 			all = append(all, b)
 		}
-		compiled, err := NewRoute(one.route.Path, one.route, upstream.NewPool(members))
+		compiled, err := NewRoute(one.route.Path, one.route, upstream.NewPool(members, upstream.PoolOptions{}))
 		if err != nil {
 			t.Fatal(err)
 		}

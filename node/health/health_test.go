@@ -193,14 +193,14 @@ func TestBackendLeavesRotationAndReturnsByItsThresholds(t *testing.T) {
 		w := newWorld(middle)
 		defer w.close()
 		b := w.acquire(t, "a", tcpCheck())
-		pool := upstream.NewPool([]upstream.Member{{Backend: b, Weight: 1}})
+		pool := upstream.NewPool([]upstream.Member{{Backend: b, Weight: 1}}, upstream.PoolOptions{})
 		defer pool.Close()
 		check := func(when string, state upstream.State, reason string) {
 			t.Helper()
 			if v := b.Verdict(); v.State != state || v.Reason != reason {
 				t.Errorf("%s: %v %q, want %v %q", when, v.State, v.Reason, state, reason)
 			}
-			if picked := pool.Pick(nil) != nil; picked != (state != upstream.Unhealthy) {
+			if picked := pool.Pick(0, nil) != nil; picked != (state != upstream.Unhealthy) {
 				t.Errorf("%s: picked: %v", when, picked)
 			}
 		}

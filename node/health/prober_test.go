@@ -18,7 +18,7 @@ import (
 // pair is a pool of two backends in a world, both known to be healthy.
 func pair(t *testing.T, w *world) (*upstream.Pool, *upstream.Backend, *upstream.Backend) {
 	a, b := w.acquire(t, "a", tcpCheck()), w.acquire(t, "b", tcpCheck())
-	pool := upstream.NewPool([]upstream.Member{{Backend: a, Weight: 1}, {Backend: b, Weight: 1}})
+	pool := upstream.NewPool([]upstream.Member{{Backend: a, Weight: 1}, {Backend: b, Weight: 1}}, upstream.PoolOptions{})
 	wait(2 * time.Second)
 	if a.Verdict().State != upstream.Healthy || b.Verdict().State != upstream.Healthy {
 		t.Fatal("not healthy")
@@ -28,7 +28,7 @@ func pair(t *testing.T, w *world) (*upstream.Pool, *upstream.Backend, *upstream.
 
 // picks says whether b is one of the two that are picked next.
 func picks(pool *upstream.Pool, b *upstream.Backend) bool {
-	first, second := pool.Pick(nil), pool.Pick(nil)
+	first, second := pool.Pick(0, nil), pool.Pick(0, nil)
 	return first == b || second == b
 }
 

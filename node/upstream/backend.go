@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pyserve/pyserve/node/balance"
 	"github.com/pyserve/pyserve/node/socket"
 )
 
@@ -33,6 +34,8 @@ type Backend struct {
 
 	verdict atomic.Pointer[Verdict]
 	avoided atomic.Bool
+	latency balance.Latency
+	began   atomic.Pointer[time.Time] // since when it takes traffic; nil: for ever, as far as slow starts go
 
 	// mu guards pools, and makes one of setting verdict or avoided and finding out whom it concerns. A pool's lock is never taken
 	// under it.
@@ -79,6 +82,10 @@ func (b *Backend) Counters() Counters {
 	return c
 }
 
+// InFlight is how many connections from Open and Take are in use at this moment or being opened: one for each request that is
+// under way, and one for each tunnel, for as long as it lives. It takes no lock.
+func (b *Backend) InFlight() int { return int(b.conns.busy.Load()) }
+
 // CountRequest counts a request that begins to be sent over connections from Open or Take.
 func (b *Backend) CountRequest() { b.requests.Add(1) }
 
@@ -100,6 +107,10 @@ func (b *Backend) SetVerdict(v Verdict) {
 	var concerned []*Pool
 	if (old.State != Unhealthy) != (v.State != Unhealthy) {
 		concerned = b.joined()
+	}
+	if old.State == Unhealthy && v.State != Unhealthy {
+		now := time.Now()
+		b.began.Store(&now)
 	}
 	b.mu.Unlock()
 	for _, p := range concerned {

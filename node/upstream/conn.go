@@ -39,8 +39,10 @@ type Conn struct {
 func (b *Backend) Open(ctx context.Context) (*Conn, error) {
 	// Before Dial reads the addresses: were they to change in between, the connection is merely not kept.
 	epoch := b.conns.currentEpoch()
+	b.conns.opening()
 	conn, err := b.Dial(ctx)
 	if err != nil {
+		b.conns.unopened()
 		if !errors.Is(err, context.Canceled) { // the client's going away is no fault of the backend
 			b.connectFailures.Add(1)
 		}

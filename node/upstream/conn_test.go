@@ -124,6 +124,32 @@ func TestConnectionsAreCounted(t *testing.T) {
 	}
 }
 
+func TestAConnectThatHangsIsInFlight(t *testing.T) {
+	dialing, failed := make(chan struct{}), errors.New("refused")
+	r := newRegistry(t, Options{DialContext: func(context.Context, string, string) (net.Conn, error) {
+		dialing <- struct{}{}
+		<-dialing
+		return nil, failed
+	}})
+	b := acquire(t, r, Spec{Host: "10.0.0.1", Port: 1})
+	opened := make(chan error)
+	go func() {
+		_, err := b.Open(context.Background())
+		opened <- err
+	}()
+	<-dialing
+	if got := b.InFlight(); got != 1 {
+		t.Errorf("%d in flight while one connects, want 1", got)
+	}
+	dialing <- struct{}{}
+	if err := <-opened; !errors.Is(err, failed) {
+		t.Error(err)
+	}
+	if got := b.InFlight(); got != 0 {
+		t.Errorf("%d in flight after it failed, want 0", got)
+	}
+}
+
 func TestOldestIdleConnectionMakesRoom(t *testing.T) {
 	_, b := piped(t, Options{MaxIdleConns: 2})
 	conns := []*Conn{open(t, b), open(t, b), open(t, b)}
@@ -563,6 +589,9 @@ func TestIdleConnectionsAreAsTheListSays(t *testing.T) {
 			"": func(rt *rapid.T) {
 				if got := b.Counters(); got.Idle != len(idle) || got.Open != len(idle)+len(busy) {
 					rt.Fatalf("%d idle of %d, want %d of %d", got.Idle, got.Open, len(idle), len(idle)+len(busy))
+				}
+				if got := b.InFlight(); got != len(busy) {
+					rt.Fatalf("%d in flight, want %d", got, len(busy))
 				}
 				for _, c := range slices.Concat(idle, busy) {
 					if isClosed(c) {

@@ -21,7 +21,17 @@ type conns struct {
 	ended          bool   // the backend was released: nothing is kept any more
 	open, idle     int    // idle ones are open
 	opened, reused uint64
+
+	// busy are those in use, and those that are being opened, read without the lock by who picks. It lies in the line of
+	// memory that whoever holds the lock has just written, so that keeping it costs next to nothing.
+	busy atomic.Int64
 }
+
+// opening counts a connection from before it is there: a backend that lets connects hang would else look idle.
+func (s *conns) opening() { s.busy.Add(1) }
+
+// unopened counts out one that did not come about.
+func (s *conns) unopened() { s.busy.Add(-1) }
 
 func (s *conns) currentEpoch() uint64 {
 	s.mu.Lock()
@@ -29,7 +39,7 @@ func (s *conns) currentEpoch() uint64 {
 	return s.epoch
 }
 
-// add counts a connection that was opened.
+// add counts a connection that was opened, after opening.
 func (s *conns) add() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -49,6 +59,7 @@ func (s *conns) remove(c *Conn) bool {
 	if c.idle {
 		s.unlink(c)
 	}
+	s.busy.Add(-1)
 	return true
 }
 
@@ -68,6 +79,7 @@ func (s *conns) forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.open--
+	s.busy.Add(-1)
 }
 
 func (s *conns) take() *Conn {
@@ -111,6 +123,7 @@ func (s *conns) link(c *Conn) {
 	}
 	s.newest = c
 	s.idle++
+	s.busy.Add(-1)
 }
 
 func (s *conns) unlink(c *Conn) {
@@ -126,6 +139,7 @@ func (s *conns) unlink(c *Conn) {
 	}
 	c.older, c.newer, c.idle = nil, nil, false
 	s.idle--
+	s.busy.Add(1)
 }
 
 // expire closes the connections that have been idle since limit or longer.

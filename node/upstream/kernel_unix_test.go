@@ -198,6 +198,9 @@ func TestADetachedConnectionCountsUntilItsEnd(t *testing.T) {
 	if now := c.Backend().Counters().Open; now != open {
 		t.Errorf("%d are open, before %d", now, open)
 	}
+	if got := c.Backend().InFlight(); got != 1 {
+		t.Errorf("%d in flight, want 1", got)
+	}
 	for range 2 {
 		counted.Close()
 		if now := c.Backend().Counters().Open; now != open-1 {

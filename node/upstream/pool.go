@@ -1,11 +1,15 @@
 package upstream
 
 import (
+	"fmt"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/pyserve/pyserve/node/balance"
+	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
 )
 
 // Member is a backend with its share of a pool.
@@ -15,10 +19,32 @@ type Member struct {
 	Weight uint32
 }
 
+// PoolOptions say how a pool picks. The zero value is round robin.
+type PoolOptions struct {
+	// Nil: round robin. It is kept and must not be changed. Supports must have found nothing wrong with it.
+	Balancing *resourcev1.LoadBalancing
+	// Over how long a backend that begins to take traffic comes to its share. 0: at once. Pools that pick by hash know none.
+	SlowStart time.Duration
+	// Any 64 bits. Called concurrently. Nil: math/rand/v2.
+	Random func() uint64
+}
+
+// Supports says what is wrong with l, which may be nil.
+func Supports(l *resourcev1.LoadBalancing) error {
+	switch l.GetPolicy() {
+	case roundRobin, resourcev1.BalancingPolicy_BALANCING_POLICY_ROUND_ROBIN, leastRequest, random, p2cEWMA, ringHash, maglev:
+		return nil
+	}
+	return fmt.Errorf("this node knows no policy %s", l.GetPolicy())
+}
+
 // Pool picks one of several backends for each request, by weight, among those that take traffic. Its methods may be called
 // concurrently.
 type Pool struct {
 	members []Member
+	options PoolOptions
+	policy  resourcev1.BalancingPolicy
+	table   *balance.Table // of members, where the policy is one that hashes
 
 	// What Pick reads: replaced as a whole when a verdict changes, so that requests meet no lock.
 	takers atomic.Pointer[takers]
@@ -29,22 +55,34 @@ type Pool struct {
 	rebuilding sync.Mutex
 }
 
-// takers are the members that take traffic, and the order in which they do.
-type takers struct {
-	backends []*Backend
-	order    *balance.RoundRobin
-	detours  atomic.Uint64 // picks that the order could not serve
-}
-
 // NewPool makes a pool of members, which it copies. The references stay the caller's: it releases the backends after Close.
-func NewPool(members []Member) *Pool {
-	p := &Pool{members: slices.Clone(members)}
+func NewPool(members []Member, o PoolOptions) *Pool {
+	p := &Pool{members: slices.Clone(members), options: o, policy: o.Balancing.GetPolicy()}
+	if p.options.Random == nil {
+		p.options.Random = rand.Uint64
+	}
+	switch p.policy {
+	case ringHash:
+		p.table = balance.NewRing(p.places())
+	case maglev:
+		p.table = balance.NewMaglev(p.places())
+	}
 	// Joined first and built after: a verdict that changes in between is seen by one or the other.
 	for _, m := range p.members {
 		m.Backend.join(p)
 	}
 	p.rebuild()
 	return p
+}
+
+// places are the members as a table knows them. A backend is its address there: were it its identity, another interval of its
+// health check would give every client another backend.
+func (p *Pool) places() []balance.Place {
+	places := make([]balance.Place, len(p.members))
+	for i, m := range p.members {
+		places[i] = balance.Place{Key: balance.Hash([]byte(m.Backend.Address())), Weight: m.Weight}
+	}
+	return places
 }
 
 // Close makes the pool deaf to verdicts. Requests that still hold it may go on picking.
@@ -57,39 +95,33 @@ func (p *Pool) Close() {
 // Members are those given to NewPool. The slice is shared and must not be changed.
 func (p *Pool) Members() []Member { return p.members }
 
-// Pick is the backend for the next request: the next in turn that takes traffic and is not in tried, the backends on which
-// this request has failed already. Nil: there is none. It allocates nothing and takes no lock.
-func (p *Pool) Pick(tried []*Backend) *Backend {
-	t := p.takers.Load()
-	if len(t.backends) == 0 {
-		return nil
-	}
-	for range len(tried) + 1 {
-		if b := t.backends[t.order.Next()]; !slices.Contains(tried, b) {
-			return b
-		}
-	}
-	// A heavy backend that failed comes up again and again before its turn is over: whoever is left, then, from a place
-	// that moves, lest all of a dead backend's requests fall on its neighbour.
-	start, n := t.detours.Add(1), uint64(len(t.backends))
-	for i := range n {
-		if b := t.backends[(start+i)%n]; !slices.Contains(tried, b) {
-			return b
-		}
-	}
-	return nil
-}
+// Balancing is that of PoolOptions; nil: round robin. It must not be changed.
+func (p *Pool) Balancing() *resourcev1.LoadBalancing { return p.options.Balancing }
 
-// First is the first backend that takes traffic, without a pick: nobody's turn is taken. Where none does it is the first
-// of all; nil: the pool is empty.
-func (p *Pool) First() (b *Backend, takes bool) {
-	if t := p.takers.Load(); len(t.backends) > 0 {
+// First is the backend that Pick would give for hash where the pool picks by that, else the first that takes traffic, without a
+// pick: nobody's turn is taken. Where none does it is the first of all; nil: the pool is empty.
+func (p *Pool) First(hash uint64) (b *Backend, takes bool) {
+	if p.table != nil {
+		if b := p.Pick(hash, nil); b != nil {
+			return b, true
+		}
+	} else if t := p.takers.Load(); len(t.backends) > 0 {
 		return t.backends[0], true
 	}
 	if len(p.members) > 0 {
 		return p.members[0].Backend, false
 	}
 	return nil, false
+}
+
+// TakesBack says whether a client that was given b, a member, may go on with it. One of weight 0 goes on with the clients that
+// it has.
+func (p *Pool) TakesBack(b *Backend) bool {
+	if !b.takes() || b.Avoided() {
+		return false
+	}
+	_, ejected := p.Ejection(b)
+	return !ejected
 }
 
 // rebuild lays out the order anew from the verdicts of this moment.
@@ -101,10 +133,7 @@ func (p *Pool) rebuild() {
 	if len(weights) == 0 {
 		weights = p.gather(next, true)
 	}
-	next.order = balance.NewRoundRobin(weights)
-	if previous := p.takers.Load(); previous != nil {
-		next.order.Follow(previous.order)
-	}
+	p.arrange(next, weights)
 	p.takers.Store(next)
 }
 

@@ -20,7 +20,7 @@ func poolOf(t testing.TB, weights ...uint32) (*Pool, []*Backend) {
 		backends = append(backends, b)
 		members = append(members, Member{Backend: b, Weight: w})
 	}
-	p := NewPool(members)
+	p := NewPool(members, PoolOptions{})
 	t.Cleanup(p.Close)
 	return p, backends
 }
@@ -29,7 +29,7 @@ func poolOf(t testing.TB, weights ...uint32) (*Pool, []*Backend) {
 func share(p *Pool, backends []*Backend, n int) []int {
 	counts := make([]int, len(backends))
 	for range n {
-		if i := slices.Index(backends, p.Pick(nil)); i >= 0 {
+		if i := slices.Index(backends, p.Pick(0, nil)); i >= 0 {
 			counts[i]++
 		}
 	}
@@ -58,17 +58,17 @@ func TestUnhealthyBackendLeavesRotationAndReturns(t *testing.T) {
 
 func TestNothingLeftIsNil(t *testing.T) {
 	p, backends := poolOf(t, 1, 1)
-	if b := p.Pick(backends); b != nil {
+	if b := p.Pick(0, backends); b != nil {
 		t.Errorf("picked %s, which was tried", b.Address())
 	}
 	for _, b := range backends {
 		b.SetVerdict(Verdict{State: Unhealthy})
 	}
-	if b := p.Pick(nil); b != nil {
+	if b := p.Pick(0, nil); b != nil {
 		t.Errorf("picked %s, which is unhealthy", b.Address())
 	}
 	empty, _ := poolOf(t)
-	if empty.Pick(nil) != nil {
+	if empty.Pick(0, nil) != nil {
 		t.Error("an empty pool picked something")
 	}
 }
@@ -78,7 +78,7 @@ func TestHeavyTriedBackendDoesNotHideTheLightOne(t *testing.T) {
 	tried := backends[:1]
 	counts := make(map[*Backend]int)
 	for range 100 {
-		counts[p.Pick(tried)]++
+		counts[p.Pick(0, tried)]++
 	}
 	if counts[nil] != 0 || counts[backends[0]] != 0 || counts[backends[1]] < 20 || counts[backends[2]] < 20 {
 		t.Errorf("second picks: %d, %d, none %d", counts[backends[1]], counts[backends[2]], counts[nil])
@@ -89,7 +89,7 @@ func TestRebuildGoesOnInTurn(t *testing.T) {
 	p, backends := poolOf(t, 1, 1, 1)
 	counts := make(map[*Backend]int)
 	for i := range 300 {
-		counts[p.Pick(nil)]++
+		counts[p.Pick(0, nil)]++
 		backends[2].SetVerdict(Verdict{State: []State{Unhealthy, Healthy}[i%2]})
 	}
 	if counts[backends[0]] > 200 || counts[backends[1]] < 50 {
@@ -101,7 +101,7 @@ func TestClosedPoolFollowsNoVerdict(t *testing.T) {
 	p, backends := poolOf(t, 1)
 	p.Close()
 	backends[0].SetVerdict(Verdict{State: Unhealthy})
-	if p.Pick(nil) != backends[0] {
+	if p.Pick(0, nil) != backends[0] {
 		t.Error("a closed pool still rebuilds")
 	}
 	if len(backends[0].pools) != 0 {
@@ -112,7 +112,7 @@ func TestClosedPoolFollowsNoVerdict(t *testing.T) {
 func TestPickAllocatesNothing(t *testing.T) {
 	p, backends := poolOf(t, 2, 1, 1)
 	tried := backends[:1]
-	if n := testing.AllocsPerRun(100, func() { p.Pick(nil); p.Pick(tried) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { p.Pick(0, nil); p.Pick(0, tried) }); n != 0 {
 		t.Errorf("%v allocations for two picks", n)
 	}
 }
@@ -130,7 +130,7 @@ func TestVerdictsMayChangeWhileRequestsPick(t *testing.T) {
 	for range 2 {
 		wg.Go(func() {
 			for range 2000 {
-				if p.Pick(nil) == nil {
+				if p.Pick(0, nil) == nil {
 					t.Error("nothing was picked although one is always up")
 					return
 				}
@@ -162,7 +162,7 @@ func TestPickIsRightForAllVerdicts(t *testing.T) {
 			}
 		}
 		for range 10 {
-			b := p.Pick(tried)
+			b := p.Pick(0, tried)
 			if (b == nil) != (left == 0) {
 				rt.Fatalf("picked %v with %d left to pick", b, left)
 			}
@@ -181,7 +181,7 @@ func BenchmarkPick(b *testing.B) {
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			p.Pick(nil)
+			p.Pick(0, nil)
 		}
 	})
 }

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -86,6 +87,7 @@ type Registry struct {
 	options Options
 	lookups chan struct{} // holds one for each that is under way
 	sweeper *sweeper
+	serving atomic.Bool
 
 	// mu guards everything below and every backend's refs. No other lock is taken and no hook called under it.
 	mu       sync.Mutex
@@ -149,6 +151,10 @@ func (r *Registry) Acquire(s Spec) (*Backend, error) {
 	return b, nil
 }
 
+// Serving says that backends take traffic from now on: those that are acquired later are new among others, and start slowly
+// where a pool says so. Those of before start together, and who all of them are to be spared for is nobody.
+func (r *Registry) Serving() { r.serving.Store(true) }
+
 // take finds or makes the backend and counts the reference.
 func (r *Registry) take(id identity, s Spec) (b *Backend, fresh bool, err error) {
 	r.mu.Lock()
@@ -167,6 +173,10 @@ func (r *Registry) take(id identity, s Spec) (b *Backend, fresh bool, err error)
 			return nil, false, err
 		}
 		b.tls = m.tlsFor(s.Host)
+	}
+	if r.serving.Load() {
+		now := time.Now()
+		b.began.Store(&now)
 	}
 	b.refs = 1
 	r.backends[id] = b

@@ -22,7 +22,8 @@ const (
 // asleep wrongly.
 type sweeper struct {
 	timeout, interval time.Duration
-	now               atomic.Int64 // nanoseconds from start to the last tick
+	begin             time.Time
+	now               atomic.Int64 // nanoseconds from begin to the last tick
 	starting, ending  sync.Once
 	stopping          chan struct{}
 	done              chan struct{} // closed when the goroutine has ended
@@ -32,14 +33,17 @@ func newSweeper(timeout time.Duration) *sweeper {
 	// A whole number of sweeps makes a timeout, so that the last of them comes at its very end and not after it.
 	parts := max(sweepParts, (timeout+sweepMost-1)/sweepMost)
 	return &sweeper{
-		timeout: timeout, interval: max(timeout/parts, sweepLeast),
+		begin: time.Now(), timeout: timeout, interval: max(timeout/parts, sweepLeast),
 		stopping: make(chan struct{}), done: make(chan struct{}),
 	}
 }
 
 // start starts the goroutine, unless it was started or stopped before. Backends appends those that there are.
 func (s *sweeper) start(backends func(to []*Backend) []*Backend) {
-	s.starting.Do(func() { go s.run(backends) })
+	s.starting.Do(func() {
+		s.now.Store(int64(time.Since(s.begin)))
+		go s.run(backends)
+	})
 }
 
 // stop ends the goroutine and waits for it.
@@ -52,7 +56,6 @@ func (s *sweeper) stop() {
 // run is the goroutine.
 func (s *sweeper) run(backends func(to []*Backend) []*Backend) {
 	defer close(s.done)
-	begin := time.Now()
 	ticker := time.NewTicker(s.interval)
 	defer ticker.Stop()
 	var all []*Backend
@@ -62,7 +65,7 @@ func (s *sweeper) run(backends func(to []*Backend) []*Backend) {
 			return
 		case <-ticker.C:
 		}
-		now := time.Since(begin)
+		now := time.Since(s.begin)
 		s.now.Store(int64(now))
 		all = backends(all[:0])
 		for _, b := range all {
