@@ -147,7 +147,7 @@ func TestReasons(t *testing.T) {
 		}
 		texts[text] = r
 		switch r.Status() {
-		case 400, 414, 417, 431, 501, 505:
+		case 400, 413, 414, 417, 431, 501, 505:
 		default:
 			t.Errorf("%q has status %d", text, r.Status())
 		}

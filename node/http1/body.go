@@ -12,6 +12,7 @@ type Body struct {
 	failed  Reason
 	left    int64 // bytes of data before the body or the chunk ends
 	excess  int64 // see overhead
+	room    int64 // how much more data chunks may announce; -1: however much
 
 	trailer Fields
 	// What the head's Connection named, since the head may be overwritten before the trailers come.
@@ -36,7 +37,7 @@ const (
 // Reset makes b ready for the body behind h, which must be complete. Nothing of h is used afterwards. What b grew to is kept.
 func (b *Body) Reset(h *Head) {
 	b.trailer.reset()
-	b.framing, b.phase, b.failed, b.left, b.excess = h.Framing, ended, none, 0, 0
+	b.framing, b.phase, b.failed, b.left, b.excess, b.room = h.Framing, ended, none, 0, 0, -1
 	b.named, b.options = h.named, b.options[:0]
 	switch h.Framing {
 	case Length:
@@ -52,6 +53,10 @@ func (b *Body) Reset(h *Head) {
 		}
 	}
 }
+
+// Limit bounds the data of a chunked body to most bytes, before any of it is read: a chunk that would be too much is refused
+// by its size, with BodyTooLong. Other framings know their length beforehand.
+func (b *Body) Limit(most int64) { b.room = most }
 
 // Done says whether the body has ended, trailers included.
 func (b *Body) Done() bool { return b.phase == ended }
@@ -169,6 +174,12 @@ func (b *Body) framingAt(buf []byte) (int, Reason) {
 func (b *Body) begin(size int64, lineSize int) Reason {
 	if b.overhead(size, lineSize) {
 		return ChunkOverhead
+	}
+	if b.room >= 0 {
+		if size > b.room {
+			return BodyTooLong
+		}
+		b.room -= size
 	}
 	if b.left, b.phase = size, inData; size == 0 {
 		b.phase = inTrailer

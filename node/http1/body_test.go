@@ -411,3 +411,34 @@ func ExampleBody() {
 	// Checksum: 1
 	// GET /next
 }
+
+func TestALimitRefusesAChunkByItsSize(t *testing.T) {
+	for _, c := range []struct {
+		body string
+		most int64
+		want error
+	}{
+		{"5\r\nhello\r\n5\r\nworld\r\n0\r\n\r\n", 10, nil},
+		{"5\r\nhello\r\n5\r\nworld\r\n0\r\n\r\n", 9, BodyTooLong},
+		{"6\r\n", 5, BodyTooLong},
+		{"7fffffffffffffff\r\n", 1 << 62, BodyTooLong},
+		{"0\r\nX-Trailer: longer than that\r\n\r\n", 1, nil},
+	} {
+		for name, next := range map[string]func(*Body, []byte) ([]byte, int, error){"Next": (*Body).Next, "NextRaw": (*Body).NextRaw} {
+			var b Body
+			b.Reset(&Head{Framing: Chunked})
+			b.Limit(c.most)
+			var err error
+			for rest := []byte(c.body); err == nil && !b.Done(); {
+				var n int
+				if _, n, err = next(&b, rest); n == 0 && err == nil {
+					break
+				}
+				rest = rest[n:]
+			}
+			if err != c.want || c.want == nil && !b.Done() {
+				t.Errorf("%s of %q with at most %d: %v, want %v", name, c.body, c.most, err, c.want)
+			}
+		}
+	}
+}

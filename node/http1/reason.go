@@ -82,6 +82,7 @@ const (
 	TooManyTrailers   // more trailer fields than MaxTrailers
 	ForbiddenTrailer  // Content-Length, Transfer-Encoding or Host as a trailer
 	Truncated         // the connection ended before the body
+	BodyTooLong       // chunks of more data than Body.Limit allows
 
 	// NumReasons is one more than the highest reason.
 	NumReasons int = iota
@@ -160,6 +161,7 @@ var reasons = [NumReasons]struct {
 	TooManyTrailers:   {"too many trailers", 431},
 	ForbiddenTrailer:  {"forbidden trailer", 400},
 	Truncated:         {"truncated body", 400},
+	BodyTooLong:       {"body too long", 413},
 }
 
 // String is a short text that never changes and has no quotes in it: fit for the label of a metric.
