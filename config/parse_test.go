@@ -155,25 +155,20 @@ func TestUnknownAndMisplacedKeys(t *testing.T) {
 
 func TestKeysOfLaterVersionsAreRefused(t *testing.T) {
 	for key, value := range map[string]string{
-		"methods":          "[GET]",
-		"headers":          "{X-Version: '2'}",
-		"query":            "{beta: '1'}",
-		"sticky":           "{cookie: c}",
-		"slow_start":       "30s",
-		"retries":          "{attempts: 2}",
-		"circuit_breaker":  "{max_connections: 0}",
-		"rate_limit":       "{requests: 100, per: 1s}",
-		"request_headers":  "{set: {}}",
-		"response_headers": "{set: {}}",
-		"split":            "[]",
-		"redirect":         "{to: x}",
-		"respond":          "{status: 200}",
+		"methods":         "[GET]",
+		"headers":         "{X-Version: '2'}",
+		"query":           "{beta: '1'}",
+		"sticky":          "{cookie: c}",
+		"slow_start":      "30s",
+		"retries":         "{attempts: 2}",
+		"circuit_breaker": "{max_connections: 0}",
+		"rate_limit":      "{requests: 100, per: 1s}",
+		"split":           "[]",
 	} {
 		wantProblems(t, routeEntry(key+": "+value), nil, "3: server.reverse_proxy[0]."+key+": is not supported yet: leave it out")
 	}
 	const entry = "3: server.reverse_proxy[0]."
 	for _, test := range []struct{ document, want string }{
-		{routeEntry("max_body_bytes: 1024"), entry + "max_body_bytes: limits are not supported yet: write 0, or leave it out"},
 		{routeEntry("load_balancing: {policy: maglev}"), entry + "load_balancing.policy: maglev is not supported yet: write round_robin"},
 		{routeEntry("load_balancing: {policy: roundrobin}"), entry + `load_balancing.policy: "roundrobin" is not known here: did you mean round_robin?`},
 		{routeEntry("load_balancing: {hash: {on: path}}"), entry + "load_balancing.hash: is not supported yet: leave it out"},

@@ -131,6 +131,17 @@ func (g *routeGroup) join(r *reader, e *entry) {
 	agree(r, &g.timeouts, e.timeouts, func(a, b Timeouts) bool { return a == b })
 	agree(r, &g.tls, e.tls, func(a, b *resourcev1.BackendTls) bool { return proto.Equal(a, b) })
 	g.policies.join(r, &e.policies)
+	if own := g.answer(); own.isSet() && len(g.backends) > 0 {
+		r.errorf(own, "an entry of the same route has a backend: leave one of them out")
+	}
+}
+
+// answer is where the route says what the proxy answers itself; not set: it has backends.
+func (g *routeGroup) answer() place {
+	if g.redirect.isSet() {
+		return g.redirect.at
+	}
+	return g.respond.at
 }
 
 // agree lets an option of a later entry stand for the whole route, or reports that it differs.
@@ -175,6 +186,9 @@ func (g *routeGroup) route() *resourcev1.Route {
 }
 
 func (g *routeGroup) pool(r *reader, defaultCheck *resourcev1.HealthCheck) *resourcev1.Pool {
+	if g.answer().isSet() {
+		return &resourcev1.Pool{} // so that whoever looks for a route's backends finds that there are none
+	}
 	pool := &resourcev1.Pool{HealthCheck: g.check.or(defaultCheck), Backends: g.uniqueBackends(r)}
 	g.intoPool(pool)
 	weights, tls := uint32(0), false

@@ -30,6 +30,7 @@ type entry struct {
 	timeouts                option[Timeouts]
 	tls                     option[*resourcev1.BackendTls]
 	policies
+	templates []templateUse
 }
 
 // entrySection declares what a route may say.
@@ -64,8 +65,22 @@ var entrySection = section[entry]{
 			read: func(r *reader, v value, e *entry) { take(&e.tls, v, r.backendTLS) }},
 		{name: "outlier_detection", form: "section", about: "when backends are passed over by how requests to them end; without it never",
 			read: func(r *reader, v value, e *entry) { take(&e.outliers, v, r.outlierDetection) }},
-		{name: "max_body_bytes", form: "0", initial: "0", about: "0: no limit; limits are not supported yet",
-			read: func(r *reader, v value, _ *entry) { r.onlyZero(v) }},
+		{name: "max_body_bytes", form: "number of bytes, 0 to 1099511627776", initial: "0", about: "the longest body that a request may have; a longer one is answered 413. 0: no limit",
+			read: func(r *reader, v value, e *entry) { take(&e.maxBody, v, r.bodyLimit) }},
+		{name: "request_headers", form: "section", about: "how the header fields of requests are changed on their way to the backend",
+			read: func(r *reader, v value, e *entry) {
+				take(&e.requestHeaders, v, func(v value) (*resourcev1.FieldEdits, bool) { return r.fieldEdits(v, e, true) })
+			}},
+		{name: "response_headers", form: "section", about: "how those of answers are changed: of the backend's, and of `redirect` and `respond`",
+			read: func(r *reader, v value, e *entry) {
+				take(&e.responseHeaders, v, func(v value) (*resourcev1.FieldEdits, bool) { return r.fieldEdits(v, e, false) })
+			}},
+		{name: "redirect", form: "section", about: "instead of backends: where clients are sent",
+			read: func(r *reader, v value, e *entry) {
+				take(&e.redirect, v, func(v value) (*resourcev1.Redirect, bool) { return r.redirect(v, e) })
+			}},
+		{name: "respond", form: "section", about: "instead of backends: what is answered",
+			read: func(r *reader, v value, e *entry) { take(&e.respond, v, r.respond) }},
 		{name: "websocket", use: unused, note: "is no longer used: upgrades are seen by their headers. Leave it out"},
 		{name: "weight", use: misplaced, note: "write backends, and a weight for each"},
 		{name: "methods", use: later},
@@ -76,11 +91,7 @@ var entrySection = section[entry]{
 		{name: "retries", use: later},
 		{name: "circuit_breaker", use: later},
 		{name: "rate_limit", use: later},
-		{name: "request_headers", use: later},
-		{name: "response_headers", use: later},
 		{name: "split", use: later},
-		{name: "redirect", use: later},
-		{name: "respond", use: later},
 	},
 }
 
@@ -93,15 +104,6 @@ var balancingSection = section[struct{}]{
 			}},
 		{name: "hash", use: later},
 	},
-}
-
-// onlyZero refuses limits, which this version does not keep.
-func (r *reader) onlyZero(v value) {
-	if v.node.Tag == integerTag && v.node.Value != "0" {
-		r.errorf(v, "limits are not supported yet: write 0, or leave it out")
-		return
-	}
-	r.integer(v, 0, 0)
 }
 
 // routePath reads a path or an expression; which of them it is, and so what it must look like, tells match.
@@ -197,11 +199,16 @@ func (r *reader) entry(v value) (*entry, bool) {
 	} else if e.path.isSet() {
 		r.checkPath(e)
 	}
-	if e.backends.isSet() {
+	r.checkTemplates(e)
+	switch {
+	case e.answersItself():
+		r.checkAnswer(e)
+	case e.backends.isSet():
 		r.refuseBackendKeys(e)
-	} else {
+	default:
 		e.backends.value = []backend{{at: e.at, host: e.host, port: e.port, ssl: e.ssl}}
 	}
+	r.checkHostEdit(e)
 	for i := range e.backends.value {
 		if b := &e.backends.value[i]; b.ssl.value && !b.port.isSet() {
 			r.warnf(b.ssl.at, "TLS to port 80: write port: 443 if that is meant")

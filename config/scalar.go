@@ -107,7 +107,13 @@ func (r *reader) boolean(v value) (bool, bool) {
 
 // integer reads a whole number within bounds, in plain decimal. YAML 1.1 reads 010 as eight, 1.2 as ten: refused.
 func (r *reader) integer(v value, least, most uint32) (uint32, bool) {
-	if r.told(v, func() shape { return numberShape(uint64(least), uint64(most)) }) {
+	n, ok := r.whole(v, uint64(least), uint64(most))
+	return uint32(n), ok
+}
+
+// whole is integer for what may be larger.
+func (r *reader) whole(v value, least, most uint64) (uint64, bool) {
+	if r.told(v, func() shape { return numberShape(least, most) }) {
 		return 0, false
 	}
 	written := v.node.Value
@@ -120,8 +126,8 @@ func (r *reader) integer(v value, least, most uint32) (uint32, bool) {
 		r.errorf(v, "%s stands here: %s", describe(v.node), form)
 	case decimal && v.node.Tag == stringTag:
 		r.errorf(v, "%s is text: write %s, without quotes", quote(written), written)
-	case decimal && n >= uint64(least) && n <= uint64(most):
-		return uint32(n), true
+	case decimal && n >= least && n <= most:
+		return n, true
 	case isNumber && (decimal || strings.HasPrefix(written, "-") || isRangeError(err)):
 		r.errorf(v, "%s is out of range: %s", short(written), form)
 	case isNumber:

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 
@@ -21,7 +22,7 @@ func (r *Resources) RouteSummaries() []*operatorv1.RouteSummary {
 		route := r.Routes[name]
 		row := &operatorv1.RouteSummary{
 			Name: name, Path: route.GetPath(), Match: pathMatches[route.GetMatch()], Hosts: route.GetHosts(),
-			StripPath: route.GetStripPath(), PreserveHost: route.GetPreserveHost(),
+			StripPath: route.GetStripPath(), PreserveHost: route.GetPreserveHost(), Answer: answerText(route),
 		}
 		for _, b := range r.Pools[route.GetPool()].GetBackends() {
 			row.Backends = append(row.Backends, BackendAddress(b))
@@ -29,4 +30,15 @@ func (r *Resources) RouteSummaries() []*operatorv1.RouteSummary {
 		out = append(out, row)
 	}
 	return out
+}
+
+// answerText is what the proxy itself answers for a route; empty where its backends do.
+func answerText(route *resourcev1.Route) string {
+	switch {
+	case route.GetRedirect() != nil:
+		return fmt.Sprintf("redirect %d %s", route.Redirect.Status, route.Redirect.To)
+	case route.GetRespond() != nil:
+		return fmt.Sprintf("respond %d", route.Respond.Status)
+	}
+	return ""
 }

@@ -156,7 +156,7 @@ func explained(name string, a *fleetv1.Answer) *operatorv1.ExplainResponse {
 		Route: a.GetRoute(), Reason: a.GetReason(), Status: a.GetStatus(), Node: name, Revision: a.GetRevision(),
 	}
 	if f := a.GetForward(); f != nil {
-		m.Forward = &operatorv1.ExplainedForward{Method: f.GetMethod(), Path: f.GetPath(), Host: f.GetHost()}
+		m.Forward = &operatorv1.ExplainedForward{Method: f.GetMethod(), Path: f.GetPath(), Host: f.GetHost(), Headers: f.GetHeaders()}
 	}
 	for _, b := range a.GetBackends() {
 		m.Backends = append(m.Backends, &operatorv1.ExplainedBackend{

@@ -15,6 +15,8 @@ type explanation struct {
 		Method string `json:"method"`
 		Path   string `json:"path"`
 		Host   string `json:"host"`
+
+		Headers []string `json:"headers"`
 	} `json:"forward"`
 	Backends []string `json:"backends"`
 	Reason   string   `json:"reason"`

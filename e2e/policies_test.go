@@ -2,9 +2,13 @@ package e2e
 
 import (
 	"fmt"
+	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/gorilla/websocket"
 )
 
 // policy is a row of TestPolicies: a document, and what clients and backends see of it at each node.
@@ -25,6 +29,8 @@ type ask struct {
 	path   string   // with a query, if there is one
 	header []string // names and values in turn; Host is the request's
 	body   string
+	// lengthless: the body is sent without saying how long it is.
+	lengthless bool
 
 	status int               // of the answer; 0: 200
 	answer map[string]string // fields of the answer, several values joined by ", "; empty: it must not be there
@@ -53,8 +59,7 @@ func TestPolicies(t *testing.T) {
 	clients := map[string]*http.Client{"HTTP/1.1": newClient(t, nil, false), "HTTP/2.0": newPlainHTTP2Client(t)}
 	for _, p := range policies {
 		t.Run(p.name, func(t *testing.T) {
-			applied := b.apply(b.fill(p.document))
-			applied.wants(t, 0)
+			b.apply(b.fill(p.document)).must(t, 0)
 			for _, n := range b.nodes {
 				for _, proto := range []string{"HTTP/1.1", "HTTP/2.0"} {
 					for _, a := range p.asks {
@@ -100,7 +105,11 @@ func (a ask) check(t *testing.T, b bench, client *http.Client, n *daemon, proto 
 		status = http.StatusOK
 	}
 	what := fmt.Sprintf("%s at %s: %s %s %q", proto, n.name, method, a.path, a.header)
-	request, err := http.NewRequestWithContext(t.Context(), method, "http://"+n.listen+a.path, strings.NewReader(a.body))
+	var body io.Reader = strings.NewReader(a.body)
+	if a.lengthless {
+		body = io.NopCloser(body)
+	}
+	request, err := http.NewRequestWithContext(t.Context(), method, "http://"+n.listen+a.path, body)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,6 +172,118 @@ var policies = []policy{
 			{path: "/api/x?y=1", by: "a", uri: "/x?y=1"},
 			{path: "/kept/x", header: []string{"Host", "shop.example.com"}, by: "b", uri: "/kept/x", host: "shop.example.com"},
 			{path: "/elsewhere", status: 404, unasked: true},
+		},
+	},
+	{
+		name: "request_headers",
+		document: `
+    - path: /api
+      backends: [{$a}]
+      request_headers:
+        set: {X-Tenant: "{host}", X-Forwarded-Proto: https, X-From: "{client_ip} {path}?{query} {{x}"}
+        add: {X-Own: [mine, yours]}
+        remove: [Cookie, X-Request-ID]
+    - {path: /other, $a}
+    - {path: "^/u/(?P<user>[^/]+)/(?P<rest>.*)$", match: regex, $b, request_headers: {set: {Host: "u.internal:80", X-User: "{user}", X-Rest: "[{rest}]"}}}`,
+		asks: []ask{
+			{path: "/api/x%20y?q=1&r", by: "a", uri: "/x%20y?q=1&r",
+				header: []string{"Host", "shop.example.com:81", "x-tenant", "spoofed", "X-Own", "theirs", "Cookie", "a=b", "X-Kept", "1"},
+				gets: map[string]string{"X-Tenant": "shop.example.com", "X-From": "127.0.0.1 /api/x%20y?q=1&r {x}", "X-Own": "theirs, mine, yours",
+					"Cookie": "", "X-Request-Id": "", "X-Kept": "1", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "shop.example.com:81"}},
+			{path: "/other", header: []string{"Cookie", "a=b"}, gets: map[string]string{"Cookie": "a=b", "X-Tenant": "", "X-Forwarded-Proto": "http"}},
+			{path: "/u/j%C3%BCrgen/a/b%0D%0AX-Evil:%201", by: "b", host: "u.internal:80",
+				gets: map[string]string{"X-User": "j%C3%BCrgen", "X-Rest": "[a/b%0D%0AX-Evil:%201]", "X-Evil": ""}},
+			{path: "/u/joe/", gets: map[string]string{"X-User": "joe", "X-Rest": "[]"}},
+		},
+		also: func(t *testing.T, b bench, n *daemon) {
+			e := b.explain(0, "GET", "http://shop.example.com/api/x", "--node", n.name, "-H", "Cookie: a=b")
+			if e.Forward == nil || !slices.Contains(e.Forward.Headers, "X-Tenant: shop.example.com") || slices.Contains(e.Forward.Headers, "Cookie: a=b") {
+				t.Errorf("explained as %+v", e.Forward)
+			}
+		},
+	},
+	{
+		name: "response_headers",
+		document: `
+    - path: /api
+      backends: [{$a}]
+      response_headers: {set: {X-Backend: "hidden for {client_ip}", Cache-Control: no-store}, add: {Set-Cookie: ["a=1", "b=2"]}, remove: [Content-Type]}`,
+		asks: []ask{
+			{path: "/api", by: "a", answer: map[string]string{
+				"X-Backend": "hidden for 127.0.0.1", "Cache-Control": "no-store", "Set-Cookie": "a=1, b=2", "Content-Type": ""}},
+		},
+		also: func(t *testing.T, b bench, n *daemon) {
+			conn, response, err := websocket.DefaultDialer.DialContext(t.Context(), "ws://"+n.listen+"/api", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			wantFields(t, "the handshake's answer", response.Header, map[string]string{"X-Backend": "hidden for 127.0.0.1", "Set-Cookie": "a=1, b=2"})
+		},
+	},
+	{
+		name: "redirect",
+		document: `
+    - {path: /old, redirect: {to: "https://example.com{path}", status: 308}}
+    - {path: /moved, redirect: {to: "/new?", status: 302}, response_headers: {set: {Cache-Control: no-cache}}}
+    - {path: /secure, redirect: {to: "https://{host}{path}"}}
+    - {path: "^/go/(?P<to>.*)$", match: regex, redirect: {to: "/{to}", status: 307}}`,
+		asks: []ask{
+			{path: "/old/a%20b?x=1&y", status: 308, unasked: true, answer: map[string]string{
+				"Location": "https://example.com/old/a%20b?x=1&y", "Content-Length": "0", "Content-Type": ""}},
+			{path: "/old", method: "HEAD", status: 308, answer: map[string]string{"Location": "https://example.com/old"}},
+			{path: "/old", method: "POST", body: "something", status: 308},
+			{path: "/old", status: 308},
+			{path: "/moved/x?y=1", status: 302, answer: map[string]string{"Location": "/new", "Cache-Control": "no-cache"}},
+			{path: "/secure/x", header: []string{"Host", "shop.example.com:8080"}, status: 308, answer: map[string]string{"Location": "https://shop.example.com/secure/x"}},
+			{path: "/go//evil.example/x?a", status: 307, answer: map[string]string{"Location": "/evil.example/x?a"}},
+			{path: "/go/%5C/evil.example", status: 307, answer: map[string]string{"Location": "/%5C/evil.example"}},
+		},
+		also: func(t *testing.T, b bench, n *daemon) {
+			_, response, err := websocket.DefaultDialer.DialContext(t.Context(), "ws://"+n.listen+"/old", nil)
+			if err == nil || response == nil || response.StatusCode != http.StatusPermanentRedirect {
+				t.Errorf("a WebSocket's handshake: %v, %v", response, err)
+			}
+			if e := b.explain(0, "GET", "/old/x", "--node", n.name); e.Status != 308 || e.Forward != nil || !strings.Contains(e.Reason, "https://example.com/old/x") {
+				t.Errorf("explained as %+v", e)
+			}
+			b.ctl("get", "routes").wants(t, 0, "redirect 308 https://example.com{path}")
+		},
+	},
+	{
+		name: "respond",
+		document: `
+    - {path: /robots.txt, match: exact, respond: {body: "User-agent: *"}}
+    - {path: /json, respond: {status: 503, body: '{"path":"{path}"}', content_type: application/json}, response_headers: {set: {Retry-After: "120"}}}
+    - {path: /gone, respond: {status: 410}}
+    - {path: /none, respond: {status: 204}}`,
+		asks: []ask{
+			{path: "/robots.txt", says: "User-agent: *", unasked: true, answer: map[string]string{"Content-Type": "text/plain; charset=utf-8", "Content-Length": "13"}},
+			{path: "/robots.txt", method: "HEAD", answer: map[string]string{"Content-Length": "13"}},
+			{path: "/json", status: 503, says: `{"path":"{path}"}`, answer: map[string]string{"Content-Type": "application/json", "Retry-After": "120"}},
+			{path: "/gone", status: 410, answer: map[string]string{"Content-Length": "0", "Content-Type": ""}},
+			{path: "/none", status: 204, answer: map[string]string{"Content-Length": "", "Content-Type": ""}},
+			{path: "/none", status: 204, method: "POST", body: "x"},
+		},
+		also: func(t *testing.T, b bench, n *daemon) {
+			b.ctl("get", "backends").wants(t, 0)
+			b.ctl("get", "routes").wants(t, 0, "respond 410")
+			if e := b.explain(0, "GET", "/gone", "--node", n.name); e.Status != 410 || e.Route != "/gone" || len(e.Backends) != 0 {
+				t.Errorf("explained as %+v", e)
+			}
+		},
+	},
+	{
+		name: "max_body_bytes",
+		document: `
+    - {path: /small, $a, max_body_bytes: 10}
+    - {path: /any, $a}`,
+		asks: []ask{
+			{path: "/small/sum", method: "POST", body: "0123456789", says: "10 "},
+			{path: "/small/sum", method: "POST", body: "0123456789+", status: 413, unasked: true, says: "The body of the request is too long."},
+			{path: "/small/sum", method: "POST", body: "0123456789", lengthless: true, says: "10 "},
+			{path: "/small/sum", method: "POST", body: "0123456789+", lengthless: true, status: 413},
+			{path: "/any/sum", method: "POST", body: "0123456789+", says: "11 "},
 		},
 	},
 }

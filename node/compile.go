@@ -202,7 +202,7 @@ func (c *compiler) route(resource bundle.Resource) (made rule, ok bool) {
 	}
 	value, err := forward.NewRoute(resource.Name, r, c.g.pools[at].Pool)
 	if err != nil {
-		c.refusals.addf(fieldRoutes, "route %s: strip_path: %v", resource.Name, err)
+		c.refusals.addf(fieldRoutes, "route %s: %v", resource.Name, err)
 		return rule{}, false
 	}
 	return ruleOf(r, value), true

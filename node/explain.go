@@ -32,6 +32,9 @@ func (n *Node) Explain(q *fleetv1.Question) *fleetv1.Answer {
 	a.Route = e.Route.Name()
 	if e.Target != "" {
 		a.Forward = &fleetv1.Forward{Method: text(e.Method), Path: text(e.Target), Host: text(e.Authority)}
+		for _, field := range e.Fields {
+			a.Forward.Headers = append(a.Forward.Headers, text(field))
+		}
 	}
 	eachStatus(e.Route, func(s BackendStatus) bool {
 		if a.BackendCount++; a.BackendCount <= maxExplained {

@@ -29,6 +29,8 @@ type forwardOutput struct {
 	Method string `json:"method"`
 	Path   string `json:"path"`
 	Host   string `json:"host"`
+	// Headers are the header fields that the backend would be sent, "Name: value".
+	Headers []string `json:"headers"`
 }
 
 func newExplainCommand(s *settings) *cobra.Command {
@@ -78,7 +80,7 @@ func explainOf(m *operatorv1.ExplainResponse) explainOutput {
 		Route: m.GetRoute(), Backends: []string{}, Reason: m.GetReason(), Status: m.GetStatus(), Node: m.GetNode(), Revision: m.GetRevision(),
 	}
 	if f := m.GetForward(); f != nil {
-		e.Forward = &forwardOutput{f.GetMethod(), f.GetPath(), f.GetHost()}
+		e.Forward = &forwardOutput{f.GetMethod(), f.GetPath(), f.GetHost(), orEmpty(f.GetHeaders())}
 	}
 	for _, b := range m.GetBackends() {
 		e.Backends = append(e.Backends, b.GetAddress())
@@ -110,6 +112,11 @@ func (s *settings) printExplain(out io.Writer, e explainOutput) error {
 	line("reason", e.Reason)
 	if f := e.Forward; f != nil {
 		line("forward", fmt.Sprintf("%s %s, Host: %s", f.Method, f.Path, f.Host))
+		if s.output == "wide" {
+			for i, field := range f.Headers {
+				line(strings.Repeat("headers", 1-min(i, 1)), field)
+			}
+		}
 	}
 	for i, state := range e.states {
 		line(strings.Repeat("backends", 1-min(i, 1)), state)

@@ -42,7 +42,7 @@ func TestExplainForPrograms(t *testing.T) {
 	if err := s.printExplain(&out, sampleExplain()); err != nil {
 		t.Fatal(err)
 	}
-	if keys := keysOf(t, out.Bytes()); !slices.Equal(keys, []string{"route", "forward", "method", "path", "host", "backends", "reason", "status", "node", "revision"}) {
+	if keys := keysOf(t, out.Bytes()); !slices.Equal(keys, []string{"route", "forward", "method", "path", "host", "headers", "backends", "reason", "status", "node", "revision"}) {
 		t.Errorf("the keys are %v", keys)
 	}
 	out.Reset()

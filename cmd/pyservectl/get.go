@@ -129,6 +129,8 @@ type routeOutput struct {
 	StripPath    bool     `json:"strip_path"`
 	PreserveHost bool     `json:"preserve_host"`
 	Backends     []string `json:"backends"`
+	// Answer is what the proxy answers itself; empty: the backends answer.
+	Answer string `json:"answer"`
 }
 
 func (s *settings) getRoutes(ctx context.Context, c *client, out io.Writer) error {
@@ -138,6 +140,7 @@ func (s *settings) getRoutes(ctx context.Context, c *client, out io.Writer) erro
 		for _, r := range m.GetRoutes() {
 			routes = append(routes, routeOutput{
 				r.GetName(), r.GetPath(), r.GetMatch(), orEmpty(r.GetHosts()), r.GetStripPath(), r.GetPreserveHost(), orEmpty(r.GetBackends()),
+				r.GetAnswer(),
 			})
 		}
 	})
@@ -151,6 +154,9 @@ func (s *settings) getRoutes(ctx context.Context, c *client, out io.Writer) erro
 			continue
 		}
 		row := []string{r.Path, r.Match, strings.Join(r.Hosts, ","), yesNo(r.StripPath), yesNo(r.PreserveHost), listed(r.Backends, s.output == "wide")}
+		if r.Answer != "" {
+			row[len(row)-1] = printable(r.Answer)
+		}
 		rows = append(rows, row)
 	}
 	if s.output == "name" {

@@ -193,7 +193,7 @@ func (x *exchange) endBackend(fine bool) {
 func (x *exchange) ask() *failure {
 	x.from, x.to = headroom, headroom
 	if err := x.appendRequestHead(x.conn.Backend()); err != nil {
-		return ours(err)
+		return headFailure(err)
 	}
 	complete, f := x.gather()
 	switch {

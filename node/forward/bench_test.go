@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/pyserve/pyserve/node/nodetest"
+	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
 )
 
 // browserHead is what a browser sends beside the request line and Host, 1.2 KiB with them.
@@ -87,10 +88,15 @@ type asker struct {
 }
 
 // newAsker asks once, to learn how long an answer is: all are as long, since the Date is.
-func newAsker(t testing.TB, l load) *asker {
+func newAsker(t testing.TB, l load) *asker { return newAskerOf(t, l, site{route: &resourcev1.Route{}}) }
+
+// newAskerOf asks by a route that does more.
+func newAskerOf(t testing.TB, l load, s site) *asker {
 	t.Helper()
 	b := nodetest.NewRawBackend(t, func(c net.Conn) { answerAll(c, l.body, []byte(l.answer)) })
-	p := startWith(t, settings{options: Options{Logger: slog.New(slog.DiscardHandler)}}, whole(b.Port()))
+	one := whole(b.Port())
+	s.backends, s.route.Path, s.route.Match, s.route.StripPath = one.backends, one.route.Path, one.route.Match, true
+	p := startWith(t, settings{options: Options{Logger: slog.New(slog.DiscardHandler)}}, s)
 	w := connect(t, p)
 	w.say(l.request)
 	head := w.head("HTTP/1.1 200 ")

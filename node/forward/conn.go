@@ -306,6 +306,9 @@ func (c *conn) rewind() {
 	x := c.x
 	x.at = x.headEnd
 	x.upBody.Reset(&x.request.Head)
+	if x.route != nil && x.route.maxBody > 0 {
+		x.upBody.Limit(x.route.maxBody)
+	}
 }
 
 // pending gives what of the body is in the buffer. A chunked one stays chunked.
@@ -440,6 +443,9 @@ func (c *conn) reply(status int, kind string, body []byte) error {
 
 // appendReplyFields is what the proxy's own answers say in whatever version.
 func (x *exchange) appendReplyFields(out []byte, status int, kind string, size int) []byte {
+	if x.answering {
+		return append(out, x.tail...)
+	}
 	out = http1.AppendContentLength(out, int64(size))
 	if kind == "" {
 		return out

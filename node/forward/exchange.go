@@ -71,6 +71,8 @@ type exchange struct {
 	from, to   int    // the part of back that is not used yet
 	scratch    []byte // path and host, where they are not as they came
 	hostBuffer []byte
+	groups     []int  // where those of the route's expression are in path; nil: it was not asked yet
+	answering  bool   // the answer is the route's own, and tail the fields of its head
 	tail       []byte // the end of a request's chunked body, with its trailers
 
 	request  http1.Request
@@ -135,6 +137,7 @@ func (p *Proxy) giveBack(x *exchange) {
 // reset is between two requests.
 func (x *exchange) reset() {
 	x.table, x.route, x.path, x.removed, x.upgrade, x.conn, x.tries = nil, nil, nil, 0, false, nil, 0
+	x.groups, x.answering = nil, false
 	x.uploading, x.pumped, x.outcome = false, false, uploadOutcome{}
 	x.status, x.headSent, x.received, x.sent, x.interims, x.upstreamTook, x.class, x.asked = 0, false, 0, 0, 0, 0, "", nil
 }
@@ -179,6 +182,12 @@ func (x *exchange) guarded() (f *failure) {
 func (x *exchange) serve() *failure {
 	if f := x.decide(); f != nil || x.headSent {
 		return f
+	}
+	if x.route.answer != nil {
+		return x.answerItself()
+	}
+	if x.route.maxBody > 0 && x.request.ContentLength > x.route.maxBody {
+		return bodyTooLong()
 	}
 	if d := x.route.timeouts.Request; d > 0 {
 		x.end.Store(x.front.after(d))

@@ -28,6 +28,10 @@ type Explanation struct {
 	// What a backend would be sent. Where the Host depends on the backend it is the one of the first that takes requests,
 	// or of the first, where none does.
 	Method, Target, Authority string
+	// Fields are the header fields that go with it, "Name: value", in their order.
+	Fields []string
+	// Own: the route gives an answer of its own, which Status and Sentence tell.
+	Own bool
 }
 
 // Explain says what would become of a request, by the code that carries requests and the live table, without sending
@@ -51,7 +55,11 @@ func (p *Proxy) Explain(head []byte, secure bool) (e Explanation) {
 	}
 	f := x.decide()
 	e.decided(x)
-	if f == nil && x.route != nil {
+	switch {
+	case f != nil || x.route == nil:
+	case x.route.answer != nil:
+		f = e.answered(x)
+	default:
 		f = e.aim(x)
 	}
 	e.refused(f)
@@ -109,6 +117,15 @@ func (e *Explanation) decided(x *exchange) {
 	}
 }
 
+// answered takes in what the route answers itself.
+func (e *Explanation) answered(x *exchange) *failure {
+	if _, f := x.answerFields(x.route.answer); f != nil {
+		return f
+	}
+	e.Status, e.Sentence, e.Own = x.route.answer.status, x.answerSentence(x.route.answer), true
+	return nil
+}
+
 // aim writes the head for a backend, and reads from it what the backend would be sent.
 func (e *Explanation) aim(x *exchange) *failure {
 	first, takes := x.route.pool.First(x.hash())
@@ -116,13 +133,16 @@ func (e *Explanation) aim(x *exchange) *failure {
 		return noBackend()
 	}
 	if err := x.appendRequestHead(first); err != nil {
-		return ours(err)
+		return headFailure(err)
 	}
 	var sent http1.Request
 	if _, err := sent.Parse(x.out); err != nil {
 		return ours(fmt.Errorf("read what would be sent: %w", err))
 	}
 	e.Method, e.Target, e.Authority = string(sent.MethodName()), string(sent.RawTarget()), string(sent.Authority())
+	for i := range sent.Len() {
+		e.Fields = append(e.Fields, string(sent.Name(i))+": "+string(sent.Value(i)))
+	}
 	if !takes {
 		return noBackend()
 	}

@@ -63,6 +63,13 @@ func refused(status int, sentence string, err error) *failure {
 	return &failure{class: ClassClient, status: status, sentence: sentence, err: err}
 }
 
+const tooLong = "The body of the request is too long."
+
+// bodyTooLong is the failure of a body that says beforehand that it is.
+func bodyTooLong() *failure {
+	return refused(http.StatusRequestEntityTooLarge, tooLong, http1.BodyTooLong)
+}
+
 func ours(err error) *failure {
 	return &failure{class: ClassOurs, status: http.StatusInternalServerError, sentence: "The proxy failed.", err: err}
 }
@@ -178,6 +185,9 @@ func (x *exchange) uploadFailure() *failure {
 	case errors.As(err, &reason):
 		x.meter.Rejected(meter.Client, int(reason))
 		f.status = reason.Status()
+		if reason == http1.BodyTooLong {
+			f.sentence = tooLong
+		}
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		f.status = 0
 	}

@@ -3,7 +3,9 @@ package forward
 import (
 	"errors"
 	"log/slog"
+	"math"
 	"net/netip"
+	"regexp"
 	"sync"
 	"time"
 
@@ -55,24 +57,35 @@ type Route struct {
 	timeouts     config.Timeouts
 	hashing      *hashing // nil: requests are not hashed
 
+	// What follows is nil or 0 where the route does not use it.
+	expression                  *regexp.Regexp // where a template names a group of it
+	requestEdits, responseEdits *fieldEdits
+	host                        template // the Host to send
+	answer                      *answer  // instead of a backend's
+	maxBody                     int64
+
 	counted sync.Once
 	counts  *meter.Route
 }
 
 // NewRoute makes a route of what its resource says about requests, other than which ones match. The pool stays the
-// caller's. The error is about strip_path.
+// caller's. The error names the key that it is about.
 func NewRoute(name string, r *resourcev1.Route, pool *upstream.Pool) (*Route, error) {
 	if r.GetStripPath() && r.GetMatch() == resourcev1.PathMatch_PATH_MATCH_REGEX {
-		return nil, errors.New("a regular expression cannot be stripped from a path")
+		return nil, errors.New("strip_path: a regular expression cannot be stripped from a path")
 	}
 	prefix := r.GetPath()
 	if len(prefix) > 0 && prefix[len(prefix)-1] == '/' {
 		prefix = prefix[:len(prefix)-1]
 	}
-	return &Route{
+	made := &Route{
 		name: name, pool: pool, path: r.GetPath(), match: r.GetMatch(), stripPath: r.GetStripPath(), preserveHost: r.GetPreserveHost(), prefix: prefix,
-		timeouts: config.TimeoutsOf(r), hashing: hashingOf(pool.Balancing()),
-	}, nil
+		timeouts: config.TimeoutsOf(r), hashing: hashingOf(pool.Balancing()), maxBody: int64(min(r.GetMaxBodyBytes(), math.MaxInt64)),
+	}
+	if err := made.rewriting(r); err != nil {
+		return nil, err
+	}
+	return made, nil
 }
 
 // Name is the route's name.

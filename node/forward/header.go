@@ -28,14 +28,23 @@ func (x *exchange) appendRequestHead(b *upstream.Backend) error {
 		return err
 	}
 	out = append(out, "Host: "...)
-	if x.route.preserveHost {
+	switch {
+	case x.route.host != nil:
+		out = x.appendTemplate(out, x.route.host)
+	case x.route.preserveHost:
 		out = append(out, r.Authority()...)
-	} else {
+	default:
 		out = append(out, b.Authority()...)
 	}
 	out = append(out, "\r\n"...)
+	start := len(out)
 	out = x.appendFields(out)
 	out = x.appendForwarded(out)
+	if e := x.route.requestEdits; e != nil {
+		if out, err = x.edit(out, start, e); err != nil {
+			return err
+		}
+	}
 	out = append(out, "Via: "...)
 	out = append(out, x.peer.version()...)
 	out = append(out, " "+pseudonym+"\r\n"...)
@@ -208,7 +217,10 @@ func (x *exchange) appendResponseHead(chunked, closing bool) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	out, dated := x.appendResponseFields(out)
+	out, dated, err := x.appendEditedFields(out)
+	if err != nil {
+		return nil, err
+	}
 	if chunked {
 		out = append(out, "Transfer-Encoding: chunked\r\n"...)
 	}
@@ -273,6 +285,16 @@ func (x *exchange) appendResponseFields(out []byte) (_ []byte, dated bool) {
 		out = a.AppendLine(out, i)
 	}
 	return out, dated
+}
+
+// appendEditedFields is appendResponseFields for a final answer or a 101: with the route's edits.
+func (x *exchange) appendEditedFields(out []byte) (_ []byte, dated bool, err error) {
+	start := len(out)
+	out, dated = x.appendResponseFields(out)
+	if e := x.route.responseEdits; e != nil {
+		out, err = x.edit(out, start, e)
+	}
+	return out, dated, err
 }
 
 // appendReference writes a Location or Content-Location as the public can follow it.

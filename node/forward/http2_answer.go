@@ -21,21 +21,32 @@ func (s *stream) interim() error {
 		return nil // what comes before the answer to CONNECT, few clients would expect
 	}
 	h := s.w.Header()
-	s.fill(h)
+	s.x.out, _ = s.x.appendResponseFields(s.x.out[:0])
+	s.addFields(h)
 	s.in.alone()
 	s.w.WriteHeader(s.x.response.Status)
 	clear(h)
 	return nil
 }
 
-// fill copies the end-to-end fields of the answer.
-func (s *stream) fill(h http.Header) {
+// fill copies the end-to-end fields of a final answer or a 101.
+func (s *stream) fill(h http.Header) *failure {
 	x := s.x
-	var dated bool
-	if x.out, dated = x.appendResponseFields(x.out[:0]); !dated && x.response.Status >= 200 { // RFC 9110 section 6.6.1
-		x.out = append(x.out, *s.front.date.Load()...)
+	out, dated, err := x.appendEditedFields(x.out[:0])
+	if err != nil {
+		return headFailure(err)
 	}
-	addLines(h, string(x.out))
+	if !dated && x.response.Status >= 200 { // RFC 9110 section 6.6.1
+		out = append(out, *s.front.date.Load()...)
+	}
+	x.out = out
+	s.addFields(h)
+	return nil
+}
+
+// addFields adds the lines that were written.
+func (s *stream) addFields(h http.Header) {
+	addLines(h, string(s.x.out))
 	delete(h, "Upgrade") // the one that HTTP/1 lets pass, with 426
 }
 
@@ -65,7 +76,9 @@ func (s *stream) relay() *failure {
 		return s.notSwitched()
 	}
 	h := s.w.Header()
-	s.fill(h)
+	if f := s.fill(h); f != nil {
+		return f
+	}
 	if _, sent := h["Content-Type"]; !sent {
 		h["Content-Type"] = nil // the server would guess one
 	}
@@ -158,7 +171,7 @@ func (s *stream) reply(status int, kind string, body []byte) error {
 	}
 	x.status, x.headSent = status, true
 	s.w.WriteHeader(status)
-	if s.r.Method == http.MethodHead {
+	if s.r.Method == http.MethodHead || len(body) == 0 { // the server would not take nothing for a 204
 		return nil
 	}
 	x.sent = int64(len(body))

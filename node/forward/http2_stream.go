@@ -182,6 +182,9 @@ func (s *stream) receive() (wire []byte, done bool, err error) {
 	start := x.headEnd + http1.MaxChunkHeader
 	n, err := r.Body.Read(x.in[start : len(x.in)-chunkRoom])
 	s.read += int64(n)
+	if most := x.route.maxBody; most > 0 && s.read > most {
+		return nil, false, http1.BodyTooLong
+	}
 	ended := err == io.EOF
 	if err != nil && !ended {
 		return nil, false, err

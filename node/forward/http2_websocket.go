@@ -66,7 +66,9 @@ func (s *stream) join() *failure {
 		return s.notSwitched()
 	}
 	h := s.w.Header()
-	s.fill(h)
+	if f := s.fill(h); f != nil {
+		return f
+	}
 	delete(h, "Sec-Websocket-Accept")
 	h["Content-Type"] = nil
 	s.sayClosing(h)

@@ -24,7 +24,10 @@ func (x *exchange) publicURL() *publicURL {
 		address: []byte(b.Address()), host: []byte(b.Authority()),
 		backendScheme: "http", scheme: x.origin.scheme, public: x.origin.host, prefix: x.route.prefix[:x.removed],
 	}
-	if x.route.preserveHost {
+	switch {
+	case x.route.host != nil:
+		p.host = x.appendTemplate(nil, x.route.host)
+	case x.route.preserveHost:
 		p.host = x.request.Authority()
 	}
 	if b.Spec().TLS != nil {

@@ -45,7 +45,7 @@ func (c *conn) relay() *failure {
 	how, endless := x.delivery()
 	c.closing = c.closes() || endless
 	if _, err := x.appendResponseHead(how == deliverRaw || how == deliverChunks, c.closing); err != nil {
-		return ours(err)
+		return headFailure(err)
 	}
 	if f := c.bodyTime(); f != nil {
 		return f

@@ -24,7 +24,10 @@ func (c *conn) join() *failure {
 	if err != nil {
 		return ours(err)
 	}
-	out, _ = x.appendResponseFields(out)
+	out, _, err = x.appendEditedFields(out)
+	if err != nil {
+		return headFailure(err)
+	}
 	for i := x.response.Find(http1.Upgrade, 0); i >= 0; i = x.response.Find(http1.Upgrade, i+1) {
 		out = x.response.AppendLine(out, i)
 	}

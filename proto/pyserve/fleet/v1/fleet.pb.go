@@ -3038,8 +3038,10 @@ type Forward struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Method string                 `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
 	// The request target: path and query.
-	Path          string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
-	Host          string `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Host string `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	// The header fields that go with it, "Name: value", in their order.
+	Headers       []string `protobuf:"bytes,4,rep,name=headers,proto3" json:"headers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3093,6 +3095,13 @@ func (x *Forward) GetHost() string {
 		return x.Host
 	}
 	return ""
+}
+
+func (x *Forward) GetHeaders() []string {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
 }
 
 var File_pyserve_fleet_v1_fleet_proto protoreflect.FileDescriptor
@@ -3306,11 +3315,12 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\bWHAT_ASK\x10\x03\"<\n" +
 	"\x04Load\x12\x1a\n" +
 	"\brequests\x18\x01 \x01(\x04R\brequests\x12\x18\n" +
-	"\atunnels\x18\x02 \x01(\x04R\atunnels\"I\n" +
+	"\atunnels\x18\x02 \x01(\x04R\atunnels\"c\n" +
 	"\aForward\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\tR\x06method\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
-	"\x04host\x18\x03 \x01(\tR\x04host*\xb7\x01\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\x12\x18\n" +
+	"\aheaders\x18\x04 \x03(\tR\aheaders*\xb7\x01\n" +
 	"\fBackendState\x12\x1d\n" +
 	"\x19BACKEND_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15BACKEND_STATE_UNKNOWN\x10\x01\x12\x19\n" +

@@ -1352,11 +1352,13 @@ type RouteSummary struct {
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Path  string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
 	// prefix, exact or regex.
-	Match         string   `protobuf:"bytes,3,opt,name=match,proto3" json:"match,omitempty"`
-	Hosts         []string `protobuf:"bytes,4,rep,name=hosts,proto3" json:"hosts,omitempty"`
-	StripPath     bool     `protobuf:"varint,5,opt,name=strip_path,json=stripPath,proto3" json:"strip_path,omitempty"`
-	PreserveHost  bool     `protobuf:"varint,6,opt,name=preserve_host,json=preserveHost,proto3" json:"preserve_host,omitempty"`
-	Backends      []string `protobuf:"bytes,7,rep,name=backends,proto3" json:"backends,omitempty"`
+	Match        string   `protobuf:"bytes,3,opt,name=match,proto3" json:"match,omitempty"`
+	Hosts        []string `protobuf:"bytes,4,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	StripPath    bool     `protobuf:"varint,5,opt,name=strip_path,json=stripPath,proto3" json:"strip_path,omitempty"`
+	PreserveHost bool     `protobuf:"varint,6,opt,name=preserve_host,json=preserveHost,proto3" json:"preserve_host,omitempty"`
+	Backends     []string `protobuf:"bytes,7,rep,name=backends,proto3" json:"backends,omitempty"`
+	// What the proxy answers itself, such as "redirect 308 /new"; empty: the backends answer.
+	Answer        string `protobuf:"bytes,8,opt,name=answer,proto3" json:"answer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1438,6 +1440,13 @@ func (x *RouteSummary) GetBackends() []string {
 		return x.Backends
 	}
 	return nil
+}
+
+func (x *RouteSummary) GetAnswer() string {
+	if x != nil {
+		return x.Answer
+	}
+	return ""
 }
 
 type ListBackendsRequest struct {
@@ -2305,8 +2314,10 @@ type ExplainedForward struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Method string                 `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
 	// Path and query.
-	Path          string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
-	Host          string `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Host string `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	// The header fields that go with it, "Name: value", in their order.
+	Headers       []string `protobuf:"bytes,4,rep,name=headers,proto3" json:"headers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2360,6 +2371,13 @@ func (x *ExplainedForward) GetHost() string {
 		return x.Host
 	}
 	return ""
+}
+
+func (x *ExplainedForward) GetHeaders() []string {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
 }
 
 type ExplainedBackend struct {
@@ -3286,7 +3304,7 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\x04data\x18\x03 \x01(\fR\x04data\"\x13\n" +
 	"\x11ListRoutesRequest\"O\n" +
 	"\x12ListRoutesResponse\x129\n" +
-	"\x06routes\x18\x01 \x03(\v2!.pyserve.operator.v1.RouteSummaryR\x06routes\"\xc2\x01\n" +
+	"\x06routes\x18\x01 \x03(\v2!.pyserve.operator.v1.RouteSummaryR\x06routes\"\xda\x01\n" +
 	"\fRouteSummary\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n" +
@@ -3295,7 +3313,8 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\n" +
 	"strip_path\x18\x05 \x01(\bR\tstripPath\x12#\n" +
 	"\rpreserve_host\x18\x06 \x01(\bR\fpreserveHost\x12\x1a\n" +
-	"\bbackends\x18\a \x03(\tR\bbackends\"\x15\n" +
+	"\bbackends\x18\a \x03(\tR\bbackends\x12\x16\n" +
+	"\x06answer\x18\b \x01(\tR\x06answer\"\x15\n" +
 	"\x13ListBackendsRequest\"W\n" +
 	"\x14ListBackendsResponse\x12?\n" +
 	"\bbackends\x18\x01 \x03(\v2#.pyserve.operator.v1.BackendSummaryR\bbackends\"\xb8\x02\n" +
@@ -3355,11 +3374,12 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06status\x18\x05 \x01(\rR\x06status\x12\x12\n" +
 	"\x04node\x18\x06 \x01(\tR\x04node\x12\x1a\n" +
-	"\brevision\x18\a \x01(\x04R\brevision\"R\n" +
+	"\brevision\x18\a \x01(\x04R\brevision\"l\n" +
 	"\x10ExplainedForward\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\tR\x06method\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
-	"\x04host\x18\x03 \x01(\tR\x04host\"Z\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\x12\x18\n" +
+	"\aheaders\x18\x04 \x03(\tR\aheaders\"Z\n" +
 	"\x10ExplainedBackend\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
