@@ -833,7 +833,7 @@ func (*FieldMatch_Regex) isFieldMatch_Condition() {}
 
 func (*FieldMatch_Present) isFieldMatch_Condition() {}
 
-// RateLimit bounds how many requests pass, by GCRA: evenly, and burst of them at once.
+// RateLimit bounds how many requests pass, by GCRA. All defaults are filled in.
 type RateLimit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How many in each stretch of per. At least 1.
