@@ -11,8 +11,8 @@ import (
 // Topic says which part of the program a message is for.
 type Topic uint8
 
-// MaxPayload is the most bytes of a message's payload. One of the largest fits into a packet beside what else is in it.
-const MaxPayload = 400
+// MaxPayload is the most bytes of a message's payload. Two of the largest fit into a packet.
+const MaxPayload = 560
 
 // Origin is the member that a message comes from, whoever passed it on.
 type Origin struct {

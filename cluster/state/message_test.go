@@ -51,7 +51,7 @@ func TestACutMessageIsNone(t *testing.T) {
 func TestMessagesOverTheirLimitsAreNamed(t *testing.T) {
 	m := largestMessage()
 	m.Payload = append(m.Payload, 0)
-	if err := m.Check(); err == nil || !strings.Contains(err.Error(), "payload of a message has 401") {
+	if err := m.Check(); err == nil || !strings.Contains(err.Error(), "payload of a message has 561") {
 		t.Error(err)
 	}
 }

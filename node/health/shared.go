@@ -1,7 +1,6 @@
 package health
 
 import (
-	"cmp"
 	"container/list"
 	"errors"
 	"iter"
@@ -14,18 +13,9 @@ import (
 
 const (
 	// MaxMessage is how long a message to other nodes is at most, in bytes: what gossip takes, and more than the longest vote.
-	MaxMessage = 400
+	MaxMessage = 560
 	// tidyInterval is the time between two sweeps of the table.
 	tidyInterval = time.Minute
-	// maxRepeated bounds how many votes are looked at that might be repeated beside others that are told.
-	maxRepeated = 32
-	// gather is how long news waits for more of it, unless there was none for so long.
-	gather = 100 * time.Millisecond
-	// repeatIntervals is how soon a vote is repeated. Gossip carries some 15 KB a second for all nodes together: where votes
-	// of voteSize bytes, by all probers of all backends, would take more than shareOfGossip of it, they are repeated less often.
-	repeatIntervals = 2
-	voteSize        = 30 // its part of the message's head and signature included
-	shareOfGossip   = 8 << 10
 	// maxAhead is how far another node's clock may be ahead: by more, its word could not be replaced for too long.
 	maxAhead = 24 * time.Hour
 	// distrustFor is how long the question whether this node distrusts itself is not asked again where more than maxAsked
@@ -69,7 +59,11 @@ type shared struct {
 	listeners map[vote.Key]func() // by Listen
 	own       *list.List          // of *watch: those that others are told of, the one told longest ago first
 	news      []*watch            // those that others are to be told of
+	newsBy    time.Time           // when others are told of them at the latest
 	told      time.Time           // when others were told of any last
+	hurry     bool                // some of the news should not wait
+	hurried   time.Time           // when others were told of such news last
+	pause     time.Duration       // before such news is told again
 	passing   int                 // how many watches have passed their newest probe
 	failing   map[*watch]bool
 	// Whether this node distrusts itself, and when that was asked.
@@ -79,22 +73,6 @@ type shared struct {
 
 func newShared() shared {
 	return shared{table: vote.NewTable(), listeners: make(map[vote.Key]func()), own: list.New(), failing: make(map[*watch]bool)}
-}
-
-// message is one for other nodes.
-type message struct {
-	votes []vote.Vote
-	bytes []byte
-}
-
-// send tells others, and keeps what they can pass on.
-func (p *Prober) send(messages []message) {
-	for _, m := range messages {
-		signed := p.publish(m.bytes)
-		p.mu.Lock()
-		p.table.Sign(m.votes, signed)
-		p.mu.Unlock()
-	}
 }
 
 // SetMembers says which nodes there are, by their names; this one counts whether or not it is among them. Duties move at once.
@@ -284,75 +262,6 @@ func (p *Prober) setLatest(w *watch, r result) {
 	}
 }
 
-// record notes for people what was decided on w, and makes the messages with which others are told. It is called after each
-// probe and whenever anything has changed. Where this node does not speak, own is Unknown. Later is when there is more to be told,
-// if it is not told before; zero: there is not.
-func (p *Prober) record(w *watch, c *course, own upstream.Verdict, now time.Time) (messages []message, later time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	w.verdict, w.source, w.role, w.word = c.verdict, c.source, p.roleOf(c), own
-	if own.State == upstream.Unknown || p.members.Len() < 2 {
-		return nil, time.Time{}
-	}
-	p.reconsider(now)
-	if p.wouldSay(w) || now.Sub(w.said.at) > p.repeatOf(w)-w.interval/2 && w.probed.After(w.said.at) {
-		p.note(w)
-	}
-	if len(p.news) == 0 {
-		return nil, time.Time{}
-	}
-	if later = p.told.Add(gather); now.Before(later) {
-		return nil, later
-	}
-	return p.tellNews(now), time.Time{}
-}
-
-// repeatOf is how soon what is said of w is repeated. It is called with mu held.
-func (p *Prober) repeatOf(w *watch) time.Duration {
-	all := time.Duration(len(p.watches)) * vote.Probers * voteSize * time.Second / shareOfGossip
-	return max(repeatIntervals*w.interval, all.Truncate(time.Millisecond))
-}
-
-// note puts w among those that others are to be told of. It is called with mu held.
-func (p *Prober) note(w *watch) {
-	if !w.news {
-		w.news = true
-		p.news = append(p.news, w)
-	}
-}
-
-// tellNews makes messages of the news, and repeats in the last what was told long ago. It is called with mu held.
-func (p *Prober) tellNews(now time.Time) []message {
-	p.told = now
-	p.sequence = max(p.sequence+1, uint64(now.UnixMicro()))
-	var votes []vote.Vote
-	for _, w := range p.news {
-		if w.news && w.word.State != upstream.Unknown {
-			votes = append(votes, p.say(w, now))
-		}
-		w.news = false
-	}
-	p.news = nil
-	for e, looked := p.own.Front(), 0; e != nil && looked < maxRepeated; looked++ {
-		w := e.Value.(*watch)
-		e = e.Next()
-		if now.Sub(w.said.at) >= p.repeatOf(w)/2 && w.probed.After(w.said.at) {
-			votes = append(votes, p.say(w, now))
-		}
-	}
-	p.hold(votes, now)
-	slices.SortStableFunc(votes, func(a, b vote.Vote) int {
-		return cmp.Or(cmp.Compare(b.State, a.State), cmp.Compare(a.Reason, b.Reason), cmp.Compare(a.Repeat, b.Repeat))
-	})
-	var messages []message
-	for len(votes) > 0 {
-		bytes, n := vote.Encode(votes, MaxMessage)
-		messages = append(messages, message{votes: votes[:n], bytes: bytes})
-		votes = votes[n:]
-	}
-	return messages
-}
-
 // reconsider asks whether this node is to distrust itself; if that has changed, what it takes back or upholds is news. It is called
 // with mu held.
 func (p *Prober) reconsider(now time.Time) {
@@ -372,7 +281,7 @@ func (p *Prober) reconsider(now time.Time) {
 	}
 	for e := p.own.Front(); e != nil; e = e.Next() {
 		if w := e.Value.(*watch); p.wouldSay(w) {
-			p.note(w)
+			p.note(w, p.soon(now))
 		}
 	}
 }
@@ -420,40 +329,6 @@ func (p *Prober) roleOf(c *course) role {
 		return standIn
 	}
 	return idle
-}
-
-// stateOf is what this node says of a backend by its own verdict. A node that distrusts itself accuses nobody. It is called with
-// mu held.
-func (p *Prober) stateOf(v upstream.Verdict) (vote.State, string) {
-	switch {
-	case v.State == upstream.Healthy:
-		return vote.Healthy, ""
-	case p.distrust:
-		return vote.Unsure, "all probes of this node fail: " + v.Reason
-	}
-	return vote.Unhealthy, v.Reason
-}
-
-// wouldSay says whether what others were told of w is not what they would be told now. It is called with mu held.
-func (p *Prober) wouldSay(w *watch) bool {
-	state, reason := p.stateOf(w.word)
-	return w.said.vote.State != state || w.said.vote.Reason != shorten(reason, vote.MaxReason)
-}
-
-// say dates what is to be said of w. It is called with mu held.
-func (p *Prober) say(w *watch, now time.Time) vote.Vote {
-	state, reason := p.stateOf(w.word)
-	w.said.at = now
-	w.said.vote = vote.Vote{
-		Key: w.key, Origin: p.self, Sequence: p.sequence, State: state, Reason: shorten(reason, vote.MaxReason),
-		Since: w.word.Since.Truncate(time.Millisecond), Repeat: p.repeatOf(w).Truncate(time.Millisecond), Heard: now,
-	}
-	if w.place == nil {
-		w.place = p.own.PushBack(w)
-	} else {
-		p.own.MoveToBack(w.place)
-	}
-	return w.said.vote
 }
 
 // refusedNow is what requests have met with so far.
