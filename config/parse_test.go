@@ -162,7 +162,6 @@ func TestKeysOfLaterVersionsAreRefused(t *testing.T) {
 		"slow_start":      "30s",
 		"retries":         "{attempts: 2}",
 		"circuit_breaker": "{max_connections: 0}",
-		"rate_limit":      "{requests: 100, per: 1s}",
 		"split":           "[]",
 	} {
 		wantProblems(t, routeEntry(key+": "+value), nil, "3: server.reverse_proxy[0]."+key+": is not supported yet: leave it out")

@@ -54,6 +54,7 @@ func TestReferenceIsWhatTheSectionsDeclare(t *testing.T) {
 		"timeouts":       table(timeoutsSection),
 		"tls":            table(tlsSection),
 		"outliers":       table(outlierSection),
+		"rate_limit":     table(rateLimitSection),
 		"field_edits":    table(fieldEditsSection),
 		"redirect":       table(redirectSection),
 		"respond":        table(respondSection),

@@ -65,6 +65,8 @@ var entrySection = section[entry]{
 			read: func(r *reader, v value, e *entry) { take(&e.tls, v, r.backendTLS) }},
 		{name: "outlier_detection", form: "section", about: "when backends are passed over by how requests to them end; without it never",
 			read: func(r *reader, v value, e *entry) { take(&e.outliers, v, r.outlierDetection) }},
+		{name: "rate_limit", form: "section", about: "how many requests pass; without it all",
+			read: func(r *reader, v value, e *entry) { take(&e.rateLimit, v, r.rateLimit) }},
 		{name: "max_body_bytes", form: "number of bytes, 0 to 1099511627776", initial: "0", about: "the longest body that a request may have; a longer one is answered 413. 0: no limit",
 			read: func(r *reader, v value, e *entry) { take(&e.maxBody, v, r.bodyLimit) }},
 		{name: "request_headers", form: "section", about: "how the header fields of requests are changed on their way to the backend",
@@ -90,7 +92,6 @@ var entrySection = section[entry]{
 		{name: "slow_start", use: later},
 		{name: "retries", use: later},
 		{name: "circuit_breaker", use: later},
-		{name: "rate_limit", use: later},
 		{name: "split", use: later},
 	},
 }

@@ -25,6 +25,7 @@ type policy struct {
 
 // ask is a request and what has to come of it. Without a status it has to reach a backend, which answers 200.
 type ask struct {
+	proto  string   // over which alone it is made; empty: over both
 	method string   // empty: GET
 	path   string   // with a query, if there is one
 	header []string // names and values in turn; Host is the request's
@@ -63,6 +64,9 @@ func TestPolicies(t *testing.T) {
 			for _, n := range b.nodes {
 				for _, proto := range []string{"HTTP/1.1", "HTTP/2.0"} {
 					for _, a := range p.asks {
+						if a.proto != "" && a.proto != proto {
+							continue
+						}
 						a.check(t, b, clients[proto], n, proto)
 					}
 				}
@@ -285,5 +289,25 @@ var policies = []policy{
 			{path: "/small/sum", method: "POST", body: "0123456789+", lengthless: true, status: 413},
 			{path: "/any/sum", method: "POST", body: "0123456789+", says: "11 "},
 		},
+	},
+	{
+		name: "rate_limit",
+		document: `
+    - {path: /slow, $a, rate_limit: {requests: 1, per: 1h, burst: 3, key: "header:X-Who"}}
+    - {path: /free, $b}`,
+		asks: func() (asks []ask) {
+			for _, proto := range []string{"HTTP/1.1", "HTTP/2.0"} { // each of them is one client
+				for i, rest := range []string{`"default";r=2;t=3600`, `"default";r=1;t=7200`, `"default";r=0;t=10800`, `"default";r=0;t=10800`} {
+					a := ask{path: "/slow", proto: proto, header: []string{"X-Who", proto}, by: "a",
+						answer: map[string]string{"RateLimit": rest, "RateLimit-Policy": `"default";q=1;w=3600`, "Retry-After": ""}}
+					if i == 3 {
+						a.status, a.by, a.unasked, a.says = 429, "", true, "There were too many requests."
+						a.answer["Retry-After"] = "3600"
+					}
+					asks = append(asks, a)
+				}
+			}
+			return append(asks, ask{path: "/free", by: "b", answer: map[string]string{"RateLimit": ""}})
+		}(),
 	},
 }

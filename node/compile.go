@@ -178,6 +178,11 @@ func (c *compiler) routing(gone gonePools) {
 			made = append(made, next)
 		}
 	}
+	for _, r := range c.g.routes {
+		if r != nil && r.Limiter() != nil {
+			c.g.limited = append(c.g.limited, r)
+		}
+	}
 	if c.before == nil || len(c.refusals) > 0 || len(made) > section.Len()/4 || !c.changeTable(made, kept) {
 		c.compileTable(made)
 	}
@@ -205,6 +210,7 @@ func (c *compiler) route(resource bundle.Resource) (made rule, ok bool) {
 		c.refusals.addf(fieldRoutes, "route %s: %v", resource.Name, err)
 		return rule{}, false
 	}
+	value.Inherit(c.before.route(resource.Name))
 	return ruleOf(r, value), true
 }
 

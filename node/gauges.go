@@ -20,6 +20,7 @@ type gauges struct {
 	accessLogged, accessDropped           *prometheus.Desc
 	probes, votes, votesRefused           *prometheus.Desc
 	decisions, ejections                  *prometheus.Desc
+	limited, limitKeys, limitsForgotten   *prometheus.Desc
 }
 
 func newGauges(n *Node) *gauges {
@@ -42,6 +43,9 @@ func newGauges(n *Node) *gauges {
 		votes:            desc("health_votes_received_total", "What other nodes' probes say, as it was received."),
 		votesRefused:     desc("health_votes_refused_total", "Of these, what was malformed, in another node's name, or too much."),
 		decisions:        desc("health_decisions_total", "Changes of a backend between healthy and unhealthy here, by what they rest on, and backends passed over because of own connections.", "by"),
+		limited:          desc("rate_limited_requests_total", "Requests that were over the rate limit of their route.", "route"),
+		limitKeys:        desc("rate_limit_keys", "Keys, clients mostly, that a rate limit remembers.", "route"),
+		limitsForgotten:  desc("rate_limit_keys_forgotten_total", "Keys that a rate limit has forgotten for want of room.", "route"),
 		ejections:        desc("outlier_ejections_total", "Backends ejected by outlier detection: because of own requests, or because other nodes had; and those that would have been too many.", "by"),
 		accessDropped:    desc("access_log_dropped_total", "Requests that the access log had no room for, or could not be written."),
 	}
@@ -68,7 +72,7 @@ func (g *gauges) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		g.tunnels, g.tunnelBytes, g.webSocketMessage, g.revision, g.backendUp,
 		g.connections, g.opened, g.reused, g.unopened, g.accessLogged, g.accessDropped,
-		g.probes, g.votes, g.votesRefused, g.decisions, g.ejections,
+		g.probes, g.votes, g.votesRefused, g.decisions, g.ejections, g.limited, g.limitKeys, g.limitsForgotten,
 	} {
 		out <- d
 	}
@@ -101,6 +105,7 @@ func (g *gauges) collectHealth(out chan<- prometheus.Metric) {
 	out <- total(g.decisions, c.Majority, "majority")
 	out <- total(g.decisions, c.OwnProbes, "own_probes")
 	out <- total(g.decisions, c.OwnConnections, "own_connections")
+	g.collectLimits(g.node.live.Load(), out)
 	e := g.node.outliers.totals()
 	out <- total(g.ejections, e.Own, "own_requests")
 	out <- total(g.ejections, e.Heard, "other_nodes")

@@ -48,6 +48,8 @@ type Generation struct {
 	// Pools and routes in the bundle's order, those of the generation before among them where nothing about them changed.
 	pools  []*pool
 	routes []*forward.Route
+	// Those of the routes that have a rate limit.
+	limited []*forward.Route
 	// Those of the pools that have outlier detection, by name. Nil: none has.
 	guarded map[string]*pool
 	// The certificate's name, and what is made of it; empty and nil: plain HTTP. Tickets of sessions are good for as long

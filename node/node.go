@@ -77,7 +77,7 @@ type Node struct {
 
 	generations sync.WaitGroup // those whose backends are not released yet
 	drains      sync.WaitGroup // listeners that no generation uses any more
-	passive     sync.WaitGroup // the goroutine of outliers
+	passive     sync.WaitGroup // the goroutines of outliers and limits
 	cutting     context.Context
 	cut         context.CancelFunc // ends cutting: what still drains is cut
 
@@ -113,6 +113,7 @@ func New(o Options) (*Node, error) {
 	n.prober = health.NewProber(health.Options{Logger: logger, Self: o.Name, Publish: o.PublishVotes})
 	n.outliers = newOutliers(n.prober, logger, n.signal)
 	n.passive.Go(func() { n.outliers.run(n.cutting.Done()) })
+	n.passive.Go(n.tidyLimits)
 	n.registry = upstream.NewRegistry(upstream.Options{
 		Logger: logger, Added: n.prober.Watch, Removed: n.prober.Unwatch, Failed: n.prober.Failed,
 		Changed: n.verdictChanged,

@@ -89,6 +89,9 @@ func (x *exchange) answerFields(a *answer) ([]byte, *failure) {
 	if len(out) > 2*http1.MaxHead {
 		return nil, headFailure(errEditedTooLong)
 	}
+	if x.route.rate != nil {
+		out = x.appendStanding(out)
+	}
 	if e := x.route.responseEdits; e != nil {
 		edited, err := x.edit(out, 0, e)
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 	"net/netip"
 	"syscall"
 	"time"
@@ -447,6 +448,9 @@ func (x *exchange) appendReplyFields(out []byte, status int, kind string, size i
 		return append(out, x.tail...)
 	}
 	out = http1.AppendContentLength(out, int64(size))
+	if x.route != nil && x.route.rate != nil {
+		out = x.appendStanding(out)
+	}
 	if kind == "" {
 		return out
 	}
@@ -455,8 +459,11 @@ func (x *exchange) appendReplyFields(out []byte, status int, kind string, size i
 	out = append(out, "\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nX-Request-ID: "...)
 	out = append(out, x.origin.id...)
 	out = append(out, "\r\n"...)
-	if status == http.StatusServiceUnavailable {
+	switch status {
+	case http.StatusServiceUnavailable:
 		out = append(out, "Retry-After: 1\r\n"...)
+	case http.StatusTooManyRequests:
+		out = append(strconv.AppendInt(append(out, "Retry-After: "...), wholeSeconds(x.standing.Retry), 10), "\r\n"...)
 	}
 	return out
 }

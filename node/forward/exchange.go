@@ -11,6 +11,7 @@ import (
 
 	"github.com/pyserve/pyserve/node/accesslog"
 	"github.com/pyserve/pyserve/node/http1"
+	ratelimit "github.com/pyserve/pyserve/node/limit"
 	"github.com/pyserve/pyserve/node/meter"
 	"github.com/pyserve/pyserve/node/route"
 	"github.com/pyserve/pyserve/node/upstream"
@@ -105,6 +106,7 @@ type exchange struct {
 	upstreamTook   time.Duration
 	class          Class
 	asked          *upstream.Backend // the last one
+	standing       ratelimit.Standing    // where the route has a rate
 	entry          accesslog.Entry
 }
 
@@ -140,6 +142,7 @@ func (x *exchange) reset() {
 	x.groups, x.answering = nil, false
 	x.uploading, x.pumped, x.outcome = false, false, uploadOutcome{}
 	x.status, x.headSent, x.received, x.sent, x.interims, x.upstreamTook, x.class, x.asked = 0, false, 0, 0, 0, 0, "", nil
+	x.standing = ratelimit.Standing{}
 }
 
 // carry serves the request whose head is in x.request. It reports what went wrong; what of that could be answered has been.
@@ -182,6 +185,11 @@ func (x *exchange) guarded() (f *failure) {
 func (x *exchange) serve() *failure {
 	if f := x.decide(); f != nil || x.headSent {
 		return f
+	}
+	if x.route.rate != nil {
+		if f := x.limit(); f != nil {
+			return f
+		}
 	}
 	if x.route.answer != nil {
 		return x.answerItself()

@@ -63,6 +63,7 @@ type Route struct {
 	host                        template // the Host to send
 	answer                      *answer  // instead of a backend's
 	maxBody                     int64
+	rate                        *rate
 
 	counted sync.Once
 	counts  *meter.Route
@@ -81,6 +82,9 @@ func NewRoute(name string, r *resourcev1.Route, pool *upstream.Pool) (*Route, er
 	made := &Route{
 		name: name, pool: pool, path: r.GetPath(), match: r.GetMatch(), stripPath: r.GetStripPath(), preserveHost: r.GetPreserveHost(), prefix: prefix,
 		timeouts: config.TimeoutsOf(r), hashing: hashingOf(pool.Balancing()), maxBody: int64(min(r.GetMaxBodyBytes(), math.MaxInt64)),
+	}
+	if r.GetRateLimit() != nil {
+		made.rate = newRate(r.GetRateLimit())
 	}
 	if err := made.rewriting(r); err != nil {
 		return nil, err

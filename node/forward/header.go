@@ -291,6 +291,9 @@ func (x *exchange) appendResponseFields(out []byte) (_ []byte, dated bool) {
 func (x *exchange) appendEditedFields(out []byte) (_ []byte, dated bool, err error) {
 	start := len(out)
 	out, dated = x.appendResponseFields(out)
+	if x.route.rate != nil {
+		out = x.appendStanding(out)
+	}
 	if e := x.route.responseEdits; e != nil {
 		out, err = x.edit(out, start, e)
 	}

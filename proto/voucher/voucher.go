@@ -150,7 +150,9 @@ func Open(issuer ed25519.PublicKey, cluster, holder string, raw []byte) (Voucher
 func (v Voucher) Ended(now time.Time) bool { return now.After(v.Ends) }
 
 // Signed says whether the holder signed the message.
-func (v Voucher) Signed(message, signature []byte) bool { return SignedBy(v.public, message, signature) }
+func (v Voucher) Signed(message, signature []byte) bool {
+	return SignedBy(v.public, message, signature)
+}
 
 // SignedBy says whether Sign made the signature with the private key of public.
 func SignedBy(public crypto.PublicKey, message, signature []byte) bool {
