@@ -70,13 +70,14 @@ type shard struct {
 type Limiter struct {
 	rate           Rate
 	emission, fill int64
+	most           int // places of a shard; a constant but for tests
 	shards         [shards]shard
 	evicted        atomic.Uint64
 }
 
 // New makes a limiter that has seen nothing. It takes 3 KiB.
 func New(r Rate) *Limiter {
-	return &Limiter{rate: r, emission: int64(r.Emission()), fill: int64(r.Fill())}
+	return &Limiter{rate: r, emission: int64(r.Emission()), fill: int64(r.Fill()), most: maxPlaces}
 }
 
 // Rate is the one given to New.
@@ -135,7 +136,7 @@ func (s *shard) find(l *Limiter, key uint64, now int64) *entry {
 		case free != nil:
 			*free = entry{}
 			return free
-		case len(s.places) == maxPlaces:
+		case len(s.places) == l.most:
 			l.evicted.Add(1)
 			*oldest = entry{}
 			return oldest

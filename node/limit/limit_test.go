@@ -138,13 +138,20 @@ func TestMemoryOfAMillionKeysIsBoundedAndGivenBack(t *testing.T) {
 	runtime.KeepAlive(l)
 }
 
+// small makes l one for few keys, and says for how many.
+func small(l *Limiter) int {
+	l.most = 32
+	return l.most * ways * shards
+}
+
 func TestKeysWithoutEndTakeNoMoreThanTheBound(t *testing.T) {
 	l := New(Rate{Requests: 1, Per: time.Hour, Burst: 1})
+	most := small(l)
 	random := rand.New(rand.NewPCG(1, 2))
-	for range 3 * MaxKeys {
+	for range 3 * most {
 		l.Allow(random.Uint64(), second)
 	}
-	if u := l.Usage(second); u.Bytes > MaxKeys*16 || u.Evicted == 0 {
+	if u := l.Usage(second); u.Bytes > most*16 || u.Evicted == 0 {
 		t.Errorf("%+v", u)
 	}
 }
@@ -153,9 +160,10 @@ func TestKeysWithoutEndTakeNoMoreThanTheBound(t *testing.T) {
 func TestEvictionSparesWhoHasUsedTheMost(t *testing.T) {
 	l := New(Rate{Requests: 1, Per: time.Second, Burst: 1000})
 	const heavy = 12345
+	most := small(l)
 	random := rand.New(rand.NewPCG(1, 2))
 	allowed(l, heavy, second, 1000)
-	for range 2 * MaxKeys {
+	for range 2 * most {
 		l.Allow(random.Uint64(), second)
 	}
 	if allowed(l, heavy, second, 1) != 0 {
