@@ -215,7 +215,7 @@ func (c *compiler) route(resource bundle.Resource) (made rule, ok bool) {
 }
 
 func ruleOf(r *resourcev1.Route, value *forward.Route) rule {
-	return rule{Path: r.GetPath(), Match: r.GetMatch(), Hosts: r.GetHosts(), Order: r.GetOrder(), Value: value}
+	return rule{Path: r.GetPath(), Match: r.GetMatch(), Hosts: r.GetHosts(), Order: r.GetOrder(), Conditions: config.ConditionsOf(r), Value: value}
 }
 
 // ruleAgain reads the rule of a route that exists.

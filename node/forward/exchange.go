@@ -244,7 +244,7 @@ func (x *exchange) find() *failure {
 	if r.Has(http1.Via) && x.laps() >= maxLaps {
 		return refused(http.StatusLoopDetected, "The request has come by here too often.", errors.New("loop"))
 	}
-	found, ok := x.table.Routes.Lookup(route.CanonicalHost(x.hostBuffer, r.Authority()), path)
+	found, ok := x.table.Routes.Lookup(route.CanonicalHost(x.hostBuffer, r.Authority()), path, r)
 	if !ok {
 		return refused(http.StatusNotFound, "No route matches this request.", nil)
 	}

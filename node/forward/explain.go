@@ -111,9 +111,9 @@ func (e *Explanation) decided(x *exchange) {
 	}
 	host := route.CanonicalHost(nil, x.request.Authority())
 	e.Host = string(host)
-	e.Steps = x.table.Routes.Trace(host, x.path)
+	e.Steps = x.table.Routes.Trace(host, x.path, &x.request)
 	if e.Route == nil {
-		e.Near, _ = x.table.Routes.Lookup(host, bytes.ToLower(x.path))
+		e.Near, _ = x.table.Routes.Lookup(host, bytes.ToLower(x.path), &x.request)
 	}
 }
 

@@ -46,8 +46,8 @@ func (t *Table[T]) Change(changes []Change[T]) (next *Table[T], ok bool, err err
 // changer is a table that is being made of another.
 type changer[T any] struct {
 	Table[T]
-	own         bool            // nothing is shared with the other table any more but what is never changed
-	expressions map[place]int32 // the numbers of the rules that are expressions; nil: nobody has asked
+	own bool // nothing is shared with the other table any more but what is never changed
+	entering
 }
 
 // unshare is called before anything but values changes.
@@ -57,6 +57,7 @@ func (c *changer[T]) unshare() {
 	}
 	c.own = true
 	c.free, c.paths = slices.Clone(c.free), c.paths.clone()
+	c.crowds = slices.Clone(c.crowds)
 	c.hosts, c.wild = maps.Clone(c.hosts), maps.Clone(c.wild)
 }
 
@@ -64,7 +65,7 @@ func (c *changer[T]) unshare() {
 func (change *Change[T]) moves() bool {
 	before, after := change.Old, change.New
 	return before == nil || after == nil || before.Match != after.Match || before.Path != after.Path ||
-		before.Order != after.Order || !slices.Equal(before.Hosts, after.Hosts)
+		before.Order != after.Order || !slices.Equal(before.Hosts, after.Hosts) || before.Conditions.String() != after.Conditions.String()
 }
 
 func isRegex[T any](r *Rule[T]) bool {
@@ -104,18 +105,18 @@ func (c *changer[T]) number(r *Rule[T]) int32 {
 		host = string(CanonicalHost(nil, []byte(r.Hosts[0])))
 	}
 	if isRegex(r) {
-		return c.expression(place{host, r.Path})
+		return c.expression(place{host, r.Path, r.Conditions.String()})
 	}
 	at := c.at(c.class(host), r)
 	if at == nil {
 		return -1
 	}
-	return *at - 1
+	return c.member(*at, r.Conditions.String())
 }
 
 func (c *changer[T]) expression(at place) int32 {
-	if c.expressions == nil {
-		c.expressions = make(map[place]int32)
+	if c.places == nil {
+		c.places = make(map[place]int32)
 		c.gather("", c.any)
 		for host, class := range c.hosts {
 			c.gather(host, class)
@@ -124,7 +125,7 @@ func (c *changer[T]) expression(at place) int32 {
 			c.gather("*."+end, class)
 		}
 	}
-	if number, ok := c.expressions[at]; ok {
+	if number, ok := c.places[at]; ok {
 		return number
 	}
 	return -1
@@ -132,12 +133,12 @@ func (c *changer[T]) expression(at place) int32 {
 
 func (c *changer[T]) gather(host string, of class) {
 	for _, r := range of.regexes {
-		c.expressions[place{host, r.expression.String()}] = r.rule
+		c.places[place{host, r.expression.String(), r.asks.String()}] = r.rule
 	}
 }
 
-// at is where the tree of a class has the number of a rule like r, counted from 1; nil: nowhere.
-func (t *Table[T]) at(c class, r *Rule[T]) *int32 {
+// at is where the tree of a class has a rule like r; nil: nowhere.
+func (t *Table[T]) at(c class, r *Rule[T]) *slot {
 	if c.root == 0 {
 		return nil
 	}
@@ -157,10 +158,9 @@ func (t *Table[T]) at(c class, r *Rule[T]) *int32 {
 func (c *changer[T]) clear(r *Rule[T], number int32) (ok bool) {
 	err := c.under(r, func(_ string, of *class) bool {
 		at := c.at(*of, r)
-		if at == nil || *at != number+1 {
+		if at == nil || !c.part(at, number) {
 			return false
 		}
-		*at = 0
 		of.rules--
 		return true
 	})
@@ -180,5 +180,5 @@ func (c *changer[T]) come(change *Change[T]) *RuleError {
 	number := c.free[len(c.free)-1]
 	c.free = c.free[:len(c.free)-1]
 	c.values[number] = change.New.Value
-	return c.add(number, change.New, nil)
+	return c.add(number, change.New, &c.entering)
 }

@@ -2,6 +2,7 @@ package route
 
 import (
 	"errors"
+	"reflect"
 	"slices"
 	"testing"
 
@@ -14,15 +15,16 @@ func keyOf(r Rule[string]) Rule[string] {
 	return r
 }
 
-// changesFrom leads from one set of rules to another as node does it: by name, for which here stands host, match and path.
+// changesFrom leads from one set of rules to another as node does it: by name, for which here stands host, match, path and conditions.
 func changesFrom(old, next []Rule[string]) []Change[string] {
 	type name struct {
 		match int32
 		path  string
 		host  string
+		asks  string
 	}
 	nameOf := func(r *Rule[string]) name {
-		n := name{match: int32(r.Match), path: r.Path}
+		n := name{match: int32(r.Match), path: r.Path, asks: r.Conditions.String()}
 		if len(r.Hosts) > 0 {
 			n.host = r.Hosts[0]
 		}
@@ -50,11 +52,12 @@ func changesFrom(old, next []Rule[string]) []Change[string] {
 func sameAnswers(t *rapid.T, what string, got, want *Table[string]) {
 	for range 20 {
 		host, path := []byte(someHost.Draw(t, "host")), []byte(somePath.Draw(t, "path"))
-		if g, w := got.Trace(host, path), want.Trace(host, path); !slices.Equal(g, w) {
-			t.Fatalf("%s: %q on %q: %v, want %v", what, path, host, g, w)
+		request := someRequest.Draw(t, "request")
+		if g, w := got.Trace(host, path, request), want.Trace(host, path, request); !reflect.DeepEqual(g, w) {
+			t.Fatalf("%s: %+v for %q on %q: %v, want %v", what, request, path, host, g, w)
 		}
-		g, ok := got.Lookup(host, path)
-		if w, wantOK := want.Lookup(host, path); g != w || ok != wantOK {
+		g, ok := got.Lookup(host, path, request)
+		if w, wantOK := want.Lookup(host, path, request); g != w || ok != wantOK {
 			t.Fatalf("%s: %q on %q leads to %q, want %q", what, path, host, g, w)
 		}
 	}
@@ -120,7 +123,7 @@ func TestAChangeIsRefusedAsCompileRefusesIt(t *testing.T) {
 			t.Errorf("%+v: %v %v, Compile says %v", keyOf(wrong), ok, err, want)
 		}
 	}
-	if got, _ := table.Lookup(nil, []byte("/other")); got != "" {
+	if got, _ := table.Lookup(nil, []byte("/other"), nil); got != "" {
 		t.Error("a refused change has changed the table")
 	}
 }
@@ -149,7 +152,7 @@ func TestWhatCannotBeChangedIsToBeCompiled(t *testing.T) {
 	if err != nil || !ok {
 		t.Fatal(ok, err)
 	}
-	if got, _ := next.Lookup([]byte("h"), []byte("/y")); got != "replaced" {
+	if got, _ := next.Lookup([]byte("h"), []byte("/y"), nil); got != "replaced" {
 		t.Errorf("the value of an expression is %q", got)
 	}
 }

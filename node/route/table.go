@@ -2,13 +2,11 @@ package route
 
 import (
 	"bytes"
-	"cmp"
 	"fmt"
 	"math"
-	"regexp"
-	"slices"
 	"strings"
 
+	"github.com/pyserve/pyserve/config"
 	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
 )
 
@@ -20,15 +18,18 @@ type Rule[T any] struct {
 	Match resourcev1.PathMatch
 	// Host names; "*.example.com" is every name below example.com, however deep, but not example.com. Empty: every host.
 	Hosts []string
-	// The rank of a regex among those of its host, the lowest first. Otherwise unused.
+	// The rank of a regex among those of its host, the lowest first; of rules with the same one the lowest counts for all.
+	// Otherwise unused.
 	Order uint32
-	Value T
+	// What else is asked of requests.
+	Conditions config.Conditions
+	Value      T
 }
 
 // RuleError says which rule Compile refused, and why.
 type RuleError struct {
 	Index  int    // in the rules given to Compile
-	Field  string // "path", "match" or "hosts"
+	Field  string // "path", "match", "hosts", "headers" or "query"
 	Reason string
 }
 
@@ -36,7 +37,7 @@ func (e *RuleError) Error() string {
 	return fmt.Sprintf("route %d: %s: %s", e.Index, e.Field, e.Reason)
 }
 
-// Table finds the rule for a host and path. It is immutable and may be read concurrently; the zero value has no rules.
+// Table finds the rule for a request. It is immutable and may be read concurrently; the zero value has no rules.
 //
 // The paths of one host are a tree with a level for each segment. A lookup costs one step for each segment that some rule
 // shares with the path, and stops at the first that none does, so that neither the number of rules nor a path of ten
@@ -48,6 +49,7 @@ type Table[T any] struct {
 	hosts  map[string]class // exact names
 	wild   map[string]class // what follows "*.", so "example.com"
 	any    class
+	crowds [][]candidate // what slots below 0 stand for; see slot
 	// The lengths of wild's keys: other ends of a host need not be looked up.
 	shortestWild, longestWild int
 	// How many rules were taken out since Compile. Their places in paths stay.
@@ -63,15 +65,10 @@ type class struct {
 
 func (c class) empty() bool { return c.rules == 0 && len(c.regexes) == 0 }
 
-type regex struct {
-	expression *regexp.Regexp
-	order      uint32
-	rule       int32
-}
-
 // Compile makes a table of rules, in whatever order they come. The error is a *RuleError about the first rule that cannot
 // be used: a path that is not in normal form and so would never match, an expression that does not parse, a host that is
-// none, or host, match and path that another rule has too. step is called after each rule; nil: nothing is.
+// none, or host, match, path and conditions that another rule has too. step is called after each rule; nil: nothing
+// is.
 func Compile[T any](rules []Rule[T], step func()) (*Table[T], error) {
 	if step == nil {
 		step = func() {}
@@ -82,10 +79,10 @@ func Compile[T any](rules []Rule[T], step func()) (*Table[T], error) {
 		hosts:  make(map[string]class),
 		wild:   make(map[string]class),
 	}
-	expressions := make(map[place]struct{})
+	e := entering{places: make(map[place]int32)}
 	for i := range rules {
 		t.values = append(t.values, rules[i].Value)
-		if err := t.add(int32(i), &rules[i], expressions); err != nil {
+		if err := t.add(int32(i), &rules[i], &e); err != nil {
 			err.Index = i
 			return nil, err
 		}
@@ -108,30 +105,41 @@ func (t *Table[T]) measureWild() {
 	}
 }
 
-// sortRegexes sorts in place, so that copies of the class see it.
-func (c class) sortRegexes() {
-	slices.SortStableFunc(c.regexes, func(a, b regex) int { return cmp.Compare(a.order, b.order) })
+// place is where no two expressions may be. Of other paths the tree tells.
+type place struct{ host, path, conditions string }
+
+// entering is what is known of the expressions while rules are entered.
+type entering struct {
+	expressions
+	places map[place]int32 // the rules
 }
 
-// place is where no two expressions may be. Of other paths the tree tells.
-type place struct{ host, path string }
-
-// add enters one rule under each of its hosts. Its path is checked once for all of them.
-func (t *Table[T]) add(rule int32, r *Rule[T], expressions map[place]struct{}) *RuleError {
-	enter := func(host string, c *class) bool { return t.enter(c, rule, r) }
+// add enters one rule under each of its hosts. Its path and conditions are checked once for all of them.
+func (t *Table[T]) add(rule int32, r *Rule[T], e *entering) *RuleError {
+	asks, refused := e.conditions(r.Conditions)
+	if refused != nil {
+		return refused
+	}
+	enter := func(host string, c *class) bool {
+		if !t.join(t.grow(c, r), rule, asks) {
+			return false
+		}
+		c.rules++
+		return true
+	}
 	switch r.Match {
 	case resourcev1.PathMatch_PATH_MATCH_REGEX:
-		expression, err := regexp.Compile(r.Path)
+		expression, err := e.compile(r.Path)
 		if err != nil {
 			return &RuleError{Field: "path", Reason: err.Error()}
 		}
 		enter = func(host string, c *class) bool {
-			at := place{host, r.Path}
-			if _, taken := expressions[at]; taken {
+			at := place{host, r.Path, asks.String()}
+			if _, taken := e.places[at]; taken {
 				return false
 			}
-			expressions[at] = struct{}{}
-			c.regexes = append(c.regexes, regex{expression: expression, order: r.Order, rule: rule})
+			e.places[at] = rule
+			c.regexes = append(c.regexes, regex{expression: expression, order: r.Order, rule: rule, asks: asks})
 			return true
 		}
 	case resourcev1.PathMatch_PATH_MATCH_PREFIX, resourcev1.PathMatch_PATH_MATCH_EXACT:
@@ -160,7 +168,7 @@ func (t *Table[T]) under(r *Rule[T], enter func(host string, c *class) bool) *Ru
 		}
 		c := t.class(key)
 		if !enter(key, &c) {
-			return &RuleError{Field: "path", Reason: fmt.Sprintf("%q is there twice for the same host and match", r.Path)}
+			return &RuleError{Field: "path", Reason: fmt.Sprintf("%q is there twice for the same host, match and conditions", r.Path)}
 		}
 		t.put(key, c)
 	}
@@ -204,17 +212,6 @@ func (t *Table[T]) classesOf(host string) (classes map[string]class, name string
 	return t.hosts, host
 }
 
-// enter puts a rule with a path into the tree of a class, unless there is one in its place.
-func (t *Table[T]) enter(c *class, rule int32, r *Rule[T]) bool {
-	at := t.grow(c, r)
-	if *at != 0 {
-		return false
-	}
-	*at = rule + 1
-	c.rules++
-	return true
-}
-
 // notNormal says why a rule's path could never match, or nothing.
 func notNormal(path string, prefix bool) string {
 	normal, err := NormalizePath(nil, []byte(path))
@@ -229,8 +226,8 @@ func notNormal(path string, prefix bool) string {
 	return ""
 }
 
-// grow returns where the tree of c has the number of a rule like r, counted from 1, and makes what is missing.
-func (t *Table[T]) grow(c *class, r *Rule[T]) *int32 {
+// grow returns where the tree of c has a rule like r, and makes what is missing.
+func (t *Table[T]) grow(c *class, r *Rule[T]) *slot {
 	if c.root == 0 {
 		c.root = t.paths.newRoot()
 	}
@@ -245,21 +242,24 @@ func (r *Rule[T]) segments() []byte {
 	return []byte(r.Path)
 }
 
-// in is where its node has the rule's number.
-func (r *Rule[T]) in(n *node) *int32 {
+// in is where its node has the rule.
+func (r *Rule[T]) in(n *node) *slot {
 	if r.Match == resourcev1.PathMatch_PATH_MATCH_PREFIX {
 		return &n.prefix
 	}
 	return &n.exact
 }
 
-// Lookup finds the rule that wins for a host in the form of CanonicalHost and a path in that of NormalizePath. Of all
-// rules that match both, an exact host comes before a "*." host, a longer "*." host before a shorter, and either before no
-// host; then an exact path before the longest prefix, before the expressions in their order. A host class in which no path
-// matches does not end the search: the request falls to the next, as the same sentence read over single rules says. It
-// allocates nothing and keeps neither host nor path.
-func (t *Table[T]) Lookup(host, path []byte) (value T, ok bool) {
-	rule := t.find(host, path)
+// Lookup finds the rule that wins for a host in the form of CanonicalHost, a path in that of NormalizePath, and a request,
+// which is asked only where rules with conditions are near, and may be nil where none are. Of all rules that match them, an
+// exact host comes before a "*." host, a longer "*." host before a shorter, and either before no host; then an exact path
+// before the longest prefix, before the expressions in their order; then the rule with more conditions, and of as many that
+// whose conditions come first as text. A host class in which no rule matches does not end the search, and neither does a path
+// whose rules have conditions that do not hold: the request falls to the next, as the same sentence read over single rules
+// says. It keeps none of its arguments, and allocates nothing but for conditions on headers of several lines and expressions
+// for encoded parameters.
+func (t *Table[T]) Lookup(host, path []byte, r Request) (value T, ok bool) {
+	rule := t.find(host, path, r)
 	if rule < 0 {
 		return value, false
 	}
@@ -267,27 +267,27 @@ func (t *Table[T]) Lookup(host, path []byte) (value T, ok bool) {
 }
 
 // find is the number of the winning rule, -1 if there is none.
-func (t *Table[T]) find(host, path []byte) int32 {
+func (t *Table[T]) find(host, path []byte, r Request) int32 {
 	if len(path) == 0 || path[0] != '/' { // not a normalised path
 		return -1
 	}
 	if len(t.hosts) > 0 {
-		if rule := t.in(t.hosts[string(host)], path); rule >= 0 {
+		if rule := t.in(t.hosts[string(host)], path, r, nil); rule >= 0 {
 			return rule
 		}
 	}
 	if len(t.wild) > 0 {
-		if rule := t.inWild(host, path); rule >= 0 {
+		if rule := t.inWild(host, path, r); rule >= 0 {
 			return rule
 		}
 	}
-	return t.in(t.any, path)
+	return t.in(t.any, path, r, nil)
 }
 
 // inWild tries the ends of host, the longest first.
-func (t *Table[T]) inWild(host, path []byte) int32 {
+func (t *Table[T]) inWild(host, path []byte, r Request) int32 {
 	for end := t.wildEnd(host); end != nil; end = t.wildEnd(end) {
-		if rule := t.in(t.wild[string(end)], path); rule >= 0 {
+		if rule := t.in(t.wild[string(end)], path, r, nil); rule >= 0 {
 			return rule
 		}
 	}
@@ -314,16 +314,18 @@ func (t *Table[T]) wildEnd(host []byte) []byte {
 }
 
 // in finds the winning rule of one class.
-func (t *Table[T]) in(c class, path []byte) int32 {
+func (t *Table[T]) in(c class, path []byte, r Request, missed misses) int32 {
 	if c.root != 0 {
-		if rule := t.paths.find(c.root, path); rule != 0 {
+		rule, node := t.paths.find(c.root, path)
+		if rule < 0 {
+			rule = t.among(rule, node, r, missed)
+		}
+		if rule != 0 {
 			return rule - 1
 		}
 	}
-	for _, r := range c.regexes {
-		if r.expression.Match(path) {
-			return r.rule
-		}
+	if len(c.regexes) == 0 {
+		return -1
 	}
-	return -1
+	return t.matching(c.regexes, path, r, missed)
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pyserve/pyserve/config"
 	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
 	"pgregory.net/rapid"
 )
@@ -98,7 +99,7 @@ func TestLookup(t *testing.T) {
 		{"an empty path", "", "", hosts, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, ok := compile(t, c.rules...).Lookup([]byte(c.host), []byte(c.path))
+			got, ok := compile(t, c.rules...).Lookup([]byte(c.host), []byte(c.path), nil)
 			if got != c.want || ok != (c.want != "") {
 				t.Errorf("%q on %q leads to %q, want %q", c.path, c.host, got, c.want)
 			}
@@ -153,17 +154,20 @@ func TestSamePathTwiceIsRefusedOnlyForTheSameHostAndMatch(t *testing.T) {
 }
 
 // slowLookup reads the rule of precedence, route by route: all that match, the best by rank.
-func slowLookup(rules []Rule[string], host, path string) (string, bool) {
-	best, rank := -1, []int(nil)
+func slowLookup(rules []Rule[string], host, path string, a asked) (string, bool) {
+	best, rank, text := -1, []int(nil), ""
 	for i, r := range rules {
-		hosts := r.Hosts
-		if len(hosts) == 0 {
-			hosts = []string{""}
+		if !a.fits(r.Conditions) {
+			continue
 		}
-		for _, h := range hosts {
-			got := slices.Concat(rankHost(h, host), rankPath(r, path))
-			if !slices.Contains(got, -1) && (best < 0 || slices.Compare(got, rank) > 0) {
-				best, rank = i, got
+		for _, h := range hostsOf(r) {
+			got := slices.Concat(rankHost(h, host), rankPath(rules, r, h, path), []int{r.Conditions.Count()})
+			if slices.Contains(got, -1) {
+				continue
+			}
+			order := slices.Compare(got, rank)
+			if best < 0 || order > 0 || order == 0 && r.Conditions.String() < text {
+				best, rank, text = i, got, r.Conditions.String()
 			}
 		}
 	}
@@ -171,6 +175,13 @@ func slowLookup(rules []Rule[string], host, path string) (string, bool) {
 		return "", false
 	}
 	return rules[best].Value, true
+}
+
+func hostsOf(r Rule[string]) []string {
+	if len(r.Hosts) == 0 {
+		return []string{""}
+	}
+	return r.Hosts
 }
 
 func rankHost(pattern, host string) []int {
@@ -186,14 +197,20 @@ func rankHost(pattern, host string) []int {
 	return []int{-1, 0}
 }
 
-func rankPath(r Rule[string], path string) []int {
+func rankPath(rules []Rule[string], r Rule[string], host, path string) []int {
 	switch {
 	case r.Match == exact && r.Path == path:
 		return []int{3, 0}
 	case r.Match == prefix && (path == r.Path || strings.HasPrefix(path, strings.TrimSuffix(r.Path, "/")+"/")):
 		return []int{2, len(r.Path)}
 	case r.Match == expr && regexp.MustCompile(r.Path).MatchString(path):
-		return []int{1, 1000 - int(r.Order)}
+		order := r.Order // that of the first with the same expression
+		for _, other := range rules {
+			if other.Match == expr && other.Path == r.Path && slices.Contains(hostsOf(other), host) {
+				order = min(order, other.Order)
+			}
+		}
+		return []int{1, 1000 - int(order)}
 	}
 	return []int{-1, 0}
 }
@@ -222,7 +239,8 @@ func someRules(t *rapid.T) []Rule[string] {
 		if host := rapid.SampledFrom([]string{"", "x", "a.x", "*.x", "*.a.x", "*.b.a.x"}).Draw(t, "host"); host != "" {
 			r.Hosts = []string{host}
 		}
-		r.Value = fmt.Sprint(r.Match, r.Path, r.Hosts)
+		r.Conditions = someConditions.Draw(t, "conditions")
+		r.Value = fmt.Sprint(r.Match, r.Path, r.Hosts, r.Conditions)
 		if !seen[r.Value] {
 			seen[r.Value] = true
 			rules = append(rules, r)
@@ -240,10 +258,11 @@ func TestLookupIsTheSlowTwins(t *testing.T) {
 		}
 		for range 20 {
 			host, path := someHost.Draw(t, "host"), somePath.Draw(t, "path")
-			got, ok := table.Lookup([]byte(host), []byte(path))
-			want, wantOK := slowLookup(rules, host, path)
+			request := someRequest.Draw(t, "request")
+			got, ok := table.Lookup([]byte(host), []byte(path), request)
+			want, wantOK := slowLookup(rules, host, path, request)
 			if got != want || ok != wantOK {
-				t.Fatalf("%q on %q leads to %q, the slow twin says %q", path, host, got, want)
+				t.Fatalf("%+v for %q on %q leads to %q, the slow twin says %q", request, path, host, got, want)
 			}
 		}
 	})
@@ -254,10 +273,16 @@ func FuzzLookup(f *testing.F) {
 		rule(prefix, "/"), rule(prefix, "/a"), rule(exact, "/a/b"), rule(prefix, "/a/b"), rule(expr, "x+$", "*.h"),
 		rule(prefix, "/a", "h"), rule(prefix, "/c//d", "*.h"), rule(exact, "/", "*.g.h"),
 	}
+	for _, base := range slices.Clone(rules) {
+		rules = append(rules,
+			with(base, config.Conditions{Methods: []string{"POST"}}),
+			with(base, config.Conditions{Headers: []*resourcev1.FieldMatch{exactly("x-a", "1"), matching("x-b", "^a|b$")}}),
+			with(base, config.Conditions{Query: []*resourcev1.FieldMatch{exactly("q", "a b"), present("r", true)}}))
+	}
 	table := compile(f, rules...)
-	f.Add("h", "/a/b/c")
-	f.Add("g.h:80", "/c//d/..")
-	f.Fuzz(func(t *testing.T, host, raw string) {
+	f.Add("h", "/a/b/c", "GET", "1", "", "")
+	f.Add("g.h:80", "/c//d/..", "POST", "1", "a", "q=a+b&r")
+	f.Fuzz(func(t *testing.T, host, raw, method, one, two, query string) {
 		normal, err := NormalizePath(nil, []byte(raw))
 		if err != nil {
 			return
@@ -267,9 +292,10 @@ func FuzzLookup(f *testing.F) {
 		if strings.HasPrefix(host, ".") {
 			return // no host: the twin need not know how it is cut
 		}
-		got, _ := table.Lookup([]byte(host), normal)
-		if want, _ := slowLookup(rules, host, path); got != want {
-			t.Errorf("%q on %q leads to %q, the slow twin says %q", path, host, got, want)
+		a := asked{method: method, fields: [][2]string{{"x-a", one}, {"x-b", two}}, query: query}
+		got, _ := table.Lookup([]byte(host), normal, a)
+		if want, _ := slowLookup(rules, host, path, a); got != want {
+			t.Errorf("%+v for %q on %q leads to %q, the slow twin says %q", a, path, host, got, want)
 		}
 	})
 }
@@ -300,7 +326,10 @@ func manyRules(n int) []Rule[string] {
 }
 
 // request is what a client asks for.
-type request struct{ host, path []byte }
+type request struct {
+	host, path []byte
+	asks       Request
+}
 
 // requestsTo are requests below rules drawn at random. They lie one after the other, so that what a benchmark waits for is
 // the table and not the request, which an engine has just read.
@@ -318,7 +347,7 @@ func requestsTo(rules []Rule[string], n int) []request {
 		all = append(all, host...)
 		middle := len(all)
 		all = append(append(all, r.Path...), "/items/42"...)
-		requests = append(requests, request{host: all[begin:middle], path: all[middle:]})
+		requests = append(requests, request{host: all[begin:middle], path: all[middle:], asks: askedBy(r.Conditions)})
 	}
 	return requests
 }
@@ -331,10 +360,10 @@ func TestEachOfManyRulesIsFound(t *testing.T) {
 		if len(r.Hosts) > 0 {
 			host = strings.Replace(r.Hosts[0], "*", "api", 1)
 		}
-		if got, _ := table.Lookup([]byte(host), []byte(r.Path)); got != r.Value {
+		if got, _ := table.Lookup([]byte(host), []byte(r.Path), nil); got != r.Value {
 			t.Fatalf("%q on %q leads to %q", r.Path, host, got)
 		}
-		if got, ok := table.Lookup([]byte(host), []byte(r.Path+"x")); ok {
+		if got, ok := table.Lookup([]byte(host), []byte(r.Path+"x"), nil); ok {
 			t.Fatalf("%q on %q leads to %q", r.Path+"x", host, got)
 		}
 	}
@@ -358,7 +387,7 @@ func TestHostileInputIsCheap(t *testing.T) {
 				if err != nil || !bytes.Equal(path, raw) {
 					t.Fatal(err)
 				}
-				if _, ok := table.Lookup(host, path); !ok {
+				if _, ok := table.Lookup(host, path, nil); !ok {
 					t.Fatal("no route")
 				}
 			}
@@ -396,10 +425,10 @@ func TestLookupAllocatesNothing(t *testing.T) {
 		{long, "/none", ""},
 	} {
 		host, path := []byte(c.host), []byte(c.path)
-		if got, _ := table.Lookup(host, path); got != c.want {
+		if got, _ := table.Lookup(host, path, nil); got != c.want {
 			t.Errorf("%q on %q leads to %q, want %q", path, host, got, c.want)
 		}
-		checkAllocations(t, c.host+c.path, func() { table.Lookup(host, path) })
+		checkAllocations(t, c.host+c.path, func() { table.Lookup(host, path, nil) })
 	}
 }
 
@@ -412,11 +441,13 @@ func BenchmarkLookup(b *testing.B) {
 		}
 		benchmarkLookup(b, fmt.Sprintf("%d-routes-no-host", n), rules)
 	}
+	with := withConditions(100_000)
+	benchmarkLookup(b, "100000-routes-conditions", with)
 	table := compile(b, manyRules(10_000)...)
 	host, hostile := []byte("h1.example.com"), bytes.Repeat([]byte("/"), 60_000)
 	b.Run("hostile", func(b *testing.B) {
 		for b.Loop() {
-			table.Lookup(host, hostile)
+			table.Lookup(host, hostile, nil)
 		}
 	})
 }
@@ -427,7 +458,7 @@ func benchmarkLookup(b *testing.B, name string, rules []Rule[string]) {
 		b.ReportAllocs()
 		for i := 0; b.Loop(); i++ {
 			r := requests[i%len(requests)]
-			if _, ok := table.Lookup(r.host, r.path); !ok {
+			if _, ok := table.Lookup(r.host, r.path, r.asks); !ok {
 				b.Fatal("no route")
 			}
 		}
@@ -435,11 +466,14 @@ func benchmarkLookup(b *testing.B, name string, rules []Rule[string]) {
 }
 
 func BenchmarkCompile(b *testing.B) {
-	rules := manyRules(100_000)
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := Compile(rules, nil); err != nil {
-			b.Fatal(err)
-		}
+	for name, rules := range map[string][]Rule[string]{"plain": manyRules(100_000), "conditions": withConditions(100_000)} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := Compile(rules, nil); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

@@ -8,18 +8,35 @@ type Step[T any] struct {
 	Found bool
 	// Value is that of the rule, where Found.
 	Value T
+	// Missed are the rules that match host and path and would have come first, but for a condition.
+	Missed []Miss[T]
 }
 
-// Trace gives the steps of Lookup for the same host and path, for people. Classes without a rule are left out, so that no
+// Miss is a rule that does not take a request because of a condition.
+type Miss[T any] struct {
+	Value T
+	// Reason says what does not hold: "the method is not GET or POST".
+	Reason string
+}
+
+// maxMissed is how many misses a step tells of.
+const maxMissed = 10
+
+// Trace gives the steps of Lookup for the same arguments, for people. Classes without a rule are left out, so that no
 // step at all says that no rule is for such a host.
-func (t *Table[T]) Trace(host, path []byte) []Step[T] {
+func (t *Table[T]) Trace(host, path []byte, r Request) []Step[T] {
 	var steps []Step[T]
 	look := func(name string, c class, known bool) (found bool) {
 		if !known || len(path) == 0 || path[0] != '/' {
 			return false
 		}
 		step := Step[T]{Host: name}
-		if rule := t.in(c, path); rule >= 0 {
+		missed := func(rule int32, asks *conditions, miss int) {
+			if len(step.Missed) < maxMissed {
+				step.Missed = append(step.Missed, Miss[T]{Value: t.values[rule], Reason: asks.reason(miss)})
+			}
+		}
+		if rule := t.in(c, path, r, missed); rule >= 0 {
 			step.Found, step.Value = true, t.values[rule]
 		}
 		steps = append(steps, step)

@@ -24,7 +24,7 @@ func TestTrace(t *testing.T) {
 		host, path, _ := strings.Cut(request, " ")
 		var hosts []string
 		end := "nothing"
-		for _, step := range table.Trace([]byte(host), []byte(path)) {
+		for _, step := range table.Trace([]byte(host), []byte(path), nil) {
 			if step.Host == "" {
 				step.Host = "every"
 			}
@@ -37,7 +37,7 @@ func TestTrace(t *testing.T) {
 			t.Errorf("%s: %s, want %s", request, got, want)
 		}
 	}
-	if steps := compile(t).Trace([]byte("x"), []byte("/")); len(steps) > 0 {
+	if steps := compile(t).Trace([]byte("x"), []byte("/"), nil); len(steps) > 0 {
 		t.Errorf("of no rules: %v", steps)
 	}
 }
@@ -51,8 +51,9 @@ func TestTraceEndsWhereLookupDoes(t *testing.T) {
 			t.Fatal(err)
 		}
 		host, path := []byte(someHost.Draw(t, "host")), []byte(somePath.Draw(t, "path"))
-		value, found := table.Lookup(host, path)
-		steps := table.Trace(host, path)
+		request := someRequest.Draw(t, "request")
+		value, found := table.Lookup(host, path, request)
+		steps := table.Trace(host, path, request)
 		for i, step := range steps {
 			if step.Found != (found && i == len(steps)-1) {
 				t.Fatalf("step %d of %d found: %t, and the lookup: %t", i, len(steps), step.Found, found)

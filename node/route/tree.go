@@ -2,7 +2,6 @@ package route
 
 import (
 	"bytes"
-	"cmp"
 	"hash/maphash"
 	"math/bits"
 	"slices"
@@ -15,24 +14,23 @@ import (
 // 100,000. Hashes are never trusted: a node is taken only if its parent and all bytes of its segment agree.
 type tree struct {
 	seed  maphash.Seed
-	nodes []node // 0 is "none"
-	text  []byte // the segments of the nodes
-	slots []slot // at most half of them taken; the length is a power of two, or 0 while no node has a parent
+	nodes []node   // 0 is "none"
+	text  []byte   // the segments of the nodes
+	slots []bucket // at most half of them taken; the length is a power of two, or 0 while no node has a parent
 }
 
-// node is a path down to some segment, which is text[begin:begin+length]. Rules are counted from 1, so that the zero value
-// has none. No field is a pointer, so that the garbage collector need not look at a large tree.
+// node is a path down to some segment, which is text[begin:begin+length]. No field is a pointer, so that the garbage collector need not look at a large tree.
 type node struct {
 	begin         int
 	length        int32
 	parent        int32
-	prefix, exact int32
+	prefix, exact slot
 	// Some rule goes on below. Most nodes are leaves, and the hash table need not be asked about them.
 	inner bool
 }
 
-// slot holds a node with the hash of its parent and segment. The one with node 0 is free.
-type slot struct {
+// bucket holds a node with the hash of its parent and segment. The one with node 0 is free.
+type bucket struct {
 	hash uint32
 	node int32
 }
@@ -41,7 +39,7 @@ type slot struct {
 func newTree(rules int) tree {
 	t := tree{seed: maphash.MakeSeed(), nodes: make([]node, 1, rules+2)}
 	if rules > 0 {
-		t.slots = make([]slot, 1<<bits.Len(uint(2*rules+2)))
+		t.slots = make([]bucket, 1<<bits.Len(uint(2*rules+2)))
 	}
 	return t
 }
@@ -80,14 +78,14 @@ func (t *tree) newChild(parent int32, segment []byte) int32 {
 	if 2*len(t.nodes) > len(t.slots) {
 		t.widen()
 	}
-	t.place(slot{hash: t.hash(parent, segment), node: child})
+	t.place(bucket{hash: t.hash(parent, segment), node: child})
 	return child
 }
 
 // widen doubles the slots.
 func (t *tree) widen() {
 	old := t.slots
-	t.slots = make([]slot, max(8, 2*len(old)))
+	t.slots = make([]bucket, max(8, 2*len(old)))
 	for _, s := range old {
 		if s.node != 0 {
 			t.place(s)
@@ -96,7 +94,7 @@ func (t *tree) widen() {
 }
 
 // place puts s into the first free slot from its home on.
-func (t *tree) place(s slot) {
+func (t *tree) place(s bucket) {
 	i := t.home(s.hash)
 	for t.slots[i].node != 0 {
 		i = t.after(i)
@@ -134,25 +132,28 @@ func (t *tree) home(hash uint32) int { return int(hash) & (len(t.slots) - 1) }
 
 func (t *tree) after(slot int) int { return (slot + 1) & (len(t.slots) - 1) }
 
-// find goes down from root along path, and returns the rule of the exact path or of the longest prefix met on the way; 0
-// for neither.
-func (t *tree) find(root int32, path []byte) int32 {
+// find goes down from root along path, and returns what the exact path or the longest prefix met on the way has, and the
+// node that has it; 0 for neither.
+func (t *tree) find(root int32, path []byte) (found slot, node int32) {
 	number, at := root, &t.nodes[root]
-	longest := at.prefix
+	longest, in := at.prefix, root
 	for len(path) > 0 {
 		if !at.inner {
-			return longest
+			return longest, in
 		}
 		var segment []byte
 		segment, path = nextSegment(path)
 		if number = t.child(number, segment); number == 0 {
-			return longest
+			return longest, in
 		}
 		if at = &t.nodes[number]; at.prefix != 0 {
-			longest = at.prefix
+			longest, in = at.prefix, number
 		}
 	}
-	return cmp.Or(at.exact, longest)
+	if at.exact != 0 {
+		return at.exact, number
+	}
+	return longest, in
 }
 
 // nextSegment splits "/a/b" into "a" and "/b". The rest is empty after the last segment.
