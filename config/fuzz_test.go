@@ -32,6 +32,12 @@ func FuzzParse(f *testing.F) {
 	} {
 		f.Add([]byte(routeEntry("timeouts: " + timeouts)))
 	}
+	for _, conditions := range []string{
+		"{methods: [GET, M-SEARCH], headers: {X-A: {regex: '^a'}, x-a: 1}, query: {'a b': {present: no}}}",
+		"{headers: {Host: a, ' ': b, X-B: {present: true, regex: '('}}, query: [], methods: {}}",
+	} {
+		f.Add([]byte(routeEntry(conditions)))
+	}
 	files := memory(map[string][]byte{"./ssl/cert.pem": []byte("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n")})
 	f.Fuzz(func(t *testing.T, document []byte) {
 		if len(document) > 64<<10 {

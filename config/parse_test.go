@@ -155,9 +155,6 @@ func TestUnknownAndMisplacedKeys(t *testing.T) {
 
 func TestKeysOfLaterVersionsAreRefused(t *testing.T) {
 	for key, value := range map[string]string{
-		"methods":         "[GET]",
-		"headers":         "{X-Version: '2'}",
-		"query":           "{beta: '1'}",
 		"sticky":          "{cookie: c}",
 		"slow_start":      "30s",
 		"retries":         "{attempts: 2}",

@@ -39,7 +39,9 @@ type routeSet struct {
 	groups []*routeGroup
 	byName map[string]*routeGroup
 	// claims holds, for each rule and host, the route that is for it. The empty host is a route without hosts.
-	claims              map[claim]*routeGroup
+	claims map[claim]*routeGroup
+	// alike counts, for each path and host, the routes with conditions.
+	alike               map[claim]int
 	regexes             uint32
 	backends, nameBytes int
 	full                bool
@@ -50,7 +52,7 @@ type claim struct {
 }
 
 func newRouteSet(r *reader) *routeSet {
-	return &routeSet{r: r, byName: make(map[string]*routeGroup), claims: make(map[claim]*routeGroup)}
+	return &routeSet{r: r, byName: make(map[string]*routeGroup), claims: make(map[claim]*routeGroup), alike: make(map[claim]int)}
 }
 
 // add takes an entry in: as a route of its own, or as more backends of one that is there already.
@@ -77,8 +79,9 @@ func (s *routeSet) add(e *entry) {
 	}
 	s.groups = append(s.groups, group)
 	s.byName[name] = group
+	rule := e.rule()
 	for _, host := range e.claimedHosts() {
-		s.claims[claim{e.rule(), host}] = group
+		s.claims[claim{rule, host}] = group
 	}
 }
 
@@ -93,10 +96,24 @@ func (e *entry) claimedHosts() []string {
 // claim refuses an entry that is for a host and path that another route is for, but not for the same hosts altogether:
 // which of the two a request meant could only be told by their order, which means nothing.
 func (s *routeSet) claim(e *entry) bool {
+	rule := e.rule()
 	for _, host := range e.claimedHosts() {
-		if other, ok := s.claims[claim{e.rule(), host}]; ok {
+		if other, ok := s.claims[claim{rule, host}]; ok {
 			s.r.errorf(e.hosts.at, "%s has a route for %s already, on line %d: write the same hosts in both, or take it out of one",
-				quote(host), e.rule(), other.first.at.line)
+				quote(host), rule, other.first.at.line)
+			return false
+		}
+	}
+	return e.conditions().Count() == 0 || s.few(e)
+}
+
+// few counts a route with conditions in.
+func (s *routeSet) few(e *entry) bool {
+	for _, host := range e.claimedHosts() {
+		at := claim{e.place(""), host}
+		if s.alike[at]++; s.alike[at] > maxAlike {
+			s.r.errorf(e.at, "more than %d routes are for %s with conditions, which are compared one after the other: write fewer, or other paths or hosts",
+				maxAlike, e.place(""))
 			return false
 		}
 	}
@@ -175,6 +192,9 @@ func (g *routeGroup) route() *resourcev1.Route {
 		Path:         g.first.path.or("/"),
 		Match:        match,
 		Hosts:        g.first.hosts.value,
+		Methods:      g.first.methods.value,
+		Headers:      g.first.headers.value,
+		Query:        g.first.query.value,
 		StripPath:    g.stripPath.or(match != resourcev1.PathMatch_PATH_MATCH_REGEX),
 		PreserveHost: g.preserveHost.value,
 		Pool:         g.name,

@@ -48,6 +48,7 @@ func TestReferenceIsWhatTheSectionsDeclare(t *testing.T) {
 		"server":         table(serverSection),
 		"ssl":            table(sslSection),
 		"route":          table(entrySection),
+		"condition":      table(conditionSection),
 		"backend":        table(backendSection),
 		"load_balancing": table(balancingSection),
 		"health_check":   table(healthCheckSection),

@@ -3,6 +3,7 @@ package config
 import (
 	"cmp"
 	"slices"
+	"strconv"
 	"strings"
 
 	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
@@ -21,6 +22,8 @@ type entry struct {
 	path                    option[string]
 	match                   option[string]
 	hosts                   option[[]string]
+	methods                 option[[]string]
+	headers, query          option[[]*resourcev1.FieldMatch]
 	stripPath, preserveHost option[bool]
 	host                    option[string]
 	port                    option[uint32]
@@ -43,6 +46,12 @@ var entrySection = section[entry]{
 			read: func(r *reader, v value, e *entry) { take(&e.match, v, r.match) }},
 		{name: "hosts", form: "list of hosts", about: "for these names of the server alone; `\"*.example.com\"` is every name below example.com",
 			read: func(r *reader, v value, e *entry) { take(&e.hosts, v, r.hostPatterns) }},
+		{name: "methods", form: "list of methods", about: "requests with one of these methods alone; HEAD is not GET, so name both",
+			read: func(r *reader, v value, e *entry) { take(&e.methods, v, r.methods) }},
+		{name: "headers", form: "mapping of names to conditions", about: "requests whose header fields are as said alone: `{X-Version: \"2\"}`, `{X-Version: {regex: \"^2\"}}`, `{X-Debug: {present: true}}`",
+			read: func(r *reader, v value, e *entry) { take(&e.headers, v, r.headerMatches) }},
+		{name: "query", form: "mapping of names to conditions", about: "requests whose parameters in the query are as said alone, as with `headers`",
+			read: func(r *reader, v value, e *entry) { take(&e.query, v, r.queryMatches) }},
 		{name: "host", form: "host name or IP address", initial: "localhost", about: "the backend",
 			read: func(r *reader, v value, e *entry) { take(&e.host, v, r.backendHost) }},
 		{name: "port", form: "number, 1 to 65535", initial: "80", about: "the backend's port",
@@ -85,9 +94,6 @@ var entrySection = section[entry]{
 			read: func(r *reader, v value, e *entry) { take(&e.respond, v, r.respond) }},
 		{name: "websocket", use: unused, note: "is no longer used: upgrades are seen by their headers. Leave it out"},
 		{name: "weight", use: misplaced, note: "write backends, and a weight for each"},
-		{name: "methods", use: later},
-		{name: "headers", use: later},
-		{name: "query", use: later},
 		{name: "sticky", use: later},
 		{name: "slow_start", use: later},
 		{name: "retries", use: later},
@@ -239,14 +245,7 @@ func (r *reader) checkRegex(e *entry) {
 		r.errorf(e.match.at, `match: regex needs an expression: write path, such as path: "^/v[0-9]+/"`)
 		return
 	}
-	size, err := checkExpression(e.path.value)
-	if err != nil {
-		r.errorf(e.path.at, "%s", err)
-		return
-	}
-	if r.expressions += size; r.expressions > largestExpressions && r.expressions-size <= largestExpressions {
-		r.errorf(e.path.at, "the expressions up to here stand for more than %d steps together: write fewer or smaller ones", largestExpressions)
-	}
+	r.expression(e.path.at, e.path.value)
 }
 
 func (r *reader) refuseBackendKeys(e *entry) {
@@ -273,16 +272,29 @@ func (e *entry) pathMatch() resourcev1.PathMatch {
 	return resourcev1.PathMatch_PATH_MATCH_PREFIX
 }
 
-// rule is the part of a route's name that stands for its path.
-func (e *entry) rule() string {
+// place is the part of a route's name that stands for its path. An expression is quoted where what follows could be taken
+// for a part of it.
+func (e *entry) place(conditions string) string {
 	path := e.path.or("/")
 	switch e.match.value {
 	case "exact":
 		return "= " + path
 	case "regex":
+		if conditions != "" || strings.Contains(path, " [") || strings.HasPrefix(path, `"`) {
+			path = strconv.Quote(path)
+		}
 		return "~ " + path
 	}
 	return path
+}
+
+// rule is the part of a route's name that stands for its path and conditions.
+func (e *entry) rule() string {
+	conditions := e.conditions().String()
+	if conditions == "" {
+		return e.place("")
+	}
+	return e.place(conditions) + " [" + conditions + "]"
 }
 
 // name is a route's identity: its rule, behind its hosts where it has some. Two entries with one name are one route.

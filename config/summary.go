@@ -23,6 +23,7 @@ func (r *Resources) RouteSummaries() []*operatorv1.RouteSummary {
 		row := &operatorv1.RouteSummary{
 			Name: name, Path: route.GetPath(), Match: pathMatches[route.GetMatch()], Hosts: route.GetHosts(),
 			StripPath: route.GetStripPath(), PreserveHost: route.GetPreserveHost(), Answer: answerText(route),
+			Conditions: ConditionsOf(route).Texts(),
 		}
 		for _, b := range r.Pools[route.GetPool()].GetBackends() {
 			row.Backends = append(row.Backends, BackendAddress(b))

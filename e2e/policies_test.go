@@ -177,6 +177,32 @@ var policies = []policy{
 			{path: "/kept/x", header: []string{"Host", "shop.example.com"}, by: "b", uri: "/kept/x", host: "shop.example.com"},
 			{path: "/elsewhere", status: 404, unasked: true},
 		},
+	}, {
+		name: "methods, headers and query",
+		document: `
+    - {path: /, $a}
+    - {path: /api, $b, strip_path: false, methods: [POST]}
+    - {path: /api/v1, $c, methods: [GET], headers: {X-Version: "2", Cookie: {regex: "(^|; )beta=1(;|$)"}}}
+    - {path: /api/v1, $b, query: {"b c": {regex: "^1 "}, old: {present: false}}}
+    - {path: /only, match: exact, $c, methods: [PUT], hosts: [shop.example.com]}`,
+		asks: []ask{
+			{path: "/api", by: "a", uri: "/api"},
+			{method: "POST", path: "/api?x", body: "b", by: "b", uri: "/api?x"},
+			{method: "POST", path: "/api/v1/y", by: "b", uri: "/api/v1/y"},
+			{path: "/api/v1/y", header: []string{"X-Version", "2", "Cookie", "a=1; beta=1"}, by: "c", uri: "/y"},
+			{path: "/api/v1/y?b+c=1+2", header: []string{"X-Version", "2", "Cookie", "a=1; beta=1"}, by: "c"},
+			{path: "/api/v1/y?b+c=1+2", header: []string{"X-Version", "2"}, by: "b", uri: "/y?b+c=1+2"},
+			{path: "/api/v1/y?b%20c=1%202&old", by: "a"},
+			{path: "/api/v1/y", header: []string{"X-Version", "2", "X-Version", "2"}, by: "a"},
+			{method: "PUT", path: "/only", header: []string{"Host", "shop.example.com"}, by: "c"},
+			{path: "/only", header: []string{"Host", "shop.example.com"}, by: "a"},
+		},
+	},
+	{
+		name: "a path with other methods alone",
+		document: `
+    - {path: /api, $b, methods: [POST]}`,
+		asks: []ask{{path: "/api", status: 404, unasked: true}, {method: "POST", path: "/api", by: "b"}},
 	},
 	{
 		name: "request_headers",

@@ -88,16 +88,47 @@ func matched(e forward.Explanation) string {
 		return why
 	}
 	why += " among the routes for " + hostOf(e.Steps[last])
-	if last > 0 {
-		why += "; those for " + list(e.Steps[:last], " and ") + " do not have the path"
+	if conditions := e.Route.Conditions(); conditions != "" {
+		why += ", and its conditions hold (" + conditions + ")"
+	}
+	if without := withoutPath(e.Steps[:last]); len(without) > 0 {
+		why += "; those for " + list(without, " and ") + " do not have the path"
+	}
+	for _, missed := range missed(e.Steps, "comes before it") {
+		why += "; " + missed
 	}
 	return why
 }
 
+// withoutPath are the steps in which no route has the path.
+func withoutPath(steps []step) (out []step) {
+	for _, s := range steps {
+		if len(s.Missed) == 0 {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// missed says of each route that has the path why it is not the one. Verb is what it would have been.
+func missed(steps []step, verb string) (out []string) {
+	for _, s := range steps {
+		for _, m := range s.Missed {
+			out = append(out, m.Value.Name()+" "+verb+", but "+m.Reason)
+		}
+	}
+	return out
+}
+
+type step = route.Step[*forward.Route]
+
 // unmatched says how near the request came to a route.
 func unmatched(e forward.Explanation) string {
 	var why string
+	near := missed(e.Steps, "has the path")
 	switch {
+	case len(near) > 0:
+		why = ": " + strings.Join(near, "; ")
 	case len(e.Steps) == 0 && e.Host == "":
 		why = ": no route is for every host, and the request names none"
 	case len(e.Steps) == 0:
@@ -113,7 +144,7 @@ func unmatched(e forward.Explanation) string {
 	return why
 }
 
-func list(steps []route.Step[*forward.Route], separator string) string {
+func list(steps []step, separator string) string {
 	hosts := make([]string, 0, len(steps))
 	for _, s := range steps {
 		hosts = append(hosts, hostOf(s))
@@ -121,7 +152,7 @@ func list(steps []route.Step[*forward.Route], separator string) string {
 	return strings.Join(hosts, separator)
 }
 
-func hostOf(s route.Step[*forward.Route]) string {
+func hostOf(s step) string {
 	if s.Host == "" {
 		return "every host"
 	}

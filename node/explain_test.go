@@ -70,6 +70,32 @@ func TestExplainSaysHowNearARequestCame(t *testing.T) {
 	check("", "/b", "no route matches /b: there are routes for every host, but none has the path")
 }
 
+func TestExplainSaysWhichConditionDecides(t *testing.T) {
+	n := newNode(t, Options{})
+	b := nodetest.NewBuild().Route("/api", 3001).Route("/api [GET]", 3002).Route("/api [POST x-version=\"2\"]", 3003).Route("/shop [?beta=present]", 3004)
+	b.Routes["/api [GET]"].Path, b.Routes["/api [GET]"].Methods = "/api", []string{"GET"}
+	version := &resourcev1.FieldMatch{Name: "x-version", Condition: &resourcev1.FieldMatch_Exact{Exact: "2"}}
+	post := b.Routes["/api [POST x-version=\"2\"]"]
+	post.Path, post.Methods, post.Headers = "/api", []string{"POST"}, []*resourcev1.FieldMatch{version}
+	beta := &resourcev1.FieldMatch{Name: "beta", Condition: &resourcev1.FieldMatch_Present{Present: true}}
+	b.Routes["/shop [?beta=present]"].Path, b.Routes["/shop [?beta=present]"].Query = "/shop", []*resourcev1.FieldMatch{beta}
+	b.Routes["/shop [?beta=present]"].Hosts = []string{"shop.example.com"}
+	apply(t, n, 1, b)
+	for _, tt := range []struct{ head, route, reason string }{
+		{"GET /api", "/api [GET]", `/api is the longest prefix of the path among the routes for every host, and its conditions hold (GET); ` +
+			`those for shop.example.com do not have the path; /api [POST x-version="2"] comes before it, but the method is not POST`},
+		{"POST /api", "/api", `/api is the longest prefix of the path among the routes for every host; ` +
+			`those for shop.example.com do not have the path; /api [POST x-version="2"] comes before it, but the header x-version is not "2"; ` +
+			`/api [GET] comes before it, but the method is not GET`},
+		{"GET /shop", "", "no route matches /shop: /shop [?beta=present] has the path, but the query's beta is not there"},
+	} {
+		a := n.Explain(&fleetv1.Question{Head: []byte(tt.head + " HTTP/1.1\r\nHost: shop.example.com\r\n\r\n")})
+		if a.GetRoute() != tt.route || a.GetReason() != tt.reason {
+			t.Errorf("%s: %q because %q", tt.head, a.GetRoute(), a.GetReason())
+		}
+	}
+}
+
 func TestExplainSaysWhyTheProxyAnswersItself(t *testing.T) {
 	n := newNode(t, Options{})
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -131,6 +131,8 @@ type routeOutput struct {
 	Backends     []string `json:"backends"`
 	// Answer is what the proxy answers itself; empty: the backends answer.
 	Answer string `json:"answer"`
+	// Conditions are what is asked beyond host and path.
+	Conditions []string `json:"conditions"`
 }
 
 func (s *settings) getRoutes(ctx context.Context, c *client, out io.Writer) error {
@@ -140,7 +142,7 @@ func (s *settings) getRoutes(ctx context.Context, c *client, out io.Writer) erro
 		for _, r := range m.GetRoutes() {
 			routes = append(routes, routeOutput{
 				r.GetName(), r.GetPath(), r.GetMatch(), orEmpty(r.GetHosts()), r.GetStripPath(), r.GetPreserveHost(), orEmpty(r.GetBackends()),
-				r.GetAnswer(),
+				r.GetAnswer(), orEmpty(r.GetConditions()),
 			})
 		}
 	})
@@ -153,7 +155,7 @@ func (s *settings) getRoutes(ctx context.Context, c *client, out io.Writer) erro
 			fmt.Fprintln(out, r.Name)
 			continue
 		}
-		row := []string{r.Path, r.Match, strings.Join(r.Hosts, ","), yesNo(r.StripPath), yesNo(r.PreserveHost), listed(r.Backends, s.output == "wide")}
+		row := []string{r.Path, r.Match, strings.Join(r.Hosts, ","), strings.Join(r.Conditions, " "), yesNo(r.StripPath), yesNo(r.PreserveHost), listed(r.Backends, s.output == "wide")}
 		if r.Answer != "" {
 			row[len(row)-1] = printable(r.Answer)
 		}
@@ -162,7 +164,7 @@ func (s *settings) getRoutes(ctx context.Context, c *client, out io.Writer) erro
 	if s.output == "name" {
 		return nil
 	}
-	return table(out, []string{"PATH", "MATCH", "HOSTS", "STRIPS", "KEEPS-HOST", "BACKENDS"}, rows)
+	return table(out, []string{"PATH", "MATCH", "HOSTS", "CONDITIONS", "STRIPS", "KEEPS-HOST", "BACKENDS"}, rows)
 }
 
 // unless prints a value for programs where nothing went wrong before.

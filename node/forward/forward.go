@@ -51,6 +51,7 @@ type Route struct {
 	pool         *upstream.Pool
 	path         string // as its rule has it
 	match        resourcev1.PathMatch
+	conditions   string
 	prefix       string
 	stripPath    bool
 	preserveHost bool
@@ -81,7 +82,7 @@ func NewRoute(name string, r *resourcev1.Route, pool *upstream.Pool) (*Route, er
 	}
 	made := &Route{
 		name: name, pool: pool, path: r.GetPath(), match: r.GetMatch(), stripPath: r.GetStripPath(), preserveHost: r.GetPreserveHost(), prefix: prefix,
-		timeouts: config.TimeoutsOf(r), hashing: hashingOf(pool.Balancing()), maxBody: int64(min(r.GetMaxBodyBytes(), math.MaxInt64)),
+		conditions: config.ConditionsOf(r).String(), timeouts: config.TimeoutsOf(r), hashing: hashingOf(pool.Balancing()), maxBody: int64(min(r.GetMaxBodyBytes(), math.MaxInt64)),
 	}
 	if r.GetRateLimit() != nil {
 		made.rate = newRate(r.GetRateLimit())
@@ -97,6 +98,9 @@ func (r *Route) Name() string { return r.name }
 
 // Rule is the path that the route is for, and how it is compared.
 func (r *Route) Rule() (path string, match resourcev1.PathMatch) { return r.path, r.match }
+
+// Conditions is what else is asked of requests, as it stands in the route's name; empty: nothing.
+func (r *Route) Conditions() string { return r.conditions }
 
 // Pool is the route's pool.
 func (r *Route) Pool() *upstream.Pool { return r.pool }

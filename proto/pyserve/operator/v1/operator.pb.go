@@ -1358,7 +1358,9 @@ type RouteSummary struct {
 	PreserveHost bool     `protobuf:"varint,6,opt,name=preserve_host,json=preserveHost,proto3" json:"preserve_host,omitempty"`
 	Backends     []string `protobuf:"bytes,7,rep,name=backends,proto3" json:"backends,omitempty"`
 	// What the proxy answers itself, such as "redirect 308 /new"; empty: the backends answer.
-	Answer        string `protobuf:"bytes,8,opt,name=answer,proto3" json:"answer,omitempty"`
+	Answer string `protobuf:"bytes,8,opt,name=answer,proto3" json:"answer,omitempty"`
+	// What is asked of requests beyond host and path, such as "GET,POST", "x-version=\"2\"" and "?beta=\"1\"".
+	Conditions    []string `protobuf:"bytes,9,rep,name=conditions,proto3" json:"conditions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1447,6 +1449,13 @@ func (x *RouteSummary) GetAnswer() string {
 		return x.Answer
 	}
 	return ""
+}
+
+func (x *RouteSummary) GetConditions() []string {
+	if x != nil {
+		return x.Conditions
+	}
+	return nil
 }
 
 type ListBackendsRequest struct {
@@ -3304,7 +3313,7 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\x04data\x18\x03 \x01(\fR\x04data\"\x13\n" +
 	"\x11ListRoutesRequest\"O\n" +
 	"\x12ListRoutesResponse\x129\n" +
-	"\x06routes\x18\x01 \x03(\v2!.pyserve.operator.v1.RouteSummaryR\x06routes\"\xda\x01\n" +
+	"\x06routes\x18\x01 \x03(\v2!.pyserve.operator.v1.RouteSummaryR\x06routes\"\xfa\x01\n" +
 	"\fRouteSummary\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n" +
@@ -3314,7 +3323,10 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"strip_path\x18\x05 \x01(\bR\tstripPath\x12#\n" +
 	"\rpreserve_host\x18\x06 \x01(\bR\fpreserveHost\x12\x1a\n" +
 	"\bbackends\x18\a \x03(\tR\bbackends\x12\x16\n" +
-	"\x06answer\x18\b \x01(\tR\x06answer\"\x15\n" +
+	"\x06answer\x18\b \x01(\tR\x06answer\x12\x1e\n" +
+	"\n" +
+	"conditions\x18\t \x03(\tR\n" +
+	"conditions\"\x15\n" +
 	"\x13ListBackendsRequest\"W\n" +
 	"\x14ListBackendsResponse\x12?\n" +
 	"\bbackends\x18\x01 \x03(\v2#.pyserve.operator.v1.BackendSummaryR\bbackends\"\xb8\x02\n" +

@@ -722,7 +722,8 @@ func (x *Route) GetSticky() *Sticky {
 	return nil
 }
 
-// FieldMatch is a condition on a header field or a parameter of the query.
+// FieldMatch is a condition on a header field, whose lines are joined where it has several, or on the first parameter of a
+// name in the query.
 type FieldMatch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A header's name in lower case; a parameter's name as it is, decoded.
