@@ -196,7 +196,7 @@ func TestABurstOfDeathsIsKnownToAll(t *testing.T) {
 
 func burst(t *testing.T, nodes, backends int) {
 	f := newFleet(t, nodes, backends)
-	time.Sleep(3 * time.Minute)
+	time.Sleep(2 * time.Minute)
 	before := f.network.Traffic()
 	time.Sleep(time.Minute)
 	rest := f.network.Traffic().Since(before)

@@ -128,7 +128,7 @@ func (t *Table) Sign(votes []Vote, signed string) {
 	}
 }
 
-// Tidy drops what is too old to be kept. It is to be called every minute or so.
+// Tidy drops what is too old to be kept, and the messages of votes that count no longer. It is to be called every minute or so.
 func (t *Table) Tidy(now time.Time) {
 	for key, votes := range t.votes {
 		expected, before := t.expected[key], len(votes)
@@ -144,6 +144,11 @@ func (t *Table) Tidy(now time.Time) {
 		if len(votes) == 0 {
 			delete(t.votes, key)
 			continue
+		}
+		for i := range votes {
+			if !now.Before(votes[i].FreshUntil()) {
+				votes[i].Signed = ""
+			}
 		}
 		t.votes[key] = votes
 	}

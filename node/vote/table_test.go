@@ -106,6 +106,27 @@ func TestVotesOnACheckToComeAreKeptForAWhile(t *testing.T) {
 	}
 }
 
+// A message takes ten times as much room as a vote, and nobody is told of one that counts no longer.
+func TestMessagesAreKeptAsLongAsTheirVotesCount(t *testing.T) {
+	key := keyOf("a")
+	v := Vote{Key: key, Origin: "n1", Sequence: 1, State: Healthy, Repeat: time.Second, Heard: epoch}
+	table := NewTable()
+	table.Expect(key)
+	table.Merge([]Vote{v}, epoch)
+	table.Sign([]Vote{v}, "message")
+	other := v
+	other.Sequence = 2
+	table.Sign([]Vote{other}, "of a vote that is not there")
+	table.Tidy(v.FreshUntil().Add(-1))
+	if got := table.Of(key)[0].Signed; got != "message" {
+		t.Errorf("it came in %q", got)
+	}
+	table.Tidy(v.FreshUntil())
+	if got := table.Of(key); len(got) != 1 || got[0].Signed != "" {
+		t.Errorf("it is kept: %+v", got)
+	}
+}
+
 // Whatever is heard, what is kept is bounded, and the count of strays is right.
 func TestTableIsBounded(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
