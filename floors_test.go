@@ -27,7 +27,7 @@ var floors = map[string]int{
 	"node/meter": 1, "node/accesslog": 1,
 	// A switch of a library's, thrown before that is initialised.
 	"node/forward/xconnect": 1,
-	"cluster/state":         1, "control/rollout": 1, "control/audit": 1, "control/journal": 1,
+	"cluster/state":         1, "control/rollout": 1, "control/keyring": 1, "control/audit": 1, "control/journal": 1,
 
 	"node/peer": 2, "node/health": 2, "node/tunnel": 2, "node/listener": 2, "node/forward": 2,
 	"cluster/gossip": 2,

@@ -197,7 +197,7 @@ func (s *Store) ReadBackup(cluster string, from io.ReadSeeker, size int64) (*Res
 }
 
 // Restore puts a backup in the place of revisions and nodes, as the history of an epoch that is higher than both; sign
-// signs the active revision anew for it, so that nodes follow whatever they serve. Tokens, the authorities, contexts and their revocations, the audit trail,
+// signs the active revision anew for it, so that nodes follow whatever they serve. Tokens, the authorities, the keys of gossip, contexts and their revocations, the audit trail,
 // the set of controls and what is remembered of requests stay, and a node that is known by another key now keeps that. Who
 // asked for it, as the context's [audit.Note] says, is the last entry of the trail that stays: both come, or neither. It fails
 // with [ErrNotLeader] where this control does not lead. After another error [Store.Active] tells whether it was done.
@@ -253,7 +253,7 @@ func (s *state) handOn(next *state) {
 	next.results = results{order: s.results.order, known: maps.Clone(s.results.known)}
 	anchor, entries := s.trail.Entries()
 	next.trail = audit.Restore(anchor, slices.Clip(entries)) // what one of the two appends is not the other's
-	next.authorities = s.authorities
+	next.authorities, next.gossip = s.authorities, s.gossip
 	next.contexts, next.revocations = maps.Clone(s.contexts), maps.Clone(s.revocations)
 }
 

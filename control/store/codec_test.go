@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/pyserve/pyserve/control/audit"
+	"github.com/pyserve/pyserve/control/keyring"
 	storev1 "github.com/pyserve/pyserve/proto/pyserve/store/v1"
 )
 
@@ -59,6 +60,7 @@ func sampleState(t testing.TB) *state {
 	mustApply(t, s, putContext(1, "alice", someTime.Add(time.Hour)))
 	mustApply(t, s, putContext(2, "bob", someTime.Add(time.Hour)))
 	mustApply(t, s, revokeContext("alice", someTime))
+	mustApply(t, s, setGossipKeys(nil, keyring.Install, "old", "new"))
 	use := useToken("t1", "join", "n3", someTime)
 	use.Audit = someAudit()
 	mustApply(t, s, use)
@@ -72,6 +74,23 @@ func setAuthorities(replaces []byte, names ...string) *storev1.Command {
 		m.Authorities = append(m.Authorities, &storev1.Authority{Certificate: []byte(name), Key: []byte("key of " + name)})
 	}
 	return &storev1.Command{Version: 1, Action: &storev1.Command_SetAuthorities{SetAuthorities: m}}
+}
+
+func setGossipKeys(replaces []byte, stage keyring.Stage, names ...string) *storev1.Command {
+	ring := ringOf(stage, names...)
+	return &storev1.Command{Version: commandVersion, Action: &storev1.Command_SetGossipKeys{
+		SetGossipKeys: &storev1.SetGossipKeys{Keys: ringToProto(&ring), Replaces: replaces},
+	}}
+}
+
+// ringOf makes keys of names.
+func ringOf(stage keyring.Stage, names ...string) keyring.Ring {
+	r := keyring.Ring{Stage: stage, Since: someTime}
+	for _, name := range names {
+		key := sha256.Sum256([]byte(name))
+		r.Keys = append(r.Keys, key[:])
+	}
+	return r
 }
 
 func someAudit() *storev1.AuditEntry {
@@ -205,6 +224,7 @@ func FuzzCommand(f *testing.F) {
 	seed(useToken("t1", "join", "n4", someTime))
 	replaced := sha256.Sum256([]byte("new"))
 	seed(setAuthorities(replaced[:], "newer", "new"))
+	seed(setGossipKeys(ringOf(keyring.Install, "old", "new").Digest(), keyring.Use, "new", "old"))
 	seed(&storev1.Command{Version: 1, Action: &storev1.Command_AppendAudit{AppendAudit: &storev1.AppendAudit{}}, Audit: someAudit()})
 	seed(putContext(3, "carol", someTime.Add(2*time.Hour)))
 	seed(revokeContext("bob", someTime.Add(time.Minute)))

@@ -15,8 +15,19 @@ import (
 	storev1 "github.com/pyserve/pyserve/proto/pyserve/store/v1"
 )
 
-// commandVersion is what this program writes and the highest that it reads.
-const commandVersion = 3
+// commandVersion is the highest that this program reads. What it writes is of oldCommandVersion where that has all it needs: of
+// several controls, which are upgraded one after the other, those that are still to be then follow.
+const (
+	commandVersion    = 4
+	oldCommandVersion = 3
+)
+
+func versionOf(c *storev1.Command) uint32 {
+	if c.GetSetGossipKeys() != nil {
+		return commandVersion
+	}
+	return oldCommandVersion
+}
 
 // maxCommandBytes is above the largest bundle and document together.
 const maxCommandBytes = 2 * bundle.MaxBytes
@@ -28,7 +39,7 @@ var errTooNew = errors.New("it was written by a newer version of this program")
 // encodeCommand writes a command, sealed: a command may hold private keys. Neither raft nor its log on disk has a
 // checksum of entries, and a flipped bit must stop a control rather than be taken for a refused command; the seal tells.
 func (k *sealer) encodeCommand(c *storev1.Command) ([]byte, error) {
-	c.Version = commandVersion
+	c.Version = versionOf(c)
 	room := make([]byte, commandHead, commandHead+proto.Size(c)+tagBytes)
 	room, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend(room, c)
 	if err != nil {

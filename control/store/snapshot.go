@@ -16,11 +16,23 @@ import (
 
 	"github.com/pyserve/pyserve/config/bundle"
 	"github.com/pyserve/pyserve/control/audit"
+	"github.com/pyserve/pyserve/control/keyring"
 	storev1 "github.com/pyserve/pyserve/proto/pyserve/store/v1"
 )
 
-// snapshotVersion is what this program writes and the highest that it reads.
-const snapshotVersion = 3
+// snapshotVersion is the highest that this program reads. What it writes is of oldSnapshotVersion where that has all it needs,
+// as with commands.
+const (
+	snapshotVersion    = 4
+	oldSnapshotVersion = 3
+)
+
+func (c *capture) version() uint32 {
+	if c.gossip != nil {
+		return snapshotVersion
+	}
+	return oldSnapshotVersion
+}
 
 // maxRecordBytes is above the longest record, which is a past revision that replaced a whole bundle.
 const maxRecordBytes = 2 * bundle.MaxBytes
@@ -45,6 +57,7 @@ type capture struct {
 	authorities []Authority
 	contexts    []Context
 	revocations []Revocation
+	gossip      *keyring.Ring
 }
 
 // capture shares what is never changed: versions, and slices that are only appended to or replaced.
@@ -52,7 +65,7 @@ func (s *state) capture() *capture {
 	c := &capture{
 		epoch: s.epoch, active: s.active, past: s.past, lines: s.lines, nodes: sorted(s.nodes), tokens: sorted(s.tokens),
 		servers: sorted(s.servers), results: s.results.order,
-		authorities: s.authorities, contexts: sorted(s.contexts), revocations: sorted(s.revocations),
+		authorities: s.authorities, contexts: sorted(s.contexts), revocations: sorted(s.revocations), gossip: s.gossip,
 	}
 	c.anchor, c.entries = s.trail.Entries()
 	return c
@@ -82,7 +95,7 @@ func (*capture) Release() {}
 func (c *capture) writeTo(to io.Writer) error {
 	w := &snapshotWriter{to: bufio.NewWriterSize(to, 1<<16), sum: sha256.New(), written: map[sum]bool{}}
 	w.record(&storev1.SnapshotRecord{Record: &storev1.SnapshotRecord_Header{
-		Header: &storev1.SnapshotHeader{Version: snapshotVersion, Epoch: c.epoch},
+		Header: &storev1.SnapshotHeader{Version: c.version(), Epoch: c.epoch},
 	}})
 	w.history(c)
 	for _, r := range c.lines {
@@ -109,6 +122,9 @@ func (c *capture) writeTo(to io.Writer) error {
 	}
 	for _, revoked := range c.revocations {
 		w.record(&storev1.SnapshotRecord{Record: &storev1.SnapshotRecord_Revocation{Revocation: revoked.toProto()}})
+	}
+	if c.gossip != nil {
+		w.record(&storev1.SnapshotRecord{Record: &storev1.SnapshotRecord_GossipKeys{GossipKeys: ringToProto(c.gossip)}})
 	}
 	w.record(&storev1.SnapshotRecord{Record: &storev1.SnapshotRecord_End{
 		End: &storev1.SnapshotEnd{Sha256: w.sum.Sum(nil)},
@@ -289,6 +305,8 @@ func (r *snapshotReader) take(record *storev1.SnapshotRecord) error {
 		return r.auditEntry(is.AuditEntry)
 	case *storev1.SnapshotRecord_Authority:
 		return r.authority(is.Authority)
+	case *storev1.SnapshotRecord_GossipKeys:
+		return r.gossipKeys(is.GossipKeys)
 	case *storev1.SnapshotRecord_Context:
 		c, err := contextFrom(is.Context)
 		if err != nil {
@@ -439,6 +457,18 @@ func (r *snapshotReader) authority(m *storev1.Authority) error {
 		return errors.New("it is damaged: it holds too many authorities")
 	}
 	r.state.authorities = append(r.state.authorities, a)
+	return nil
+}
+
+func (r *snapshotReader) gossipKeys(m *storev1.GossipKeys) error {
+	ring, err := ringFrom(m)
+	if err != nil {
+		return err
+	}
+	if r.state.gossip != nil {
+		return errors.New("it is damaged: it holds the keys of gossip twice")
+	}
+	r.state.gossip = &ring
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/pyserve/pyserve/config"
 	"github.com/pyserve/pyserve/config/bundle"
 	"github.com/pyserve/pyserve/control/audit"
+	"github.com/pyserve/pyserve/control/keyring"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 	storev1 "github.com/pyserve/pyserve/proto/pyserve/store/v1"
 )
@@ -47,6 +48,7 @@ type state struct {
 	authorities []Authority
 	contexts    map[string]Context // by key hash
 	revocations map[string]Revocation
+	gossip      *keyring.Ring // nil: the keys that the cluster was made with
 }
 
 // version is one whole revision.
@@ -143,6 +145,8 @@ func (s *state) act(c *storev1.Command) error {
 		return s.useToken(action.UseToken)
 	case *storev1.Command_SetAuthorities:
 		return s.setAuthorities(action.SetAuthorities)
+	case *storev1.Command_SetGossipKeys:
+		return s.setGossipKeys(action.SetGossipKeys)
 	case *storev1.Command_PutContext:
 		return s.putContext(action.PutContext)
 	case *storev1.Command_RevokeContext:

@@ -136,7 +136,7 @@ func (x Drain_What) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Drain_What.Descriptor instead.
 func (Drain_What) EnumDescriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{38, 0}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{39, 0}
 }
 
 type EnrollRequest struct {
@@ -798,6 +798,7 @@ type ToNode struct {
 	//	*ToNode_Abort
 	//	*ToNode_Question
 	//	*ToNode_Authority
+	//	*ToNode_GossipKeys
 	//	*ToNode_Controls
 	//	*ToNode_Redirect
 	Message       isToNode_Message `protobuf_oneof:"message"`
@@ -905,6 +906,15 @@ func (x *ToNode) GetAuthority() *AuthorityInUse {
 	return nil
 }
 
+func (x *ToNode) GetGossipKeys() *GossipKeys {
+	if x != nil {
+		if x, ok := x.Message.(*ToNode_GossipKeys); ok {
+			return x.GossipKeys
+		}
+	}
+	return nil
+}
+
 func (x *ToNode) GetControls() *Controls {
 	if x != nil {
 		if x, ok := x.Message.(*ToNode_Controls); ok {
@@ -955,6 +965,10 @@ type ToNode_Authority struct {
 	Authority *AuthorityInUse `protobuf:"bytes,20,opt,name=authority,proto3,oneof"`
 }
 
+type ToNode_GossipKeys struct {
+	GossipKeys *GossipKeys `protobuf:"bytes,21,opt,name=gossip_keys,json=gossipKeys,proto3,oneof"`
+}
+
 type ToNode_Controls struct {
 	Controls *Controls `protobuf:"bytes,7,opt,name=controls,proto3,oneof"`
 }
@@ -976,6 +990,8 @@ func (*ToNode_Abort) isToNode_Message() {}
 func (*ToNode_Question) isToNode_Message() {}
 
 func (*ToNode_Authority) isToNode_Message() {}
+
+func (*ToNode_GossipKeys) isToNode_Message() {}
 
 func (*ToNode_Controls) isToNode_Message() {}
 
@@ -1237,6 +1253,53 @@ func (x *Controls) GetEndpoints() []string {
 	return nil
 }
 
+// GossipKeys tells of other keys of gossip than those that Welcome named. The node uses them from then on, keeps them on its
+// disk, and says so in Status.
+type GossipKeys struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in Welcome; 1 to 16 of 32 bytes each.
+	Keys          [][]byte `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GossipKeys) Reset() {
+	*x = GossipKeys{}
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GossipKeys) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GossipKeys) ProtoMessage() {}
+
+func (x *GossipKeys) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GossipKeys.ProtoReflect.Descriptor instead.
+func (*GossipKeys) Descriptor() ([]byte, []int) {
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *GossipKeys) GetKeys() [][]byte {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
 // AuthorityInUse says which authority issues certificates now. A node whose certificate another one issued renews it at
 // once.
 type AuthorityInUse struct {
@@ -1249,7 +1312,7 @@ type AuthorityInUse struct {
 
 func (x *AuthorityInUse) Reset() {
 	*x = AuthorityInUse{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[14]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1261,7 +1324,7 @@ func (x *AuthorityInUse) String() string {
 func (*AuthorityInUse) ProtoMessage() {}
 
 func (x *AuthorityInUse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[14]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1274,7 +1337,7 @@ func (x *AuthorityInUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityInUse.ProtoReflect.Descriptor instead.
 func (*AuthorityInUse) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{14}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AuthorityInUse) GetSha256() []byte {
@@ -1300,7 +1363,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[15]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1312,7 +1375,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[15]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1325,7 +1388,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{15}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Release) GetEpoch() uint64 {
@@ -1370,7 +1433,7 @@ type Offer struct {
 
 func (x *Offer) Reset() {
 	*x = Offer{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[16]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1382,7 +1445,7 @@ func (x *Offer) String() string {
 func (*Offer) ProtoMessage() {}
 
 func (x *Offer) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[16]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1395,7 +1458,7 @@ func (x *Offer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Offer.ProtoReflect.Descriptor instead.
 func (*Offer) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{16}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Offer) GetNonce() uint64 {
@@ -1434,7 +1497,7 @@ type OfferPart struct {
 
 func (x *OfferPart) Reset() {
 	*x = OfferPart{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[17]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1446,7 +1509,7 @@ func (x *OfferPart) String() string {
 func (*OfferPart) ProtoMessage() {}
 
 func (x *OfferPart) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[17]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1459,7 +1522,7 @@ func (x *OfferPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OfferPart.ProtoReflect.Descriptor instead.
 func (*OfferPart) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{17}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *OfferPart) GetNonce() uint64 {
@@ -1500,7 +1563,7 @@ type ResourceKey struct {
 
 func (x *ResourceKey) Reset() {
 	*x = ResourceKey{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[18]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1512,7 +1575,7 @@ func (x *ResourceKey) String() string {
 func (*ResourceKey) ProtoMessage() {}
 
 func (x *ResourceKey) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[18]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1525,7 +1588,7 @@ func (x *ResourceKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceKey.ProtoReflect.Descriptor instead.
 func (*ResourceKey) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{18}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ResourceKey) GetKind() string {
@@ -1554,7 +1617,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[19]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1566,7 +1629,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[19]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1579,7 +1642,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{19}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Resource) GetKind() string {
@@ -1615,7 +1678,7 @@ type Prepared struct {
 
 func (x *Prepared) Reset() {
 	*x = Prepared{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[20]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1627,7 +1690,7 @@ func (x *Prepared) String() string {
 func (*Prepared) ProtoMessage() {}
 
 func (x *Prepared) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[20]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1640,7 +1703,7 @@ func (x *Prepared) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prepared.ProtoReflect.Descriptor instead.
 func (*Prepared) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{20}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Prepared) GetNonce() uint64 {
@@ -1669,7 +1732,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[21]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1681,7 +1744,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[21]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1694,7 +1757,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{21}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Refusal) GetField() string {
@@ -1721,7 +1784,7 @@ type Commit struct {
 
 func (x *Commit) Reset() {
 	*x = Commit{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[22]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1733,7 +1796,7 @@ func (x *Commit) String() string {
 func (*Commit) ProtoMessage() {}
 
 func (x *Commit) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[22]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1746,7 +1809,7 @@ func (x *Commit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Commit.ProtoReflect.Descriptor instead.
 func (*Commit) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{22}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Commit) GetNonce() uint64 {
@@ -1766,7 +1829,7 @@ type Abort struct {
 
 func (x *Abort) Reset() {
 	*x = Abort{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[23]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1778,7 +1841,7 @@ func (x *Abort) String() string {
 func (*Abort) ProtoMessage() {}
 
 func (x *Abort) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[23]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1791,7 +1854,7 @@ func (x *Abort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Abort.ProtoReflect.Descriptor instead.
 func (*Abort) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{23}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Abort) GetNonce() uint64 {
@@ -1812,7 +1875,7 @@ type Committed struct {
 
 func (x *Committed) Reset() {
 	*x = Committed{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[24]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1824,7 +1887,7 @@ func (x *Committed) String() string {
 func (*Committed) ProtoMessage() {}
 
 func (x *Committed) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[24]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1837,7 +1900,7 @@ func (x *Committed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Committed.ProtoReflect.Descriptor instead.
 func (*Committed) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{24}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Committed) GetNonce() uint64 {
@@ -1865,7 +1928,7 @@ type NeedFull struct {
 
 func (x *NeedFull) Reset() {
 	*x = NeedFull{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[25]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1877,7 +1940,7 @@ func (x *NeedFull) String() string {
 func (*NeedFull) ProtoMessage() {}
 
 func (x *NeedFull) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[25]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1890,7 +1953,7 @@ func (x *NeedFull) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NeedFull.ProtoReflect.Descriptor instead.
 func (*NeedFull) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{25}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *NeedFull) GetNonce() uint64 {
@@ -1916,7 +1979,7 @@ type Leaving struct {
 
 func (x *Leaving) Reset() {
 	*x = Leaving{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[26]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1928,7 +1991,7 @@ func (x *Leaving) String() string {
 func (*Leaving) ProtoMessage() {}
 
 func (x *Leaving) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[26]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1941,7 +2004,7 @@ func (x *Leaving) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Leaving.ProtoReflect.Descriptor instead.
 func (*Leaving) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{26}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{27}
 }
 
 // Status is sent every second, and at once when something changed.
@@ -1962,14 +2025,17 @@ type Status struct {
 	// sentence each.
 	Notes []string `protobuf:"bytes,8,rep,name=notes,proto3" json:"notes,omitempty"`
 	// SHA-256 of the authority's certificate that issued the node's, 32 bytes.
-	Authority     []byte `protobuf:"bytes,20,opt,name=authority,proto3" json:"authority,omitempty"`
+	Authority []byte `protobuf:"bytes,20,opt,name=authority,proto3" json:"authority,omitempty"`
+	// SHA-256 over the keys of gossip that the node uses and has on its disk, one after the other in their order, 32 bytes.
+	// Empty: it has none yet, or not on its disk.
+	GossipKeys    []byte `protobuf:"bytes,21,opt,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[27]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1981,7 +2047,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[27]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1994,7 +2060,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{27}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Status) GetApplied() *Release {
@@ -2060,6 +2126,13 @@ func (x *Status) GetAuthority() []byte {
 	return nil
 }
 
+func (x *Status) GetGossipKeys() []byte {
+	if x != nil {
+		return x.GossipKeys
+	}
+	return nil
+}
+
 // BackendStatus is one node's verdict on one backend of one route.
 type BackendStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2078,7 +2151,7 @@ type BackendStatus struct {
 
 func (x *BackendStatus) Reset() {
 	*x = BackendStatus{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[28]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2090,7 +2163,7 @@ func (x *BackendStatus) String() string {
 func (*BackendStatus) ProtoMessage() {}
 
 func (x *BackendStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[28]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2103,7 +2176,7 @@ func (x *BackendStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackendStatus.ProtoReflect.Descriptor instead.
 func (*BackendStatus) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{28}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *BackendStatus) GetRoute() string {
@@ -2160,7 +2233,7 @@ type Question struct {
 
 func (x *Question) Reset() {
 	*x = Question{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[29]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2172,7 +2245,7 @@ func (x *Question) String() string {
 func (*Question) ProtoMessage() {}
 
 func (x *Question) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[29]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2185,7 +2258,7 @@ func (x *Question) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Question.ProtoReflect.Descriptor instead.
 func (*Question) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{29}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Question) GetId() uint64 {
@@ -2260,7 +2333,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[30]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2272,7 +2345,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[30]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2285,7 +2358,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{30}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Answer) GetId() uint64 {
@@ -2376,7 +2449,7 @@ type Verdicts struct {
 
 func (x *Verdicts) Reset() {
 	*x = Verdicts{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[31]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2388,7 +2461,7 @@ func (x *Verdicts) String() string {
 func (*Verdicts) ProtoMessage() {}
 
 func (x *Verdicts) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[31]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2401,7 +2474,7 @@ func (x *Verdicts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verdicts.ProtoReflect.Descriptor instead.
 func (*Verdicts) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{31}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Verdicts) GetEvidence() []*Evidence {
@@ -2440,7 +2513,7 @@ type Evidence struct {
 
 func (x *Evidence) Reset() {
 	*x = Evidence{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[32]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2452,7 +2525,7 @@ func (x *Evidence) String() string {
 func (*Evidence) ProtoMessage() {}
 
 func (x *Evidence) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[32]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2465,7 +2538,7 @@ func (x *Evidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
 func (*Evidence) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{32}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Evidence) GetStatus() *BackendStatus {
@@ -2563,7 +2636,7 @@ type Vote struct {
 
 func (x *Vote) Reset() {
 	*x = Vote{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[33]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2575,7 +2648,7 @@ func (x *Vote) String() string {
 func (*Vote) ProtoMessage() {}
 
 func (x *Vote) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[33]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2588,7 +2661,7 @@ func (x *Vote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Vote.ProtoReflect.Descriptor instead.
 func (*Vote) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{33}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Vote) GetNode() string {
@@ -2644,7 +2717,7 @@ type TakeSample struct {
 
 func (x *TakeSample) Reset() {
 	*x = TakeSample{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[34]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2656,7 +2729,7 @@ func (x *TakeSample) String() string {
 func (*TakeSample) ProtoMessage() {}
 
 func (x *TakeSample) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[34]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2669,7 +2742,7 @@ func (x *TakeSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeSample.ProtoReflect.Descriptor instead.
 func (*TakeSample) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{34}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *TakeSample) GetRoutes() uint32 {
@@ -2701,7 +2774,7 @@ type Sample struct {
 
 func (x *Sample) Reset() {
 	*x = Sample{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[35]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2713,7 +2786,7 @@ func (x *Sample) String() string {
 func (*Sample) ProtoMessage() {}
 
 func (x *Sample) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[35]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2726,7 +2799,7 @@ func (x *Sample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sample.ProtoReflect.Descriptor instead.
 func (*Sample) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{35}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Sample) GetAt() *durationpb.Duration {
@@ -2795,7 +2868,7 @@ type RouteCounts struct {
 
 func (x *RouteCounts) Reset() {
 	*x = RouteCounts{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[36]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2807,7 +2880,7 @@ func (x *RouteCounts) String() string {
 func (*RouteCounts) ProtoMessage() {}
 
 func (x *RouteCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[36]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2820,7 +2893,7 @@ func (x *RouteCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteCounts.ProtoReflect.Descriptor instead.
 func (*RouteCounts) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{36}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RouteCounts) GetRoute() string {
@@ -2856,7 +2929,7 @@ type Counts struct {
 
 func (x *Counts) Reset() {
 	*x = Counts{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[37]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2868,7 +2941,7 @@ func (x *Counts) String() string {
 func (*Counts) ProtoMessage() {}
 
 func (x *Counts) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[37]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2881,7 +2954,7 @@ func (x *Counts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counts.ProtoReflect.Descriptor instead.
 func (*Counts) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{37}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Counts) GetRequests() uint64 {
@@ -2938,7 +3011,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[38]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2950,7 +3023,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[38]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2963,7 +3036,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{38}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Drain) GetWhat() Drain_What {
@@ -2992,7 +3065,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[39]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3004,7 +3077,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[39]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3017,7 +3090,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{39}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Load) GetRequests() uint64 {
@@ -3048,7 +3121,7 @@ type Forward struct {
 
 func (x *Forward) Reset() {
 	*x = Forward{}
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[40]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3060,7 +3133,7 @@ func (x *Forward) String() string {
 func (*Forward) ProtoMessage() {}
 
 func (x *Forward) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[40]
+	mi := &file_pyserve_fleet_v1_fleet_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3073,7 +3146,7 @@ func (x *Forward) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forward.ProtoReflect.Descriptor instead.
 func (*Forward) Descriptor() ([]byte, []int) {
-	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{40}
+	return file_pyserve_fleet_v1_fleet_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Forward) GetMethod() string {
@@ -3151,7 +3224,7 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x06status\x18\x05 \x01(\v2\x18.pyserve.fleet.v1.StatusH\x00R\x06status\x125\n" +
 	"\aleaving\x18\x06 \x01(\v2\x19.pyserve.fleet.v1.LeavingH\x00R\aleaving\x122\n" +
 	"\x06answer\x18\a \x01(\v2\x18.pyserve.fleet.v1.AnswerH\x00R\x06answerB\t\n" +
-	"\amessage\"\x8e\x04\n" +
+	"\amessage\"\xcf\x04\n" +
 	"\x06ToNode\x125\n" +
 	"\awelcome\x18\x01 \x01(\v2\x19.pyserve.fleet.v1.WelcomeH\x00R\awelcome\x12/\n" +
 	"\x05offer\x18\x02 \x01(\v2\x17.pyserve.fleet.v1.OfferH\x00R\x05offer\x12<\n" +
@@ -3160,7 +3233,9 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x06commit\x18\x04 \x01(\v2\x18.pyserve.fleet.v1.CommitH\x00R\x06commit\x12/\n" +
 	"\x05abort\x18\x05 \x01(\v2\x17.pyserve.fleet.v1.AbortH\x00R\x05abort\x128\n" +
 	"\bquestion\x18\x06 \x01(\v2\x1a.pyserve.fleet.v1.QuestionH\x00R\bquestion\x12@\n" +
-	"\tauthority\x18\x14 \x01(\v2 .pyserve.fleet.v1.AuthorityInUseH\x00R\tauthority\x128\n" +
+	"\tauthority\x18\x14 \x01(\v2 .pyserve.fleet.v1.AuthorityInUseH\x00R\tauthority\x12?\n" +
+	"\vgossip_keys\x18\x15 \x01(\v2\x1c.pyserve.fleet.v1.GossipKeysH\x00R\n" +
+	"gossipKeys\x128\n" +
 	"\bcontrols\x18\a \x01(\v2\x1a.pyserve.fleet.v1.ControlsH\x00R\bcontrols\x128\n" +
 	"\bredirect\x18\b \x01(\v2\x1a.pyserve.fleet.v1.RedirectH\x00R\bredirectB\t\n" +
 	"\amessage\"=\n" +
@@ -3180,7 +3255,10 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\bcontrols\x18\x04 \x03(\tR\bcontrols\x12\x18\n" +
 	"\avoucher\x18\x05 \x01(\fR\avoucher\"(\n" +
 	"\bControls\x12\x1c\n" +
-	"\tendpoints\x18\x01 \x03(\tR\tendpoints\"(\n" +
+	"\tendpoints\x18\x01 \x03(\tR\tendpoints\" \n" +
+	"\n" +
+	"GossipKeys\x12\x12\n" +
+	"\x04keys\x18\x01 \x03(\fR\x04keys\"(\n" +
 	"\x0eAuthorityInUse\x12\x16\n" +
 	"\x06sha256\x18\x01 \x01(\fR\x06sha256\"q\n" +
 	"\aRelease\x12\x14\n" +
@@ -3221,7 +3299,7 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\bNeedFull\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\t\n" +
-	"\aLeaving\"\xe5\x02\n" +
+	"\aLeaving\"\x86\x03\n" +
 	"\x06Status\x123\n" +
 	"\aapplied\x18\x01 \x01(\v2\x19.pyserve.fleet.v1.ReleaseR\aapplied\x12\x16\n" +
 	"\x06listen\x18\x02 \x01(\tR\x06listen\x12%\n" +
@@ -3231,7 +3309,9 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\rbackends_full\x18\x06 \x01(\bR\fbackendsFull\x125\n" +
 	"\brefusals\x18\a \x03(\v2\x19.pyserve.fleet.v1.RefusalR\brefusals\x12\x14\n" +
 	"\x05notes\x18\b \x03(\tR\x05notes\x12\x1c\n" +
-	"\tauthority\x18\x14 \x01(\fR\tauthority\"\xbf\x01\n" +
+	"\tauthority\x18\x14 \x01(\fR\tauthority\x12\x1f\n" +
+	"\vgossip_keys\x18\x15 \x01(\fR\n" +
+	"gossipKeys\"\xbf\x01\n" +
 	"\rBackendStatus\x12\x14\n" +
 	"\x05route\x18\x01 \x01(\tR\x05route\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x124\n" +
@@ -3349,7 +3429,7 @@ func file_pyserve_fleet_v1_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_pyserve_fleet_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_pyserve_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_pyserve_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_pyserve_fleet_v1_fleet_proto_goTypes = []any{
 	(BackendState)(0),             // 0: pyserve.fleet.v1.BackendState
 	(Drain_What)(0),               // 1: pyserve.fleet.v1.Drain.What
@@ -3367,103 +3447,105 @@ var file_pyserve_fleet_v1_fleet_proto_goTypes = []any{
 	(*Hello)(nil),                 // 13: pyserve.fleet.v1.Hello
 	(*Welcome)(nil),               // 14: pyserve.fleet.v1.Welcome
 	(*Controls)(nil),              // 15: pyserve.fleet.v1.Controls
-	(*AuthorityInUse)(nil),        // 16: pyserve.fleet.v1.AuthorityInUse
-	(*Release)(nil),               // 17: pyserve.fleet.v1.Release
-	(*Offer)(nil),                 // 18: pyserve.fleet.v1.Offer
-	(*OfferPart)(nil),             // 19: pyserve.fleet.v1.OfferPart
-	(*ResourceKey)(nil),           // 20: pyserve.fleet.v1.ResourceKey
-	(*Resource)(nil),              // 21: pyserve.fleet.v1.Resource
-	(*Prepared)(nil),              // 22: pyserve.fleet.v1.Prepared
-	(*Refusal)(nil),               // 23: pyserve.fleet.v1.Refusal
-	(*Commit)(nil),                // 24: pyserve.fleet.v1.Commit
-	(*Abort)(nil),                 // 25: pyserve.fleet.v1.Abort
-	(*Committed)(nil),             // 26: pyserve.fleet.v1.Committed
-	(*NeedFull)(nil),              // 27: pyserve.fleet.v1.NeedFull
-	(*Leaving)(nil),               // 28: pyserve.fleet.v1.Leaving
-	(*Status)(nil),                // 29: pyserve.fleet.v1.Status
-	(*BackendStatus)(nil),         // 30: pyserve.fleet.v1.BackendStatus
-	(*Question)(nil),              // 31: pyserve.fleet.v1.Question
-	(*Answer)(nil),                // 32: pyserve.fleet.v1.Answer
-	(*Verdicts)(nil),              // 33: pyserve.fleet.v1.Verdicts
-	(*Evidence)(nil),              // 34: pyserve.fleet.v1.Evidence
-	(*Vote)(nil),                  // 35: pyserve.fleet.v1.Vote
-	(*TakeSample)(nil),            // 36: pyserve.fleet.v1.TakeSample
-	(*Sample)(nil),                // 37: pyserve.fleet.v1.Sample
-	(*RouteCounts)(nil),           // 38: pyserve.fleet.v1.RouteCounts
-	(*Counts)(nil),                // 39: pyserve.fleet.v1.Counts
-	(*Drain)(nil),                 // 40: pyserve.fleet.v1.Drain
-	(*Load)(nil),                  // 41: pyserve.fleet.v1.Load
-	(*Forward)(nil),               // 42: pyserve.fleet.v1.Forward
-	(*durationpb.Duration)(nil),   // 43: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 44: google.protobuf.Timestamp
+	(*GossipKeys)(nil),            // 16: pyserve.fleet.v1.GossipKeys
+	(*AuthorityInUse)(nil),        // 17: pyserve.fleet.v1.AuthorityInUse
+	(*Release)(nil),               // 18: pyserve.fleet.v1.Release
+	(*Offer)(nil),                 // 19: pyserve.fleet.v1.Offer
+	(*OfferPart)(nil),             // 20: pyserve.fleet.v1.OfferPart
+	(*ResourceKey)(nil),           // 21: pyserve.fleet.v1.ResourceKey
+	(*Resource)(nil),              // 22: pyserve.fleet.v1.Resource
+	(*Prepared)(nil),              // 23: pyserve.fleet.v1.Prepared
+	(*Refusal)(nil),               // 24: pyserve.fleet.v1.Refusal
+	(*Commit)(nil),                // 25: pyserve.fleet.v1.Commit
+	(*Abort)(nil),                 // 26: pyserve.fleet.v1.Abort
+	(*Committed)(nil),             // 27: pyserve.fleet.v1.Committed
+	(*NeedFull)(nil),              // 28: pyserve.fleet.v1.NeedFull
+	(*Leaving)(nil),               // 29: pyserve.fleet.v1.Leaving
+	(*Status)(nil),                // 30: pyserve.fleet.v1.Status
+	(*BackendStatus)(nil),         // 31: pyserve.fleet.v1.BackendStatus
+	(*Question)(nil),              // 32: pyserve.fleet.v1.Question
+	(*Answer)(nil),                // 33: pyserve.fleet.v1.Answer
+	(*Verdicts)(nil),              // 34: pyserve.fleet.v1.Verdicts
+	(*Evidence)(nil),              // 35: pyserve.fleet.v1.Evidence
+	(*Vote)(nil),                  // 36: pyserve.fleet.v1.Vote
+	(*TakeSample)(nil),            // 37: pyserve.fleet.v1.TakeSample
+	(*Sample)(nil),                // 38: pyserve.fleet.v1.Sample
+	(*RouteCounts)(nil),           // 39: pyserve.fleet.v1.RouteCounts
+	(*Counts)(nil),                // 40: pyserve.fleet.v1.Counts
+	(*Drain)(nil),                 // 41: pyserve.fleet.v1.Drain
+	(*Load)(nil),                  // 42: pyserve.fleet.v1.Load
+	(*Forward)(nil),               // 43: pyserve.fleet.v1.Forward
+	(*durationpb.Duration)(nil),   // 44: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 45: google.protobuf.Timestamp
 }
 var file_pyserve_fleet_v1_fleet_proto_depIdxs = []int32{
 	9,  // 0: pyserve.fleet.v1.EnrollResponse.identity:type_name -> pyserve.fleet.v1.Identity
 	6,  // 1: pyserve.fleet.v1.JoinResponse.identity:type_name -> pyserve.fleet.v1.SecretFile
 	9,  // 2: pyserve.fleet.v1.RenewResponse.identity:type_name -> pyserve.fleet.v1.Identity
 	13, // 3: pyserve.fleet.v1.FromNode.hello:type_name -> pyserve.fleet.v1.Hello
-	22, // 4: pyserve.fleet.v1.FromNode.prepared:type_name -> pyserve.fleet.v1.Prepared
-	26, // 5: pyserve.fleet.v1.FromNode.committed:type_name -> pyserve.fleet.v1.Committed
-	27, // 6: pyserve.fleet.v1.FromNode.need_full:type_name -> pyserve.fleet.v1.NeedFull
-	29, // 7: pyserve.fleet.v1.FromNode.status:type_name -> pyserve.fleet.v1.Status
-	28, // 8: pyserve.fleet.v1.FromNode.leaving:type_name -> pyserve.fleet.v1.Leaving
-	32, // 9: pyserve.fleet.v1.FromNode.answer:type_name -> pyserve.fleet.v1.Answer
+	23, // 4: pyserve.fleet.v1.FromNode.prepared:type_name -> pyserve.fleet.v1.Prepared
+	27, // 5: pyserve.fleet.v1.FromNode.committed:type_name -> pyserve.fleet.v1.Committed
+	28, // 6: pyserve.fleet.v1.FromNode.need_full:type_name -> pyserve.fleet.v1.NeedFull
+	30, // 7: pyserve.fleet.v1.FromNode.status:type_name -> pyserve.fleet.v1.Status
+	29, // 8: pyserve.fleet.v1.FromNode.leaving:type_name -> pyserve.fleet.v1.Leaving
+	33, // 9: pyserve.fleet.v1.FromNode.answer:type_name -> pyserve.fleet.v1.Answer
 	14, // 10: pyserve.fleet.v1.ToNode.welcome:type_name -> pyserve.fleet.v1.Welcome
-	18, // 11: pyserve.fleet.v1.ToNode.offer:type_name -> pyserve.fleet.v1.Offer
-	19, // 12: pyserve.fleet.v1.ToNode.offer_part:type_name -> pyserve.fleet.v1.OfferPart
-	24, // 13: pyserve.fleet.v1.ToNode.commit:type_name -> pyserve.fleet.v1.Commit
-	25, // 14: pyserve.fleet.v1.ToNode.abort:type_name -> pyserve.fleet.v1.Abort
-	31, // 15: pyserve.fleet.v1.ToNode.question:type_name -> pyserve.fleet.v1.Question
-	16, // 16: pyserve.fleet.v1.ToNode.authority:type_name -> pyserve.fleet.v1.AuthorityInUse
-	15, // 17: pyserve.fleet.v1.ToNode.controls:type_name -> pyserve.fleet.v1.Controls
-	12, // 18: pyserve.fleet.v1.ToNode.redirect:type_name -> pyserve.fleet.v1.Redirect
-	43, // 19: pyserve.fleet.v1.Redirect.spread:type_name -> google.protobuf.Duration
-	17, // 20: pyserve.fleet.v1.Hello.applied:type_name -> pyserve.fleet.v1.Release
-	17, // 21: pyserve.fleet.v1.Hello.stored:type_name -> pyserve.fleet.v1.Release
-	17, // 22: pyserve.fleet.v1.Offer.release:type_name -> pyserve.fleet.v1.Release
-	20, // 23: pyserve.fleet.v1.OfferPart.removed:type_name -> pyserve.fleet.v1.ResourceKey
-	21, // 24: pyserve.fleet.v1.OfferPart.upserted:type_name -> pyserve.fleet.v1.Resource
-	23, // 25: pyserve.fleet.v1.Prepared.refusals:type_name -> pyserve.fleet.v1.Refusal
-	17, // 26: pyserve.fleet.v1.Committed.applied:type_name -> pyserve.fleet.v1.Release
-	17, // 27: pyserve.fleet.v1.Status.applied:type_name -> pyserve.fleet.v1.Release
-	30, // 28: pyserve.fleet.v1.Status.backends:type_name -> pyserve.fleet.v1.BackendStatus
-	23, // 29: pyserve.fleet.v1.Status.refusals:type_name -> pyserve.fleet.v1.Refusal
-	0,  // 30: pyserve.fleet.v1.BackendStatus.state:type_name -> pyserve.fleet.v1.BackendState
-	44, // 31: pyserve.fleet.v1.BackendStatus.since:type_name -> google.protobuf.Timestamp
-	40, // 32: pyserve.fleet.v1.Question.drain:type_name -> pyserve.fleet.v1.Drain
-	36, // 33: pyserve.fleet.v1.Question.take:type_name -> pyserve.fleet.v1.TakeSample
-	42, // 34: pyserve.fleet.v1.Answer.forward:type_name -> pyserve.fleet.v1.Forward
-	30, // 35: pyserve.fleet.v1.Answer.backends:type_name -> pyserve.fleet.v1.BackendStatus
-	41, // 36: pyserve.fleet.v1.Answer.load:type_name -> pyserve.fleet.v1.Load
-	37, // 37: pyserve.fleet.v1.Answer.sample:type_name -> pyserve.fleet.v1.Sample
-	33, // 38: pyserve.fleet.v1.Answer.verdicts:type_name -> pyserve.fleet.v1.Verdicts
-	34, // 39: pyserve.fleet.v1.Verdicts.evidence:type_name -> pyserve.fleet.v1.Evidence
-	30, // 40: pyserve.fleet.v1.Evidence.status:type_name -> pyserve.fleet.v1.BackendStatus
-	30, // 41: pyserve.fleet.v1.Evidence.own:type_name -> pyserve.fleet.v1.BackendStatus
-	35, // 42: pyserve.fleet.v1.Evidence.votes:type_name -> pyserve.fleet.v1.Vote
-	44, // 43: pyserve.fleet.v1.Evidence.refused_since:type_name -> google.protobuf.Timestamp
-	44, // 44: pyserve.fleet.v1.Vote.since:type_name -> google.protobuf.Timestamp
-	43, // 45: pyserve.fleet.v1.Vote.age:type_name -> google.protobuf.Duration
-	43, // 46: pyserve.fleet.v1.Sample.at:type_name -> google.protobuf.Duration
-	41, // 47: pyserve.fleet.v1.Sample.load:type_name -> pyserve.fleet.v1.Load
-	39, // 48: pyserve.fleet.v1.Sample.all:type_name -> pyserve.fleet.v1.Counts
-	38, // 49: pyserve.fleet.v1.Sample.routes:type_name -> pyserve.fleet.v1.RouteCounts
-	39, // 50: pyserve.fleet.v1.RouteCounts.counts:type_name -> pyserve.fleet.v1.Counts
-	1,  // 51: pyserve.fleet.v1.Drain.what:type_name -> pyserve.fleet.v1.Drain.What
-	43, // 52: pyserve.fleet.v1.Drain.over:type_name -> google.protobuf.Duration
-	2,  // 53: pyserve.fleet.v1.Enrollment.Enroll:input_type -> pyserve.fleet.v1.EnrollRequest
-	4,  // 54: pyserve.fleet.v1.Enrollment.Join:input_type -> pyserve.fleet.v1.JoinRequest
-	10, // 55: pyserve.fleet.v1.Fleet.Connect:input_type -> pyserve.fleet.v1.FromNode
-	7,  // 56: pyserve.fleet.v1.Fleet.Renew:input_type -> pyserve.fleet.v1.RenewRequest
-	3,  // 57: pyserve.fleet.v1.Enrollment.Enroll:output_type -> pyserve.fleet.v1.EnrollResponse
-	5,  // 58: pyserve.fleet.v1.Enrollment.Join:output_type -> pyserve.fleet.v1.JoinResponse
-	11, // 59: pyserve.fleet.v1.Fleet.Connect:output_type -> pyserve.fleet.v1.ToNode
-	8,  // 60: pyserve.fleet.v1.Fleet.Renew:output_type -> pyserve.fleet.v1.RenewResponse
-	57, // [57:61] is the sub-list for method output_type
-	53, // [53:57] is the sub-list for method input_type
-	53, // [53:53] is the sub-list for extension type_name
-	53, // [53:53] is the sub-list for extension extendee
-	0,  // [0:53] is the sub-list for field type_name
+	19, // 11: pyserve.fleet.v1.ToNode.offer:type_name -> pyserve.fleet.v1.Offer
+	20, // 12: pyserve.fleet.v1.ToNode.offer_part:type_name -> pyserve.fleet.v1.OfferPart
+	25, // 13: pyserve.fleet.v1.ToNode.commit:type_name -> pyserve.fleet.v1.Commit
+	26, // 14: pyserve.fleet.v1.ToNode.abort:type_name -> pyserve.fleet.v1.Abort
+	32, // 15: pyserve.fleet.v1.ToNode.question:type_name -> pyserve.fleet.v1.Question
+	17, // 16: pyserve.fleet.v1.ToNode.authority:type_name -> pyserve.fleet.v1.AuthorityInUse
+	16, // 17: pyserve.fleet.v1.ToNode.gossip_keys:type_name -> pyserve.fleet.v1.GossipKeys
+	15, // 18: pyserve.fleet.v1.ToNode.controls:type_name -> pyserve.fleet.v1.Controls
+	12, // 19: pyserve.fleet.v1.ToNode.redirect:type_name -> pyserve.fleet.v1.Redirect
+	44, // 20: pyserve.fleet.v1.Redirect.spread:type_name -> google.protobuf.Duration
+	18, // 21: pyserve.fleet.v1.Hello.applied:type_name -> pyserve.fleet.v1.Release
+	18, // 22: pyserve.fleet.v1.Hello.stored:type_name -> pyserve.fleet.v1.Release
+	18, // 23: pyserve.fleet.v1.Offer.release:type_name -> pyserve.fleet.v1.Release
+	21, // 24: pyserve.fleet.v1.OfferPart.removed:type_name -> pyserve.fleet.v1.ResourceKey
+	22, // 25: pyserve.fleet.v1.OfferPart.upserted:type_name -> pyserve.fleet.v1.Resource
+	24, // 26: pyserve.fleet.v1.Prepared.refusals:type_name -> pyserve.fleet.v1.Refusal
+	18, // 27: pyserve.fleet.v1.Committed.applied:type_name -> pyserve.fleet.v1.Release
+	18, // 28: pyserve.fleet.v1.Status.applied:type_name -> pyserve.fleet.v1.Release
+	31, // 29: pyserve.fleet.v1.Status.backends:type_name -> pyserve.fleet.v1.BackendStatus
+	24, // 30: pyserve.fleet.v1.Status.refusals:type_name -> pyserve.fleet.v1.Refusal
+	0,  // 31: pyserve.fleet.v1.BackendStatus.state:type_name -> pyserve.fleet.v1.BackendState
+	45, // 32: pyserve.fleet.v1.BackendStatus.since:type_name -> google.protobuf.Timestamp
+	41, // 33: pyserve.fleet.v1.Question.drain:type_name -> pyserve.fleet.v1.Drain
+	37, // 34: pyserve.fleet.v1.Question.take:type_name -> pyserve.fleet.v1.TakeSample
+	43, // 35: pyserve.fleet.v1.Answer.forward:type_name -> pyserve.fleet.v1.Forward
+	31, // 36: pyserve.fleet.v1.Answer.backends:type_name -> pyserve.fleet.v1.BackendStatus
+	42, // 37: pyserve.fleet.v1.Answer.load:type_name -> pyserve.fleet.v1.Load
+	38, // 38: pyserve.fleet.v1.Answer.sample:type_name -> pyserve.fleet.v1.Sample
+	34, // 39: pyserve.fleet.v1.Answer.verdicts:type_name -> pyserve.fleet.v1.Verdicts
+	35, // 40: pyserve.fleet.v1.Verdicts.evidence:type_name -> pyserve.fleet.v1.Evidence
+	31, // 41: pyserve.fleet.v1.Evidence.status:type_name -> pyserve.fleet.v1.BackendStatus
+	31, // 42: pyserve.fleet.v1.Evidence.own:type_name -> pyserve.fleet.v1.BackendStatus
+	36, // 43: pyserve.fleet.v1.Evidence.votes:type_name -> pyserve.fleet.v1.Vote
+	45, // 44: pyserve.fleet.v1.Evidence.refused_since:type_name -> google.protobuf.Timestamp
+	45, // 45: pyserve.fleet.v1.Vote.since:type_name -> google.protobuf.Timestamp
+	44, // 46: pyserve.fleet.v1.Vote.age:type_name -> google.protobuf.Duration
+	44, // 47: pyserve.fleet.v1.Sample.at:type_name -> google.protobuf.Duration
+	42, // 48: pyserve.fleet.v1.Sample.load:type_name -> pyserve.fleet.v1.Load
+	40, // 49: pyserve.fleet.v1.Sample.all:type_name -> pyserve.fleet.v1.Counts
+	39, // 50: pyserve.fleet.v1.Sample.routes:type_name -> pyserve.fleet.v1.RouteCounts
+	40, // 51: pyserve.fleet.v1.RouteCounts.counts:type_name -> pyserve.fleet.v1.Counts
+	1,  // 52: pyserve.fleet.v1.Drain.what:type_name -> pyserve.fleet.v1.Drain.What
+	44, // 53: pyserve.fleet.v1.Drain.over:type_name -> google.protobuf.Duration
+	2,  // 54: pyserve.fleet.v1.Enrollment.Enroll:input_type -> pyserve.fleet.v1.EnrollRequest
+	4,  // 55: pyserve.fleet.v1.Enrollment.Join:input_type -> pyserve.fleet.v1.JoinRequest
+	10, // 56: pyserve.fleet.v1.Fleet.Connect:input_type -> pyserve.fleet.v1.FromNode
+	7,  // 57: pyserve.fleet.v1.Fleet.Renew:input_type -> pyserve.fleet.v1.RenewRequest
+	3,  // 58: pyserve.fleet.v1.Enrollment.Enroll:output_type -> pyserve.fleet.v1.EnrollResponse
+	5,  // 59: pyserve.fleet.v1.Enrollment.Join:output_type -> pyserve.fleet.v1.JoinResponse
+	11, // 60: pyserve.fleet.v1.Fleet.Connect:output_type -> pyserve.fleet.v1.ToNode
+	8,  // 61: pyserve.fleet.v1.Fleet.Renew:output_type -> pyserve.fleet.v1.RenewResponse
+	58, // [58:62] is the sub-list for method output_type
+	54, // [54:58] is the sub-list for method input_type
+	54, // [54:54] is the sub-list for extension type_name
+	54, // [54:54] is the sub-list for extension extendee
+	0,  // [0:54] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_fleet_v1_fleet_proto_init() }
@@ -3488,6 +3570,7 @@ func file_pyserve_fleet_v1_fleet_proto_init() {
 		(*ToNode_Abort)(nil),
 		(*ToNode_Question)(nil),
 		(*ToNode_Authority)(nil),
+		(*ToNode_GossipKeys)(nil),
 		(*ToNode_Controls)(nil),
 		(*ToNode_Redirect)(nil),
 	}
@@ -3497,7 +3580,7 @@ func file_pyserve_fleet_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_fleet_v1_fleet_proto_rawDesc), len(file_pyserve_fleet_v1_fleet_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   41,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -2011,6 +2011,282 @@ func (x *AuthoritySummary) GetAwayNodes() []string {
 	return nil
 }
 
+type RotateGossipKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateGossipKeyRequest) Reset() {
+	*x = RotateGossipKeyRequest{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateGossipKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateGossipKeyRequest) ProtoMessage() {}
+
+func (x *RotateGossipKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateGossipKeyRequest.ProtoReflect.Descriptor instead.
+func (*RotateGossipKeyRequest) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{34}
+}
+
+type RotateGossipKeyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   *GossipKeySummary      `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// It was under way before.
+	Running       bool `protobuf:"varint,2,opt,name=running,proto3" json:"running,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateGossipKeyResponse) Reset() {
+	*x = RotateGossipKeyResponse{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateGossipKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateGossipKeyResponse) ProtoMessage() {}
+
+func (x *RotateGossipKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateGossipKeyResponse.ProtoReflect.Descriptor instead.
+func (*RotateGossipKeyResponse) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *RotateGossipKeyResponse) GetKey() *GossipKeySummary {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *RotateGossipKeyResponse) GetRunning() bool {
+	if x != nil {
+		return x.Running
+	}
+	return false
+}
+
+type GetGossipKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetGossipKeyRequest) Reset() {
+	*x = GetGossipKeyRequest{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetGossipKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetGossipKeyRequest) ProtoMessage() {}
+
+func (x *GetGossipKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetGossipKeyRequest.ProtoReflect.Descriptor instead.
+func (*GetGossipKeyRequest) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{36}
+}
+
+type GetGossipKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           *GossipKeySummary      `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetGossipKeyResponse) Reset() {
+	*x = GetGossipKeyResponse{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetGossipKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetGossipKeyResponse) ProtoMessage() {}
+
+func (x *GetGossipKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetGossipKeyResponse.ProtoReflect.Descriptor instead.
+func (*GetGossipKeyResponse) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *GetGossipKeyResponse) GetKey() *GossipKeySummary {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+// GossipKeySummary names keys by the beginning of their SHA-256, hexadecimal, which tells nothing of them.
+type GossipKeySummary struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The one that everybody is to encrypt with now.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// While a key takes another's place, that other one, and the new one that is handed out and not used yet; otherwise empty.
+	OldKey string `protobuf:"bytes,2,opt,name=old_key,json=oldKey,proto3" json:"old_key,omitempty"`
+	NewKey string `protobuf:"bytes,3,opt,name=new_key,json=newKey,proto3" json:"new_key,omitempty"`
+	// "settled"; "install": everybody is handed the new key; "use": everybody begins to use it.
+	Stage string `protobuf:"bytes,4,opt,name=stage,proto3" json:"stage,omitempty"`
+	// Since when; unset: the key is the cluster's first.
+	Since *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
+	// Who is there, or was a moment ago, and has not followed yet, sorted: the next step waits for them.
+	PendingNodes    []string `protobuf:"bytes,6,rep,name=pending_nodes,json=pendingNodes,proto3" json:"pending_nodes,omitempty"`
+	PendingControls []string `protobuf:"bytes,7,rep,name=pending_controls,json=pendingControls,proto3" json:"pending_controls,omitempty"`
+	// The nodes that are known and not connected, sorted. They get the keys when they are back, and nobody waits for them.
+	AwayNodes     []string `protobuf:"bytes,8,rep,name=away_nodes,json=awayNodes,proto3" json:"away_nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GossipKeySummary) Reset() {
+	*x = GossipKeySummary{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GossipKeySummary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GossipKeySummary) ProtoMessage() {}
+
+func (x *GossipKeySummary) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GossipKeySummary.ProtoReflect.Descriptor instead.
+func (*GossipKeySummary) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *GossipKeySummary) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *GossipKeySummary) GetOldKey() string {
+	if x != nil {
+		return x.OldKey
+	}
+	return ""
+}
+
+func (x *GossipKeySummary) GetNewKey() string {
+	if x != nil {
+		return x.NewKey
+	}
+	return ""
+}
+
+func (x *GossipKeySummary) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *GossipKeySummary) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *GossipKeySummary) GetPendingNodes() []string {
+	if x != nil {
+		return x.PendingNodes
+	}
+	return nil
+}
+
+func (x *GossipKeySummary) GetPendingControls() []string {
+	if x != nil {
+		return x.PendingControls
+	}
+	return nil
+}
+
+func (x *GossipKeySummary) GetAwayNodes() []string {
+	if x != nil {
+		return x.AwayNodes
+	}
+	return nil
+}
+
 var File_pyserve_operator_v1_access_proto protoreflect.FileDescriptor
 
 const file_pyserve_operator_v1_access_proto_rawDesc = "" +
@@ -2133,12 +2409,28 @@ const file_pyserve_operator_v1_access_proto_rawDesc = "" +
 	"old_sha256\x18\x03 \x01(\tR\toldSha256\x12#\n" +
 	"\rpending_nodes\x18\x04 \x03(\tR\fpendingNodes\x12\x1d\n" +
 	"\n" +
-	"away_nodes\x18\x05 \x03(\tR\tawayNodes*T\n" +
+	"away_nodes\x18\x05 \x03(\tR\tawayNodes\"\x18\n" +
+	"\x16RotateGossipKeyRequest\"l\n" +
+	"\x17RotateGossipKeyResponse\x127\n" +
+	"\x03key\x18\x01 \x01(\v2%.pyserve.operator.v1.GossipKeySummaryR\x03key\x12\x18\n" +
+	"\arunning\x18\x02 \x01(\bR\arunning\"\x15\n" +
+	"\x13GetGossipKeyRequest\"O\n" +
+	"\x14GetGossipKeyResponse\x127\n" +
+	"\x03key\x18\x01 \x01(\v2%.pyserve.operator.v1.GossipKeySummaryR\x03key\"\x8d\x02\n" +
+	"\x10GossipKeySummary\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x17\n" +
+	"\aold_key\x18\x02 \x01(\tR\x06oldKey\x12\x17\n" +
+	"\anew_key\x18\x03 \x01(\tR\x06newKey\x12\x14\n" +
+	"\x05stage\x18\x04 \x01(\tR\x05stage\x120\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12#\n" +
+	"\rpending_nodes\x18\x06 \x03(\tR\fpendingNodes\x12)\n" +
+	"\x10pending_controls\x18\a \x03(\tR\x0fpendingControls\x12\x1d\n" +
+	"\n" +
+	"away_nodes\x18\b \x03(\tR\tawayNodes*T\n" +
 	"\tTokenKind\x12\x1a\n" +
 	"\x16TOKEN_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fTOKEN_KIND_JOIN\x10\x01\x12\x16\n" +
-	"\x12TOKEN_KIND_CONTROL\x10\x022\x8a\n" +
-	"\n" +
+	"\x12TOKEN_KIND_CONTROL\x10\x022\xdd\v\n" +
 	"\x06Access\x12`\n" +
 	"\vCreateToken\x12'.pyserve.operator.v1.CreateTokenRequest\x1a(.pyserve.operator.v1.CreateTokenResponse\x12]\n" +
 	"\n" +
@@ -2150,7 +2442,9 @@ const file_pyserve_operator_v1_access_proto_rawDesc = "" +
 	"\fListContexts\x12(.pyserve.operator.v1.ListContextsRequest\x1a).pyserve.operator.v1.ListContextsResponse\x12f\n" +
 	"\rRevokeContext\x12).pyserve.operator.v1.RevokeContextRequest\x1a*.pyserve.operator.v1.RevokeContextResponse\x12l\n" +
 	"\x0fRotateAuthority\x12+.pyserve.operator.v1.RotateAuthorityRequest\x1a,.pyserve.operator.v1.RotateAuthorityResponse\x12i\n" +
-	"\x0eFinishRotation\x12*.pyserve.operator.v1.FinishRotationRequest\x1a+.pyserve.operator.v1.FinishRotationResponse\x12c\n" +
+	"\x0eFinishRotation\x12*.pyserve.operator.v1.FinishRotationRequest\x1a+.pyserve.operator.v1.FinishRotationResponse\x12l\n" +
+	"\x0fRotateGossipKey\x12+.pyserve.operator.v1.RotateGossipKeyRequest\x1a,.pyserve.operator.v1.RotateGossipKeyResponse\x12c\n" +
+	"\fGetGossipKey\x12(.pyserve.operator.v1.GetGossipKeyRequest\x1a).pyserve.operator.v1.GetGossipKeyResponse\x12c\n" +
 	"\fGetAuthority\x12(.pyserve.operator.v1.GetAuthorityRequest\x1a).pyserve.operator.v1.GetAuthorityResponse\x12\\\n" +
 	"\tListAudit\x12%.pyserve.operator.v1.ListAuditRequest\x1a&.pyserve.operator.v1.ListAuditResponse0\x01\x12S\n" +
 	"\x06Backup\x12\".pyserve.operator.v1.BackupRequest\x1a#.pyserve.operator.v1.BackupResponse0\x01\x12X\n" +
@@ -2169,7 +2463,7 @@ func file_pyserve_operator_v1_access_proto_rawDescGZIP() []byte {
 }
 
 var file_pyserve_operator_v1_access_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_pyserve_operator_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_pyserve_operator_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_pyserve_operator_v1_access_proto_goTypes = []any{
 	(TokenKind)(0),                  // 0: pyserve.operator.v1.TokenKind
 	(*BackupRequest)(nil),           // 1: pyserve.operator.v1.BackupRequest
@@ -2206,66 +2500,78 @@ var file_pyserve_operator_v1_access_proto_goTypes = []any{
 	(*GetAuthorityRequest)(nil),     // 32: pyserve.operator.v1.GetAuthorityRequest
 	(*GetAuthorityResponse)(nil),    // 33: pyserve.operator.v1.GetAuthorityResponse
 	(*AuthoritySummary)(nil),        // 34: pyserve.operator.v1.AuthoritySummary
-	(*timestamppb.Timestamp)(nil),   // 35: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 36: google.protobuf.Duration
+	(*RotateGossipKeyRequest)(nil),  // 35: pyserve.operator.v1.RotateGossipKeyRequest
+	(*RotateGossipKeyResponse)(nil), // 36: pyserve.operator.v1.RotateGossipKeyResponse
+	(*GetGossipKeyRequest)(nil),     // 37: pyserve.operator.v1.GetGossipKeyRequest
+	(*GetGossipKeyResponse)(nil),    // 38: pyserve.operator.v1.GetGossipKeyResponse
+	(*GossipKeySummary)(nil),        // 39: pyserve.operator.v1.GossipKeySummary
+	(*timestamppb.Timestamp)(nil),   // 40: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 41: google.protobuf.Duration
 }
 var file_pyserve_operator_v1_access_proto_depIdxs = []int32{
 	4,  // 0: pyserve.operator.v1.RestoreRequest.part:type_name -> pyserve.operator.v1.RestorePart
 	5,  // 1: pyserve.operator.v1.RestoreRequest.confirmation:type_name -> pyserve.operator.v1.RestoreConfirmation
 	7,  // 2: pyserve.operator.v1.RestoreResponse.plan:type_name -> pyserve.operator.v1.RestorePlan
 	8,  // 3: pyserve.operator.v1.RestoreResponse.result:type_name -> pyserve.operator.v1.RestoreResult
-	35, // 4: pyserve.operator.v1.RestorePlan.created:type_name -> google.protobuf.Timestamp
+	40, // 4: pyserve.operator.v1.RestorePlan.created:type_name -> google.protobuf.Timestamp
 	0,  // 5: pyserve.operator.v1.CreateTokenRequest.kind:type_name -> pyserve.operator.v1.TokenKind
-	36, // 6: pyserve.operator.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	41, // 6: pyserve.operator.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	13, // 7: pyserve.operator.v1.CreateTokenResponse.summary:type_name -> pyserve.operator.v1.TokenSummary
 	13, // 8: pyserve.operator.v1.ListTokensResponse.tokens:type_name -> pyserve.operator.v1.TokenSummary
 	0,  // 9: pyserve.operator.v1.TokenSummary.kind:type_name -> pyserve.operator.v1.TokenKind
-	35, // 10: pyserve.operator.v1.TokenSummary.created:type_name -> google.protobuf.Timestamp
-	35, // 11: pyserve.operator.v1.TokenSummary.expires:type_name -> google.protobuf.Timestamp
+	40, // 10: pyserve.operator.v1.TokenSummary.created:type_name -> google.protobuf.Timestamp
+	40, // 11: pyserve.operator.v1.TokenSummary.expires:type_name -> google.protobuf.Timestamp
 	13, // 12: pyserve.operator.v1.RevokeTokenResponse.summary:type_name -> pyserve.operator.v1.TokenSummary
-	36, // 13: pyserve.operator.v1.CreateContextRequest.ttl:type_name -> google.protobuf.Duration
-	35, // 14: pyserve.operator.v1.CreateContextResponse.expires:type_name -> google.protobuf.Timestamp
+	41, // 13: pyserve.operator.v1.CreateContextRequest.ttl:type_name -> google.protobuf.Duration
+	40, // 14: pyserve.operator.v1.CreateContextResponse.expires:type_name -> google.protobuf.Timestamp
 	22, // 15: pyserve.operator.v1.ListContextsResponse.contexts:type_name -> pyserve.operator.v1.ContextSummary
-	35, // 16: pyserve.operator.v1.ContextSummary.issued:type_name -> google.protobuf.Timestamp
-	35, // 17: pyserve.operator.v1.ContextSummary.expires:type_name -> google.protobuf.Timestamp
+	40, // 16: pyserve.operator.v1.ContextSummary.issued:type_name -> google.protobuf.Timestamp
+	40, // 17: pyserve.operator.v1.ContextSummary.expires:type_name -> google.protobuf.Timestamp
 	22, // 18: pyserve.operator.v1.RevokeContextResponse.revoked:type_name -> pyserve.operator.v1.ContextSummary
 	27, // 19: pyserve.operator.v1.ListAuditResponse.entries:type_name -> pyserve.operator.v1.AuditEntry
-	35, // 20: pyserve.operator.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	40, // 20: pyserve.operator.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
 	34, // 21: pyserve.operator.v1.RotateAuthorityResponse.authority:type_name -> pyserve.operator.v1.AuthoritySummary
 	34, // 22: pyserve.operator.v1.FinishRotationResponse.authority:type_name -> pyserve.operator.v1.AuthoritySummary
 	34, // 23: pyserve.operator.v1.GetAuthorityResponse.authority:type_name -> pyserve.operator.v1.AuthoritySummary
-	35, // 24: pyserve.operator.v1.AuthoritySummary.expires:type_name -> google.protobuf.Timestamp
-	9,  // 25: pyserve.operator.v1.Access.CreateToken:input_type -> pyserve.operator.v1.CreateTokenRequest
-	11, // 26: pyserve.operator.v1.Access.ListTokens:input_type -> pyserve.operator.v1.ListTokensRequest
-	14, // 27: pyserve.operator.v1.Access.RevokeToken:input_type -> pyserve.operator.v1.RevokeTokenRequest
-	16, // 28: pyserve.operator.v1.Access.RevokeNode:input_type -> pyserve.operator.v1.RevokeNodeRequest
-	18, // 29: pyserve.operator.v1.Access.CreateContext:input_type -> pyserve.operator.v1.CreateContextRequest
-	20, // 30: pyserve.operator.v1.Access.ListContexts:input_type -> pyserve.operator.v1.ListContextsRequest
-	23, // 31: pyserve.operator.v1.Access.RevokeContext:input_type -> pyserve.operator.v1.RevokeContextRequest
-	28, // 32: pyserve.operator.v1.Access.RotateAuthority:input_type -> pyserve.operator.v1.RotateAuthorityRequest
-	30, // 33: pyserve.operator.v1.Access.FinishRotation:input_type -> pyserve.operator.v1.FinishRotationRequest
-	32, // 34: pyserve.operator.v1.Access.GetAuthority:input_type -> pyserve.operator.v1.GetAuthorityRequest
-	25, // 35: pyserve.operator.v1.Access.ListAudit:input_type -> pyserve.operator.v1.ListAuditRequest
-	1,  // 36: pyserve.operator.v1.Access.Backup:input_type -> pyserve.operator.v1.BackupRequest
-	3,  // 37: pyserve.operator.v1.Access.Restore:input_type -> pyserve.operator.v1.RestoreRequest
-	10, // 38: pyserve.operator.v1.Access.CreateToken:output_type -> pyserve.operator.v1.CreateTokenResponse
-	12, // 39: pyserve.operator.v1.Access.ListTokens:output_type -> pyserve.operator.v1.ListTokensResponse
-	15, // 40: pyserve.operator.v1.Access.RevokeToken:output_type -> pyserve.operator.v1.RevokeTokenResponse
-	17, // 41: pyserve.operator.v1.Access.RevokeNode:output_type -> pyserve.operator.v1.RevokeNodeResponse
-	19, // 42: pyserve.operator.v1.Access.CreateContext:output_type -> pyserve.operator.v1.CreateContextResponse
-	21, // 43: pyserve.operator.v1.Access.ListContexts:output_type -> pyserve.operator.v1.ListContextsResponse
-	24, // 44: pyserve.operator.v1.Access.RevokeContext:output_type -> pyserve.operator.v1.RevokeContextResponse
-	29, // 45: pyserve.operator.v1.Access.RotateAuthority:output_type -> pyserve.operator.v1.RotateAuthorityResponse
-	31, // 46: pyserve.operator.v1.Access.FinishRotation:output_type -> pyserve.operator.v1.FinishRotationResponse
-	33, // 47: pyserve.operator.v1.Access.GetAuthority:output_type -> pyserve.operator.v1.GetAuthorityResponse
-	26, // 48: pyserve.operator.v1.Access.ListAudit:output_type -> pyserve.operator.v1.ListAuditResponse
-	2,  // 49: pyserve.operator.v1.Access.Backup:output_type -> pyserve.operator.v1.BackupResponse
-	6,  // 50: pyserve.operator.v1.Access.Restore:output_type -> pyserve.operator.v1.RestoreResponse
-	38, // [38:51] is the sub-list for method output_type
-	25, // [25:38] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	40, // 24: pyserve.operator.v1.AuthoritySummary.expires:type_name -> google.protobuf.Timestamp
+	39, // 25: pyserve.operator.v1.RotateGossipKeyResponse.key:type_name -> pyserve.operator.v1.GossipKeySummary
+	39, // 26: pyserve.operator.v1.GetGossipKeyResponse.key:type_name -> pyserve.operator.v1.GossipKeySummary
+	40, // 27: pyserve.operator.v1.GossipKeySummary.since:type_name -> google.protobuf.Timestamp
+	9,  // 28: pyserve.operator.v1.Access.CreateToken:input_type -> pyserve.operator.v1.CreateTokenRequest
+	11, // 29: pyserve.operator.v1.Access.ListTokens:input_type -> pyserve.operator.v1.ListTokensRequest
+	14, // 30: pyserve.operator.v1.Access.RevokeToken:input_type -> pyserve.operator.v1.RevokeTokenRequest
+	16, // 31: pyserve.operator.v1.Access.RevokeNode:input_type -> pyserve.operator.v1.RevokeNodeRequest
+	18, // 32: pyserve.operator.v1.Access.CreateContext:input_type -> pyserve.operator.v1.CreateContextRequest
+	20, // 33: pyserve.operator.v1.Access.ListContexts:input_type -> pyserve.operator.v1.ListContextsRequest
+	23, // 34: pyserve.operator.v1.Access.RevokeContext:input_type -> pyserve.operator.v1.RevokeContextRequest
+	28, // 35: pyserve.operator.v1.Access.RotateAuthority:input_type -> pyserve.operator.v1.RotateAuthorityRequest
+	30, // 36: pyserve.operator.v1.Access.FinishRotation:input_type -> pyserve.operator.v1.FinishRotationRequest
+	35, // 37: pyserve.operator.v1.Access.RotateGossipKey:input_type -> pyserve.operator.v1.RotateGossipKeyRequest
+	37, // 38: pyserve.operator.v1.Access.GetGossipKey:input_type -> pyserve.operator.v1.GetGossipKeyRequest
+	32, // 39: pyserve.operator.v1.Access.GetAuthority:input_type -> pyserve.operator.v1.GetAuthorityRequest
+	25, // 40: pyserve.operator.v1.Access.ListAudit:input_type -> pyserve.operator.v1.ListAuditRequest
+	1,  // 41: pyserve.operator.v1.Access.Backup:input_type -> pyserve.operator.v1.BackupRequest
+	3,  // 42: pyserve.operator.v1.Access.Restore:input_type -> pyserve.operator.v1.RestoreRequest
+	10, // 43: pyserve.operator.v1.Access.CreateToken:output_type -> pyserve.operator.v1.CreateTokenResponse
+	12, // 44: pyserve.operator.v1.Access.ListTokens:output_type -> pyserve.operator.v1.ListTokensResponse
+	15, // 45: pyserve.operator.v1.Access.RevokeToken:output_type -> pyserve.operator.v1.RevokeTokenResponse
+	17, // 46: pyserve.operator.v1.Access.RevokeNode:output_type -> pyserve.operator.v1.RevokeNodeResponse
+	19, // 47: pyserve.operator.v1.Access.CreateContext:output_type -> pyserve.operator.v1.CreateContextResponse
+	21, // 48: pyserve.operator.v1.Access.ListContexts:output_type -> pyserve.operator.v1.ListContextsResponse
+	24, // 49: pyserve.operator.v1.Access.RevokeContext:output_type -> pyserve.operator.v1.RevokeContextResponse
+	29, // 50: pyserve.operator.v1.Access.RotateAuthority:output_type -> pyserve.operator.v1.RotateAuthorityResponse
+	31, // 51: pyserve.operator.v1.Access.FinishRotation:output_type -> pyserve.operator.v1.FinishRotationResponse
+	36, // 52: pyserve.operator.v1.Access.RotateGossipKey:output_type -> pyserve.operator.v1.RotateGossipKeyResponse
+	38, // 53: pyserve.operator.v1.Access.GetGossipKey:output_type -> pyserve.operator.v1.GetGossipKeyResponse
+	33, // 54: pyserve.operator.v1.Access.GetAuthority:output_type -> pyserve.operator.v1.GetAuthorityResponse
+	26, // 55: pyserve.operator.v1.Access.ListAudit:output_type -> pyserve.operator.v1.ListAuditResponse
+	2,  // 56: pyserve.operator.v1.Access.Backup:output_type -> pyserve.operator.v1.BackupResponse
+	6,  // 57: pyserve.operator.v1.Access.Restore:output_type -> pyserve.operator.v1.RestoreResponse
+	43, // [43:58] is the sub-list for method output_type
+	28, // [28:43] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_operator_v1_access_proto_init() }
@@ -2287,7 +2593,7 @@ func file_pyserve_operator_v1_access_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_operator_v1_access_proto_rawDesc), len(file_pyserve_operator_v1_access_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   34,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,8 @@ const (
 	Access_RevokeContext_FullMethodName   = "/pyserve.operator.v1.Access/RevokeContext"
 	Access_RotateAuthority_FullMethodName = "/pyserve.operator.v1.Access/RotateAuthority"
 	Access_FinishRotation_FullMethodName  = "/pyserve.operator.v1.Access/FinishRotation"
+	Access_RotateGossipKey_FullMethodName = "/pyserve.operator.v1.Access/RotateGossipKey"
+	Access_GetGossipKey_FullMethodName    = "/pyserve.operator.v1.Access/GetGossipKey"
 	Access_GetAuthority_FullMethodName    = "/pyserve.operator.v1.Access/GetAuthority"
 	Access_ListAudit_FullMethodName       = "/pyserve.operator.v1.Access/ListAudit"
 	Access_Backup_FullMethodName          = "/pyserve.operator.v1.Access/Backup"
@@ -61,6 +63,11 @@ type AccessClient interface {
 	RotateAuthority(ctx context.Context, in *RotateAuthorityRequest, opts ...grpc.CallOption) (*RotateAuthorityResponse, error)
 	// FinishRotation drops the old authority. FAILED_PRECONDITION: there is none, or somebody still needs it.
 	FinishRotation(ctx context.Context, in *FinishRotationRequest, opts ...grpc.CallOption) (*FinishRotationResponse, error)
+	// RotateGossipKey makes a new key of gossip and leads everybody to it; it returns when that has begun. Where it has been,
+	// it changes nothing. FAILED_PRECONDITION: a control is away, or knows nothing of such a change.
+	RotateGossipKey(ctx context.Context, in *RotateGossipKeyRequest, opts ...grpc.CallOption) (*RotateGossipKeyResponse, error)
+	// GetGossipKey tells which key gossip has, and how far a change of it is.
+	GetGossipKey(ctx context.Context, in *GetGossipKeyRequest, opts ...grpc.CallOption) (*GetGossipKeyResponse, error)
 	GetAuthority(ctx context.Context, in *GetAuthorityRequest, opts ...grpc.CallOption) (*GetAuthorityResponse, error)
 	// ListAudit gives the whole audit trail, oldest first, in parts: who asks can verify its chain.
 	ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListAuditResponse], error)
@@ -169,6 +176,26 @@ func (c *accessClient) FinishRotation(ctx context.Context, in *FinishRotationReq
 	return out, nil
 }
 
+func (c *accessClient) RotateGossipKey(ctx context.Context, in *RotateGossipKeyRequest, opts ...grpc.CallOption) (*RotateGossipKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RotateGossipKeyResponse)
+	err := c.cc.Invoke(ctx, Access_RotateGossipKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *accessClient) GetGossipKey(ctx context.Context, in *GetGossipKeyRequest, opts ...grpc.CallOption) (*GetGossipKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetGossipKeyResponse)
+	err := c.cc.Invoke(ctx, Access_GetGossipKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *accessClient) GetAuthority(ctx context.Context, in *GetAuthorityRequest, opts ...grpc.CallOption) (*GetAuthorityResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetAuthorityResponse)
@@ -257,6 +284,11 @@ type AccessServer interface {
 	RotateAuthority(context.Context, *RotateAuthorityRequest) (*RotateAuthorityResponse, error)
 	// FinishRotation drops the old authority. FAILED_PRECONDITION: there is none, or somebody still needs it.
 	FinishRotation(context.Context, *FinishRotationRequest) (*FinishRotationResponse, error)
+	// RotateGossipKey makes a new key of gossip and leads everybody to it; it returns when that has begun. Where it has been,
+	// it changes nothing. FAILED_PRECONDITION: a control is away, or knows nothing of such a change.
+	RotateGossipKey(context.Context, *RotateGossipKeyRequest) (*RotateGossipKeyResponse, error)
+	// GetGossipKey tells which key gossip has, and how far a change of it is.
+	GetGossipKey(context.Context, *GetGossipKeyRequest) (*GetGossipKeyResponse, error)
 	GetAuthority(context.Context, *GetAuthorityRequest) (*GetAuthorityResponse, error)
 	// ListAudit gives the whole audit trail, oldest first, in parts: who asks can verify its chain.
 	ListAudit(*ListAuditRequest, grpc.ServerStreamingServer[ListAuditResponse]) error
@@ -301,6 +333,12 @@ func (UnimplementedAccessServer) RotateAuthority(context.Context, *RotateAuthori
 }
 func (UnimplementedAccessServer) FinishRotation(context.Context, *FinishRotationRequest) (*FinishRotationResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method FinishRotation not implemented")
+}
+func (UnimplementedAccessServer) RotateGossipKey(context.Context, *RotateGossipKeyRequest) (*RotateGossipKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateGossipKey not implemented")
+}
+func (UnimplementedAccessServer) GetGossipKey(context.Context, *GetGossipKeyRequest) (*GetGossipKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetGossipKey not implemented")
 }
 func (UnimplementedAccessServer) GetAuthority(context.Context, *GetAuthorityRequest) (*GetAuthorityResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetAuthority not implemented")
@@ -497,6 +535,42 @@ func _Access_FinishRotation_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Access_RotateGossipKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateGossipKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccessServer).RotateGossipKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Access_RotateGossipKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccessServer).RotateGossipKey(ctx, req.(*RotateGossipKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Access_GetGossipKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetGossipKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccessServer).GetGossipKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Access_GetGossipKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccessServer).GetGossipKey(ctx, req.(*GetGossipKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Access_GetAuthority_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetAuthorityRequest)
 	if err := dec(in); err != nil {
@@ -586,6 +660,14 @@ var Access_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "FinishRotation",
 			Handler:    _Access_FinishRotation_Handler,
+		},
+		{
+			MethodName: "RotateGossipKey",
+			Handler:    _Access_RotateGossipKey_Handler,
+		},
+		{
+			MethodName: "GetGossipKey",
+			Handler:    _Access_GetGossipKey_Handler,
 		},
 		{
 			MethodName: "GetAuthority",

@@ -185,7 +185,9 @@ type Attendance struct {
 	// The last entry of the log that it holds.
 	AppliedIndex uint64 `protobuf:"varint,2,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
 	// Every node that it knows has been reported: what the leader has not heard of is not there.
-	Complete      bool `protobuf:"varint,3,opt,name=complete,proto3" json:"complete,omitempty"`
+	Complete bool `protobuf:"varint,3,opt,name=complete,proto3" json:"complete,omitempty"`
+	// As in a node's Status: the keys of gossip that the follower uses and has told its nodes of.
+	GossipKeys    []byte `protobuf:"bytes,21,opt,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -241,6 +243,13 @@ func (x *Attendance) GetComplete() bool {
 	return false
 }
 
+func (x *Attendance) GetGossipKeys() []byte {
+	if x != nil {
+		return x.GossipKeys
+	}
+	return nil
+}
+
 // NodeReport is what a follower knows of a node that is or was connected to it.
 type NodeReport struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -269,7 +278,9 @@ type NodeReport struct {
 	// What else the node wants to be known, one sentence each.
 	Notes []string `protobuf:"bytes,18,rep,name=notes,proto3" json:"notes,omitempty"`
 	// Its stream stands, and nothing has come over it for some seconds, where a node that lives says something every second.
-	Silent        bool `protobuf:"varint,19,opt,name=silent,proto3" json:"silent,omitempty"`
+	Silent bool `protobuf:"varint,19,opt,name=silent,proto3" json:"silent,omitempty"`
+	// As in Status.
+	GossipKeys    []byte `protobuf:"bytes,21,opt,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -435,6 +446,13 @@ func (x *NodeReport) GetSilent() bool {
 		return x.Silent
 	}
 	return false
+}
+
+func (x *NodeReport) GetGossipKeys() []byte {
+	if x != nil {
+		return x.GossipKeys
+	}
+	return nil
 }
 
 type FromLeader struct {
@@ -1117,12 +1135,14 @@ const file_pyserve_replica_v1_replica_proto_rawDesc = "" +
 	"attendance\x124\n" +
 	"\x04node\x18\x02 \x01(\v2\x1e.pyserve.replica.v1.NodeReportH\x00R\x04node\x12:\n" +
 	"\banswered\x18\x03 \x01(\v2\x1c.pyserve.replica.v1.AnsweredH\x00R\bansweredB\t\n" +
-	"\amessage\"j\n" +
+	"\amessage\"\x8b\x01\n" +
 	"\n" +
 	"Attendance\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12#\n" +
 	"\rapplied_index\x18\x02 \x01(\x04R\fappliedIndex\x12\x1a\n" +
-	"\bcomplete\x18\x03 \x01(\bR\bcomplete\"\xe4\x04\n" +
+	"\bcomplete\x18\x03 \x01(\bR\bcomplete\x12\x1f\n" +
+	"\vgossip_keys\x18\x15 \x01(\fR\n" +
+	"gossipKeys\"\x85\x05\n" +
 	"\n" +
 	"NodeReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x17\n" +
@@ -1144,7 +1164,9 @@ const file_pyserve_replica_v1_replica_proto_rawDesc = "" +
 	"\tforgotten\x18\x10 \x01(\bR\tforgotten\x12\x1c\n" +
 	"\tauthority\x18\x11 \x01(\fR\tauthority\x12\x14\n" +
 	"\x05notes\x18\x12 \x03(\tR\x05notes\x12\x16\n" +
-	"\x06silent\x18\x13 \x01(\bR\x06silent\"\x99\x02\n" +
+	"\x06silent\x18\x13 \x01(\bR\x06silent\x12\x1f\n" +
+	"\vgossip_keys\x18\x15 \x01(\fR\n" +
+	"gossipKeys\"\x99\x02\n" +
 	"\n" +
 	"FromLeader\x12/\n" +
 	"\x05offer\x18\x01 \x01(\v2\x17.pyserve.fleet.v1.OfferH\x00R\x05offer\x121\n" +

@@ -29,6 +29,58 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type GossipStage int32
+
+const (
+	// Nothing is under way.
+	GossipStage_GOSSIP_STAGE_UNSPECIFIED GossipStage = 0
+	// The last key is a new one that everybody is to understand.
+	GossipStage_GOSSIP_STAGE_INSTALL GossipStage = 1
+	// The first key is the new one, which everybody is to use.
+	GossipStage_GOSSIP_STAGE_USE GossipStage = 2
+)
+
+// Enum value maps for GossipStage.
+var (
+	GossipStage_name = map[int32]string{
+		0: "GOSSIP_STAGE_UNSPECIFIED",
+		1: "GOSSIP_STAGE_INSTALL",
+		2: "GOSSIP_STAGE_USE",
+	}
+	GossipStage_value = map[string]int32{
+		"GOSSIP_STAGE_UNSPECIFIED": 0,
+		"GOSSIP_STAGE_INSTALL":     1,
+		"GOSSIP_STAGE_USE":         2,
+	}
+)
+
+func (x GossipStage) Enum() *GossipStage {
+	p := new(GossipStage)
+	*p = x
+	return p
+}
+
+func (x GossipStage) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (GossipStage) Descriptor() protoreflect.EnumDescriptor {
+	return file_pyserve_store_v1_store_proto_enumTypes[0].Descriptor()
+}
+
+func (GossipStage) Type() protoreflect.EnumType {
+	return &file_pyserve_store_v1_store_proto_enumTypes[0]
+}
+
+func (x GossipStage) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use GossipStage.Descriptor instead.
+func (GossipStage) EnumDescriptor() ([]byte, []int) {
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{0}
+}
+
 // Command is one entry of the log. Applying it depends on nothing but the command and the state: whatever a clock or
 // chance decided is in it.
 type Command struct {
@@ -50,6 +102,7 @@ type Command struct {
 	//	*Command_SetAuthorities
 	//	*Command_PutContext
 	//	*Command_RevokeContext
+	//	*Command_SetGossipKeys
 	Action isCommand_Action `protobuf_oneof:"action"`
 	// 16 random bytes that name the wish behind the command: a second command of the same id changes nothing. Empty: the
 	// command is always applied.
@@ -222,6 +275,15 @@ func (x *Command) GetRevokeContext() *RevokeContext {
 	return nil
 }
 
+func (x *Command) GetSetGossipKeys() *SetGossipKeys {
+	if x != nil {
+		if x, ok := x.Action.(*Command_SetGossipKeys); ok {
+			return x.SetGossipKeys
+		}
+	}
+	return nil
+}
+
 func (x *Command) GetRequestId() []byte {
 	if x != nil {
 		return x.RequestId
@@ -293,6 +355,10 @@ type Command_RevokeContext struct {
 	RevokeContext *RevokeContext `protobuf:"bytes,35,opt,name=revoke_context,json=revokeContext,proto3,oneof"`
 }
 
+type Command_SetGossipKeys struct {
+	SetGossipKeys *SetGossipKeys `protobuf:"bytes,40,opt,name=set_gossip_keys,json=setGossipKeys,proto3,oneof"`
+}
+
 func (*Command_CommitRevision) isCommand_Action() {}
 
 func (*Command_PutNode) isCommand_Action() {}
@@ -318,6 +384,8 @@ func (*Command_SetAuthorities) isCommand_Action() {}
 func (*Command_PutContext) isCommand_Action() {}
 
 func (*Command_RevokeContext) isCommand_Action() {}
+
+func (*Command_SetGossipKeys) isCommand_Action() {}
 
 // CommitRevision makes a bundle the active one, as the revision after the one that is active.
 type CommitRevision struct {
@@ -1154,6 +1222,123 @@ func (x *SetAuthorities) GetReplaces() []byte {
 	return nil
 }
 
+// SetGossipKeys says which keys gossip has now.
+type SetGossipKeys struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Keys  *GossipKeys            `protobuf:"bytes,1,opt,name=keys,proto3" json:"keys,omitempty"`
+	// SHA-256 over the keys that the state holds now, one after the other; empty: it holds none. Others refuse the command.
+	Replaces      []byte `protobuf:"bytes,2,opt,name=replaces,proto3" json:"replaces,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetGossipKeys) Reset() {
+	*x = SetGossipKeys{}
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetGossipKeys) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetGossipKeys) ProtoMessage() {}
+
+func (x *SetGossipKeys) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetGossipKeys.ProtoReflect.Descriptor instead.
+func (*SetGossipKeys) Descriptor() ([]byte, []int) {
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *SetGossipKeys) GetKeys() *GossipKeys {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *SetGossipKeys) GetReplaces() []byte {
+	if x != nil {
+		return x.Replaces
+	}
+	return nil
+}
+
+// GossipKeys are the keys of gossip, and how far a change of them is.
+type GossipKeys struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 32 bytes each, no two alike. Everybody encrypts with the first and understands all.
+	Keys  [][]byte    `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	Stage GossipStage `protobuf:"varint,2,opt,name=stage,proto3,enum=pyserve.store.v1.GossipStage" json:"stage,omitempty"`
+	// When it came to that.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GossipKeys) Reset() {
+	*x = GossipKeys{}
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GossipKeys) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GossipKeys) ProtoMessage() {}
+
+func (x *GossipKeys) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GossipKeys.ProtoReflect.Descriptor instead.
+func (*GossipKeys) Descriptor() ([]byte, []int) {
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *GossipKeys) GetKeys() [][]byte {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *GossipKeys) GetStage() GossipStage {
+	if x != nil {
+		return x.Stage
+	}
+	return GossipStage_GOSSIP_STAGE_UNSPECIFIED
+}
+
+func (x *GossipKeys) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
 // Authority is a certificate authority with its key.
 type Authority struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1167,7 +1352,7 @@ type Authority struct {
 
 func (x *Authority) Reset() {
 	*x = Authority{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[16]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1179,7 +1364,7 @@ func (x *Authority) String() string {
 func (*Authority) ProtoMessage() {}
 
 func (x *Authority) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[16]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1192,7 +1377,7 @@ func (x *Authority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Authority.ProtoReflect.Descriptor instead.
 func (*Authority) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{16}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Authority) GetCertificate() []byte {
@@ -1230,7 +1415,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[17]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1242,7 +1427,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[17]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1255,7 +1440,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{17}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AuditEntry) GetSequence() uint64 {
@@ -1339,7 +1524,7 @@ type AuditAnchor struct {
 
 func (x *AuditAnchor) Reset() {
 	*x = AuditAnchor{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[18]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1351,7 +1536,7 @@ func (x *AuditAnchor) String() string {
 func (*AuditAnchor) ProtoMessage() {}
 
 func (x *AuditAnchor) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[18]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1364,7 +1549,7 @@ func (x *AuditAnchor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditAnchor.ProtoReflect.Descriptor instead.
 func (*AuditAnchor) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{18}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AuditAnchor) GetSequence() uint64 {
@@ -1396,7 +1581,7 @@ type Revision struct {
 
 func (x *Revision) Reset() {
 	*x = Revision{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[19]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1408,7 +1593,7 @@ func (x *Revision) String() string {
 func (*Revision) ProtoMessage() {}
 
 func (x *Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[19]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1421,7 +1606,7 @@ func (x *Revision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revision.ProtoReflect.Descriptor instead.
 func (*Revision) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{19}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Revision) GetRelease() *v1.Release {
@@ -1472,7 +1657,7 @@ type ResourceReference struct {
 
 func (x *ResourceReference) Reset() {
 	*x = ResourceReference{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[20]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1484,7 +1669,7 @@ func (x *ResourceReference) String() string {
 func (*ResourceReference) ProtoMessage() {}
 
 func (x *ResourceReference) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[20]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1497,7 +1682,7 @@ func (x *ResourceReference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceReference.ProtoReflect.Descriptor instead.
 func (*ResourceReference) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{20}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ResourceReference) GetKind() string {
@@ -1538,7 +1723,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[21]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1550,7 +1735,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[21]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1563,7 +1748,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{21}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Node) GetName() string {
@@ -1624,7 +1809,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[22]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1636,7 +1821,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[22]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1649,7 +1834,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{22}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Token) GetId() string {
@@ -1737,7 +1922,7 @@ type Server struct {
 
 func (x *Server) Reset() {
 	*x = Server{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[23]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1749,7 +1934,7 @@ func (x *Server) String() string {
 func (*Server) ProtoMessage() {}
 
 func (x *Server) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[23]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1762,7 +1947,7 @@ func (x *Server) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Server.ProtoReflect.Descriptor instead.
 func (*Server) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{23}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Server) GetId() string {
@@ -1826,7 +2011,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[24]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1838,7 +2023,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[24]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1851,7 +2036,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{24}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Result) GetRequestId() []byte {
@@ -1888,7 +2073,7 @@ type BackupHeader struct {
 
 func (x *BackupHeader) Reset() {
 	*x = BackupHeader{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[25]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1900,7 +2085,7 @@ func (x *BackupHeader) String() string {
 func (*BackupHeader) ProtoMessage() {}
 
 func (x *BackupHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[25]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1913,7 +2098,7 @@ func (x *BackupHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupHeader.ProtoReflect.Descriptor instead.
 func (*BackupHeader) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{25}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *BackupHeader) GetVersion() uint32 {
@@ -1968,7 +2153,7 @@ func (x *BackupHeader) GetNodes() uint32 {
 // SnapshotRecord is one piece of a snapshot, which is: a header; every body once; the active bundle's resources and
 // revision; the revisions before it that are kept whole, newest first; the lines of older ones, oldest first; nodes,
 // tokens and servers in the order of their names; the last results, oldest first; the audit
-// trail's anchor and its entries, oldest first; the authorities; contexts and revocations; the end.
+// trail's anchor and its entries, oldest first; the authorities; contexts and revocations; the keys of gossip, where they were ever changed; the end.
 type SnapshotRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Record:
@@ -1989,6 +2174,7 @@ type SnapshotRecord struct {
 	//	*SnapshotRecord_Authority
 	//	*SnapshotRecord_Context
 	//	*SnapshotRecord_Revocation
+	//	*SnapshotRecord_GossipKeys
 	Record        isSnapshotRecord_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1996,7 +2182,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[26]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2008,7 +2194,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[26]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2021,7 +2207,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{26}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -2175,6 +2361,15 @@ func (x *SnapshotRecord) GetRevocation() *Revocation {
 	return nil
 }
 
+func (x *SnapshotRecord) GetGossipKeys() *GossipKeys {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_GossipKeys); ok {
+			return x.GossipKeys
+		}
+	}
+	return nil
+}
+
 type isSnapshotRecord_Record interface {
 	isSnapshotRecord_Record()
 }
@@ -2245,6 +2440,10 @@ type SnapshotRecord_Revocation struct {
 	Revocation *Revocation `protobuf:"bytes,34,opt,name=revocation,proto3,oneof"`
 }
 
+type SnapshotRecord_GossipKeys struct {
+	GossipKeys *GossipKeys `protobuf:"bytes,40,opt,name=gossip_keys,json=gossipKeys,proto3,oneof"`
+}
+
 func (*SnapshotRecord_Header) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Body) isSnapshotRecord_Record() {}
@@ -2277,6 +2476,8 @@ func (*SnapshotRecord_Context) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Revocation) isSnapshotRecord_Record() {}
 
+func (*SnapshotRecord_GossipKeys) isSnapshotRecord_Record() {}
+
 type SnapshotHeader struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The first version is 1.
@@ -2288,7 +2489,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[27]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2300,7 +2501,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[27]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2313,7 +2514,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{27}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SnapshotHeader) GetVersion() uint32 {
@@ -2340,7 +2541,7 @@ type ActiveRevision struct {
 
 func (x *ActiveRevision) Reset() {
 	*x = ActiveRevision{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[28]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2352,7 +2553,7 @@ func (x *ActiveRevision) String() string {
 func (*ActiveRevision) ProtoMessage() {}
 
 func (x *ActiveRevision) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[28]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2365,7 +2566,7 @@ func (x *ActiveRevision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActiveRevision.ProtoReflect.Descriptor instead.
 func (*ActiveRevision) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{28}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ActiveRevision) GetRevision() *Revision {
@@ -2395,7 +2596,7 @@ type PastRevision struct {
 
 func (x *PastRevision) Reset() {
 	*x = PastRevision{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[29]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2407,7 +2608,7 @@ func (x *PastRevision) String() string {
 func (*PastRevision) ProtoMessage() {}
 
 func (x *PastRevision) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[29]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2420,7 +2621,7 @@ func (x *PastRevision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PastRevision.ProtoReflect.Descriptor instead.
 func (*PastRevision) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{29}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PastRevision) GetRevision() *Revision {
@@ -2462,7 +2663,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[30]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2474,7 +2675,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_store_v1_store_proto_msgTypes[30]
+	mi := &file_pyserve_store_v1_store_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2487,7 +2688,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{30}
+	return file_pyserve_store_v1_store_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SnapshotEnd) GetSha256() []byte {
@@ -2501,7 +2702,7 @@ var File_pyserve_store_v1_store_proto protoreflect.FileDescriptor
 
 const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\n" +
-	"\x1cpyserve/store/v1/store.proto\x12\x10pyserve.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cpyserve/fleet/v1/fleet.proto\"\xe2\a\n" +
+	"\x1cpyserve/store/v1/store.proto\x12\x10pyserve.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cpyserve/fleet/v1/fleet.proto\"\xad\b\n" +
 	"\aCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12K\n" +
 	"\x0fcommit_revision\x18\x02 \x01(\v2 .pyserve.store.v1.CommitRevisionH\x00R\x0ecommitRevision\x126\n" +
@@ -2520,7 +2721,8 @@ const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\x0fset_authorities\x18! \x01(\v2 .pyserve.store.v1.SetAuthoritiesH\x00R\x0esetAuthorities\x12?\n" +
 	"\vput_context\x18\" \x01(\v2\x1c.pyserve.store.v1.PutContextH\x00R\n" +
 	"putContext\x12H\n" +
-	"\x0erevoke_context\x18# \x01(\v2\x1f.pyserve.store.v1.RevokeContextH\x00R\rrevokeContext\x12\x1d\n" +
+	"\x0erevoke_context\x18# \x01(\v2\x1f.pyserve.store.v1.RevokeContextH\x00R\rrevokeContext\x12I\n" +
+	"\x0fset_gossip_keys\x18( \x01(\v2\x1f.pyserve.store.v1.SetGossipKeysH\x00R\rsetGossipKeys\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x0f \x01(\fR\trequestId\x122\n" +
 	"\x05audit\x18\x1d \x01(\v2\x1c.pyserve.store.v1.AuditEntryR\x05auditB\b\n" +
@@ -2577,7 +2779,15 @@ const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\x04ends\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04ends\"k\n" +
 	"\x0eSetAuthorities\x12=\n" +
 	"\vauthorities\x18\x01 \x03(\v2\x1b.pyserve.store.v1.AuthorityR\vauthorities\x12\x1a\n" +
-	"\breplaces\x18\x02 \x01(\fR\breplaces\"?\n" +
+	"\breplaces\x18\x02 \x01(\fR\breplaces\"]\n" +
+	"\rSetGossipKeys\x120\n" +
+	"\x04keys\x18\x01 \x01(\v2\x1c.pyserve.store.v1.GossipKeysR\x04keys\x12\x1a\n" +
+	"\breplaces\x18\x02 \x01(\fR\breplaces\"\x87\x01\n" +
+	"\n" +
+	"GossipKeys\x12\x12\n" +
+	"\x04keys\x18\x01 \x03(\fR\x04keys\x123\n" +
+	"\x05stage\x18\x02 \x01(\x0e2\x1d.pyserve.store.v1.GossipStageR\x05stage\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"?\n" +
 	"\tAuthority\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\"\x92\x02\n" +
@@ -2642,7 +2852,7 @@ const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x12\x1a\n" +
 	"\brevision\x18\x05 \x01(\x04R\brevision\x12\x16\n" +
 	"\x06digest\x18\x06 \x01(\fR\x06digest\x12\x14\n" +
-	"\x05nodes\x18\a \x01(\rR\x05nodes\"\x86\a\n" +
+	"\x05nodes\x18\a \x01(\rR\x05nodes\"\xc7\a\n" +
 	"\x0eSnapshotRecord\x12:\n" +
 	"\x06header\x18\x01 \x01(\v2 .pyserve.store.v1.SnapshotHeaderH\x00R\x06header\x12\x14\n" +
 	"\x04body\x18\x02 \x01(\fH\x00R\x04body\x12A\n" +
@@ -2662,7 +2872,9 @@ const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\acontext\x18! \x01(\v2\x19.pyserve.store.v1.ContextH\x00R\acontext\x12>\n" +
 	"\n" +
 	"revocation\x18\" \x01(\v2\x1c.pyserve.store.v1.RevocationH\x00R\n" +
-	"revocationB\b\n" +
+	"revocation\x12?\n" +
+	"\vgossip_keys\x18( \x01(\v2\x1c.pyserve.store.v1.GossipKeysH\x00R\n" +
+	"gossipKeysB\b\n" +
 	"\x06record\"@\n" +
 	"\x0eSnapshotHeader\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
@@ -2676,7 +2888,11 @@ const file_pyserve_store_v1_store_proto_rawDesc = "" +
 	"\aremoved\x18\x03 \x03(\v2\x1d.pyserve.fleet.v1.ResourceKeyR\aremoved\x12?\n" +
 	"\brestored\x18\x04 \x03(\v2#.pyserve.store.v1.ResourceReferenceR\brestored\"%\n" +
 	"\vSnapshotEnd\x12\x16\n" +
-	"\x06sha256\x18\x01 \x01(\fR\x06sha256B;Z9github.com/pyserve/pyserve/proto/pyserve/store/v1;storev1b\x06proto3"
+	"\x06sha256\x18\x01 \x01(\fR\x06sha256*[\n" +
+	"\vGossipStage\x12\x1c\n" +
+	"\x18GOSSIP_STAGE_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14GOSSIP_STAGE_INSTALL\x10\x01\x12\x14\n" +
+	"\x10GOSSIP_STAGE_USE\x10\x02B;Z9github.com/pyserve/pyserve/proto/pyserve/store/v1;storev1b\x06proto3"
 
 var (
 	file_pyserve_store_v1_store_proto_rawDescOnce sync.Once
@@ -2690,107 +2906,116 @@ func file_pyserve_store_v1_store_proto_rawDescGZIP() []byte {
 	return file_pyserve_store_v1_store_proto_rawDescData
 }
 
-var file_pyserve_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_pyserve_store_v1_store_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_pyserve_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_pyserve_store_v1_store_proto_goTypes = []any{
-	(*Command)(nil),               // 0: pyserve.store.v1.Command
-	(*CommitRevision)(nil),        // 1: pyserve.store.v1.CommitRevision
-	(*PutNode)(nil),               // 2: pyserve.store.v1.PutNode
-	(*RemoveNode)(nil),            // 3: pyserve.store.v1.RemoveNode
-	(*PutToken)(nil),              // 4: pyserve.store.v1.PutToken
-	(*PutServer)(nil),             // 5: pyserve.store.v1.PutServer
-	(*RemoveServer)(nil),          // 6: pyserve.store.v1.RemoveServer
-	(*RaiseEpoch)(nil),            // 7: pyserve.store.v1.RaiseEpoch
-	(*RemoveToken)(nil),           // 8: pyserve.store.v1.RemoveToken
-	(*UseToken)(nil),              // 9: pyserve.store.v1.UseToken
-	(*AppendAudit)(nil),           // 10: pyserve.store.v1.AppendAudit
-	(*PutContext)(nil),            // 11: pyserve.store.v1.PutContext
-	(*RevokeContext)(nil),         // 12: pyserve.store.v1.RevokeContext
-	(*Context)(nil),               // 13: pyserve.store.v1.Context
-	(*Revocation)(nil),            // 14: pyserve.store.v1.Revocation
-	(*SetAuthorities)(nil),        // 15: pyserve.store.v1.SetAuthorities
-	(*Authority)(nil),             // 16: pyserve.store.v1.Authority
-	(*AuditEntry)(nil),            // 17: pyserve.store.v1.AuditEntry
-	(*AuditAnchor)(nil),           // 18: pyserve.store.v1.AuditAnchor
-	(*Revision)(nil),              // 19: pyserve.store.v1.Revision
-	(*ResourceReference)(nil),     // 20: pyserve.store.v1.ResourceReference
-	(*Node)(nil),                  // 21: pyserve.store.v1.Node
-	(*Token)(nil),                 // 22: pyserve.store.v1.Token
-	(*Server)(nil),                // 23: pyserve.store.v1.Server
-	(*Result)(nil),                // 24: pyserve.store.v1.Result
-	(*BackupHeader)(nil),          // 25: pyserve.store.v1.BackupHeader
-	(*SnapshotRecord)(nil),        // 26: pyserve.store.v1.SnapshotRecord
-	(*SnapshotHeader)(nil),        // 27: pyserve.store.v1.SnapshotHeader
-	(*ActiveRevision)(nil),        // 28: pyserve.store.v1.ActiveRevision
-	(*PastRevision)(nil),          // 29: pyserve.store.v1.PastRevision
-	(*SnapshotEnd)(nil),           // 30: pyserve.store.v1.SnapshotEnd
-	(*v1.ResourceKey)(nil),        // 31: pyserve.fleet.v1.ResourceKey
-	(*v1.Release)(nil),            // 32: pyserve.fleet.v1.Release
-	(*timestamppb.Timestamp)(nil), // 33: google.protobuf.Timestamp
+	(GossipStage)(0),              // 0: pyserve.store.v1.GossipStage
+	(*Command)(nil),               // 1: pyserve.store.v1.Command
+	(*CommitRevision)(nil),        // 2: pyserve.store.v1.CommitRevision
+	(*PutNode)(nil),               // 3: pyserve.store.v1.PutNode
+	(*RemoveNode)(nil),            // 4: pyserve.store.v1.RemoveNode
+	(*PutToken)(nil),              // 5: pyserve.store.v1.PutToken
+	(*PutServer)(nil),             // 6: pyserve.store.v1.PutServer
+	(*RemoveServer)(nil),          // 7: pyserve.store.v1.RemoveServer
+	(*RaiseEpoch)(nil),            // 8: pyserve.store.v1.RaiseEpoch
+	(*RemoveToken)(nil),           // 9: pyserve.store.v1.RemoveToken
+	(*UseToken)(nil),              // 10: pyserve.store.v1.UseToken
+	(*AppendAudit)(nil),           // 11: pyserve.store.v1.AppendAudit
+	(*PutContext)(nil),            // 12: pyserve.store.v1.PutContext
+	(*RevokeContext)(nil),         // 13: pyserve.store.v1.RevokeContext
+	(*Context)(nil),               // 14: pyserve.store.v1.Context
+	(*Revocation)(nil),            // 15: pyserve.store.v1.Revocation
+	(*SetAuthorities)(nil),        // 16: pyserve.store.v1.SetAuthorities
+	(*SetGossipKeys)(nil),         // 17: pyserve.store.v1.SetGossipKeys
+	(*GossipKeys)(nil),            // 18: pyserve.store.v1.GossipKeys
+	(*Authority)(nil),             // 19: pyserve.store.v1.Authority
+	(*AuditEntry)(nil),            // 20: pyserve.store.v1.AuditEntry
+	(*AuditAnchor)(nil),           // 21: pyserve.store.v1.AuditAnchor
+	(*Revision)(nil),              // 22: pyserve.store.v1.Revision
+	(*ResourceReference)(nil),     // 23: pyserve.store.v1.ResourceReference
+	(*Node)(nil),                  // 24: pyserve.store.v1.Node
+	(*Token)(nil),                 // 25: pyserve.store.v1.Token
+	(*Server)(nil),                // 26: pyserve.store.v1.Server
+	(*Result)(nil),                // 27: pyserve.store.v1.Result
+	(*BackupHeader)(nil),          // 28: pyserve.store.v1.BackupHeader
+	(*SnapshotRecord)(nil),        // 29: pyserve.store.v1.SnapshotRecord
+	(*SnapshotHeader)(nil),        // 30: pyserve.store.v1.SnapshotHeader
+	(*ActiveRevision)(nil),        // 31: pyserve.store.v1.ActiveRevision
+	(*PastRevision)(nil),          // 32: pyserve.store.v1.PastRevision
+	(*SnapshotEnd)(nil),           // 33: pyserve.store.v1.SnapshotEnd
+	(*v1.ResourceKey)(nil),        // 34: pyserve.fleet.v1.ResourceKey
+	(*v1.Release)(nil),            // 35: pyserve.fleet.v1.Release
+	(*timestamppb.Timestamp)(nil), // 36: google.protobuf.Timestamp
 }
 var file_pyserve_store_v1_store_proto_depIdxs = []int32{
-	1,  // 0: pyserve.store.v1.Command.commit_revision:type_name -> pyserve.store.v1.CommitRevision
-	2,  // 1: pyserve.store.v1.Command.put_node:type_name -> pyserve.store.v1.PutNode
-	3,  // 2: pyserve.store.v1.Command.remove_node:type_name -> pyserve.store.v1.RemoveNode
-	4,  // 3: pyserve.store.v1.Command.put_token:type_name -> pyserve.store.v1.PutToken
-	5,  // 4: pyserve.store.v1.Command.put_server:type_name -> pyserve.store.v1.PutServer
-	6,  // 5: pyserve.store.v1.Command.remove_server:type_name -> pyserve.store.v1.RemoveServer
-	7,  // 6: pyserve.store.v1.Command.raise_epoch:type_name -> pyserve.store.v1.RaiseEpoch
-	8,  // 7: pyserve.store.v1.Command.remove_token:type_name -> pyserve.store.v1.RemoveToken
-	9,  // 8: pyserve.store.v1.Command.use_token:type_name -> pyserve.store.v1.UseToken
-	10, // 9: pyserve.store.v1.Command.append_audit:type_name -> pyserve.store.v1.AppendAudit
-	15, // 10: pyserve.store.v1.Command.set_authorities:type_name -> pyserve.store.v1.SetAuthorities
-	11, // 11: pyserve.store.v1.Command.put_context:type_name -> pyserve.store.v1.PutContext
-	12, // 12: pyserve.store.v1.Command.revoke_context:type_name -> pyserve.store.v1.RevokeContext
-	17, // 13: pyserve.store.v1.Command.audit:type_name -> pyserve.store.v1.AuditEntry
-	19, // 14: pyserve.store.v1.CommitRevision.revision:type_name -> pyserve.store.v1.Revision
-	31, // 15: pyserve.store.v1.CommitRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
-	20, // 16: pyserve.store.v1.CommitRevision.upserted:type_name -> pyserve.store.v1.ResourceReference
-	21, // 17: pyserve.store.v1.PutNode.node:type_name -> pyserve.store.v1.Node
-	22, // 18: pyserve.store.v1.PutToken.token:type_name -> pyserve.store.v1.Token
-	23, // 19: pyserve.store.v1.PutServer.server:type_name -> pyserve.store.v1.Server
-	32, // 20: pyserve.store.v1.RaiseEpoch.release:type_name -> pyserve.fleet.v1.Release
-	33, // 21: pyserve.store.v1.UseToken.at:type_name -> google.protobuf.Timestamp
-	13, // 22: pyserve.store.v1.PutContext.context:type_name -> pyserve.store.v1.Context
-	33, // 23: pyserve.store.v1.RevokeContext.until:type_name -> google.protobuf.Timestamp
-	33, // 24: pyserve.store.v1.RevokeContext.ends:type_name -> google.protobuf.Timestamp
-	33, // 25: pyserve.store.v1.RevokeContext.at:type_name -> google.protobuf.Timestamp
-	33, // 26: pyserve.store.v1.Context.issued:type_name -> google.protobuf.Timestamp
-	33, // 27: pyserve.store.v1.Context.expires:type_name -> google.protobuf.Timestamp
-	33, // 28: pyserve.store.v1.Revocation.until:type_name -> google.protobuf.Timestamp
-	33, // 29: pyserve.store.v1.Revocation.ends:type_name -> google.protobuf.Timestamp
-	16, // 30: pyserve.store.v1.SetAuthorities.authorities:type_name -> pyserve.store.v1.Authority
-	33, // 31: pyserve.store.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	32, // 32: pyserve.store.v1.Revision.release:type_name -> pyserve.fleet.v1.Release
-	33, // 33: pyserve.store.v1.Revision.created:type_name -> google.protobuf.Timestamp
-	33, // 34: pyserve.store.v1.Node.enrolled:type_name -> google.protobuf.Timestamp
-	33, // 35: pyserve.store.v1.Token.created:type_name -> google.protobuf.Timestamp
-	33, // 36: pyserve.store.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	33, // 37: pyserve.store.v1.Server.joined:type_name -> google.protobuf.Timestamp
-	33, // 38: pyserve.store.v1.BackupHeader.created:type_name -> google.protobuf.Timestamp
-	27, // 39: pyserve.store.v1.SnapshotRecord.header:type_name -> pyserve.store.v1.SnapshotHeader
-	20, // 40: pyserve.store.v1.SnapshotRecord.resource:type_name -> pyserve.store.v1.ResourceReference
-	28, // 41: pyserve.store.v1.SnapshotRecord.active:type_name -> pyserve.store.v1.ActiveRevision
-	29, // 42: pyserve.store.v1.SnapshotRecord.past:type_name -> pyserve.store.v1.PastRevision
-	19, // 43: pyserve.store.v1.SnapshotRecord.line:type_name -> pyserve.store.v1.Revision
-	21, // 44: pyserve.store.v1.SnapshotRecord.node:type_name -> pyserve.store.v1.Node
-	22, // 45: pyserve.store.v1.SnapshotRecord.token:type_name -> pyserve.store.v1.Token
-	30, // 46: pyserve.store.v1.SnapshotRecord.end:type_name -> pyserve.store.v1.SnapshotEnd
-	23, // 47: pyserve.store.v1.SnapshotRecord.server:type_name -> pyserve.store.v1.Server
-	24, // 48: pyserve.store.v1.SnapshotRecord.result:type_name -> pyserve.store.v1.Result
-	18, // 49: pyserve.store.v1.SnapshotRecord.audit_anchor:type_name -> pyserve.store.v1.AuditAnchor
-	17, // 50: pyserve.store.v1.SnapshotRecord.audit_entry:type_name -> pyserve.store.v1.AuditEntry
-	16, // 51: pyserve.store.v1.SnapshotRecord.authority:type_name -> pyserve.store.v1.Authority
-	13, // 52: pyserve.store.v1.SnapshotRecord.context:type_name -> pyserve.store.v1.Context
-	14, // 53: pyserve.store.v1.SnapshotRecord.revocation:type_name -> pyserve.store.v1.Revocation
-	19, // 54: pyserve.store.v1.ActiveRevision.revision:type_name -> pyserve.store.v1.Revision
-	19, // 55: pyserve.store.v1.PastRevision.revision:type_name -> pyserve.store.v1.Revision
-	31, // 56: pyserve.store.v1.PastRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
-	20, // 57: pyserve.store.v1.PastRevision.restored:type_name -> pyserve.store.v1.ResourceReference
-	58, // [58:58] is the sub-list for method output_type
-	58, // [58:58] is the sub-list for method input_type
-	58, // [58:58] is the sub-list for extension type_name
-	58, // [58:58] is the sub-list for extension extendee
-	0,  // [0:58] is the sub-list for field type_name
+	2,  // 0: pyserve.store.v1.Command.commit_revision:type_name -> pyserve.store.v1.CommitRevision
+	3,  // 1: pyserve.store.v1.Command.put_node:type_name -> pyserve.store.v1.PutNode
+	4,  // 2: pyserve.store.v1.Command.remove_node:type_name -> pyserve.store.v1.RemoveNode
+	5,  // 3: pyserve.store.v1.Command.put_token:type_name -> pyserve.store.v1.PutToken
+	6,  // 4: pyserve.store.v1.Command.put_server:type_name -> pyserve.store.v1.PutServer
+	7,  // 5: pyserve.store.v1.Command.remove_server:type_name -> pyserve.store.v1.RemoveServer
+	8,  // 6: pyserve.store.v1.Command.raise_epoch:type_name -> pyserve.store.v1.RaiseEpoch
+	9,  // 7: pyserve.store.v1.Command.remove_token:type_name -> pyserve.store.v1.RemoveToken
+	10, // 8: pyserve.store.v1.Command.use_token:type_name -> pyserve.store.v1.UseToken
+	11, // 9: pyserve.store.v1.Command.append_audit:type_name -> pyserve.store.v1.AppendAudit
+	16, // 10: pyserve.store.v1.Command.set_authorities:type_name -> pyserve.store.v1.SetAuthorities
+	12, // 11: pyserve.store.v1.Command.put_context:type_name -> pyserve.store.v1.PutContext
+	13, // 12: pyserve.store.v1.Command.revoke_context:type_name -> pyserve.store.v1.RevokeContext
+	17, // 13: pyserve.store.v1.Command.set_gossip_keys:type_name -> pyserve.store.v1.SetGossipKeys
+	20, // 14: pyserve.store.v1.Command.audit:type_name -> pyserve.store.v1.AuditEntry
+	22, // 15: pyserve.store.v1.CommitRevision.revision:type_name -> pyserve.store.v1.Revision
+	34, // 16: pyserve.store.v1.CommitRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
+	23, // 17: pyserve.store.v1.CommitRevision.upserted:type_name -> pyserve.store.v1.ResourceReference
+	24, // 18: pyserve.store.v1.PutNode.node:type_name -> pyserve.store.v1.Node
+	25, // 19: pyserve.store.v1.PutToken.token:type_name -> pyserve.store.v1.Token
+	26, // 20: pyserve.store.v1.PutServer.server:type_name -> pyserve.store.v1.Server
+	35, // 21: pyserve.store.v1.RaiseEpoch.release:type_name -> pyserve.fleet.v1.Release
+	36, // 22: pyserve.store.v1.UseToken.at:type_name -> google.protobuf.Timestamp
+	14, // 23: pyserve.store.v1.PutContext.context:type_name -> pyserve.store.v1.Context
+	36, // 24: pyserve.store.v1.RevokeContext.until:type_name -> google.protobuf.Timestamp
+	36, // 25: pyserve.store.v1.RevokeContext.ends:type_name -> google.protobuf.Timestamp
+	36, // 26: pyserve.store.v1.RevokeContext.at:type_name -> google.protobuf.Timestamp
+	36, // 27: pyserve.store.v1.Context.issued:type_name -> google.protobuf.Timestamp
+	36, // 28: pyserve.store.v1.Context.expires:type_name -> google.protobuf.Timestamp
+	36, // 29: pyserve.store.v1.Revocation.until:type_name -> google.protobuf.Timestamp
+	36, // 30: pyserve.store.v1.Revocation.ends:type_name -> google.protobuf.Timestamp
+	19, // 31: pyserve.store.v1.SetAuthorities.authorities:type_name -> pyserve.store.v1.Authority
+	18, // 32: pyserve.store.v1.SetGossipKeys.keys:type_name -> pyserve.store.v1.GossipKeys
+	0,  // 33: pyserve.store.v1.GossipKeys.stage:type_name -> pyserve.store.v1.GossipStage
+	36, // 34: pyserve.store.v1.GossipKeys.since:type_name -> google.protobuf.Timestamp
+	36, // 35: pyserve.store.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	35, // 36: pyserve.store.v1.Revision.release:type_name -> pyserve.fleet.v1.Release
+	36, // 37: pyserve.store.v1.Revision.created:type_name -> google.protobuf.Timestamp
+	36, // 38: pyserve.store.v1.Node.enrolled:type_name -> google.protobuf.Timestamp
+	36, // 39: pyserve.store.v1.Token.created:type_name -> google.protobuf.Timestamp
+	36, // 40: pyserve.store.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	36, // 41: pyserve.store.v1.Server.joined:type_name -> google.protobuf.Timestamp
+	36, // 42: pyserve.store.v1.BackupHeader.created:type_name -> google.protobuf.Timestamp
+	30, // 43: pyserve.store.v1.SnapshotRecord.header:type_name -> pyserve.store.v1.SnapshotHeader
+	23, // 44: pyserve.store.v1.SnapshotRecord.resource:type_name -> pyserve.store.v1.ResourceReference
+	31, // 45: pyserve.store.v1.SnapshotRecord.active:type_name -> pyserve.store.v1.ActiveRevision
+	32, // 46: pyserve.store.v1.SnapshotRecord.past:type_name -> pyserve.store.v1.PastRevision
+	22, // 47: pyserve.store.v1.SnapshotRecord.line:type_name -> pyserve.store.v1.Revision
+	24, // 48: pyserve.store.v1.SnapshotRecord.node:type_name -> pyserve.store.v1.Node
+	25, // 49: pyserve.store.v1.SnapshotRecord.token:type_name -> pyserve.store.v1.Token
+	33, // 50: pyserve.store.v1.SnapshotRecord.end:type_name -> pyserve.store.v1.SnapshotEnd
+	26, // 51: pyserve.store.v1.SnapshotRecord.server:type_name -> pyserve.store.v1.Server
+	27, // 52: pyserve.store.v1.SnapshotRecord.result:type_name -> pyserve.store.v1.Result
+	21, // 53: pyserve.store.v1.SnapshotRecord.audit_anchor:type_name -> pyserve.store.v1.AuditAnchor
+	20, // 54: pyserve.store.v1.SnapshotRecord.audit_entry:type_name -> pyserve.store.v1.AuditEntry
+	19, // 55: pyserve.store.v1.SnapshotRecord.authority:type_name -> pyserve.store.v1.Authority
+	14, // 56: pyserve.store.v1.SnapshotRecord.context:type_name -> pyserve.store.v1.Context
+	15, // 57: pyserve.store.v1.SnapshotRecord.revocation:type_name -> pyserve.store.v1.Revocation
+	18, // 58: pyserve.store.v1.SnapshotRecord.gossip_keys:type_name -> pyserve.store.v1.GossipKeys
+	22, // 59: pyserve.store.v1.ActiveRevision.revision:type_name -> pyserve.store.v1.Revision
+	22, // 60: pyserve.store.v1.PastRevision.revision:type_name -> pyserve.store.v1.Revision
+	34, // 61: pyserve.store.v1.PastRevision.removed:type_name -> pyserve.fleet.v1.ResourceKey
+	23, // 62: pyserve.store.v1.PastRevision.restored:type_name -> pyserve.store.v1.ResourceReference
+	63, // [63:63] is the sub-list for method output_type
+	63, // [63:63] is the sub-list for method input_type
+	63, // [63:63] is the sub-list for extension type_name
+	63, // [63:63] is the sub-list for extension extendee
+	0,  // [0:63] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_store_v1_store_proto_init() }
@@ -2812,8 +3037,9 @@ func file_pyserve_store_v1_store_proto_init() {
 		(*Command_SetAuthorities)(nil),
 		(*Command_PutContext)(nil),
 		(*Command_RevokeContext)(nil),
+		(*Command_SetGossipKeys)(nil),
 	}
-	file_pyserve_store_v1_store_proto_msgTypes[26].OneofWrappers = []any{
+	file_pyserve_store_v1_store_proto_msgTypes[28].OneofWrappers = []any{
 		(*SnapshotRecord_Header)(nil),
 		(*SnapshotRecord_Body)(nil),
 		(*SnapshotRecord_Resource)(nil),
@@ -2830,19 +3056,21 @@ func file_pyserve_store_v1_store_proto_init() {
 		(*SnapshotRecord_Authority)(nil),
 		(*SnapshotRecord_Context)(nil),
 		(*SnapshotRecord_Revocation)(nil),
+		(*SnapshotRecord_GossipKeys)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_store_v1_store_proto_rawDesc), len(file_pyserve_store_v1_store_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   31,
+			NumEnums:      1,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
 		GoTypes:           file_pyserve_store_v1_store_proto_goTypes,
 		DependencyIndexes: file_pyserve_store_v1_store_proto_depIdxs,
+		EnumInfos:         file_pyserve_store_v1_store_proto_enumTypes,
 		MessageInfos:      file_pyserve_store_v1_store_proto_msgTypes,
 	}.Build()
 	File_pyserve_store_v1_store_proto = out.File
