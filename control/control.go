@@ -56,6 +56,9 @@ type Options struct {
 	Replication Replication
 	// GossipAddress is where others join this control's gossip; nil or empty: nowhere.
 	GossipAddress func() string
+	// GossipKeys is told which keys this control's own gossip is to use, the one to encrypt with first, before it starts and
+	// whenever they are changed; an error: they are not used, and it is asked again. nil: gossip does not run.
+	GossipKeys func(keys [][]byte) error
 	// Version is shown to operators.
 	Version string
 	// Logger is required.
@@ -89,7 +92,7 @@ type Control struct {
 	streams   streams
 	drains    drains
 	refusals  refusals
-	rotating  sync.Mutex // held while the authorities are brought to what the store says
+	rotating  sync.Mutex // held while the authorities, or the keys of gossip, are brought to what the store says
 	decoded   atomic.Pointer[decoded]
 	journal   *journal.Journal
 	telling   telling
@@ -129,7 +132,7 @@ func (c *Control) Start(ctx context.Context) (err error) {
 	}
 	c.fleet = fleet.New(fleet.Options{Logger: o.Logger, Now: o.Now, Welcome: c.welcome, Journal: c.journal})
 	changed := c.store.Changed()
-	if err := c.takeAuthorities(); err != nil {
+	if err := errors.Join(c.takeAuthorities(), c.takeGossipKeys()); err != nil {
 		return errors.Join(err, c.store.Close())
 	}
 	c.tellStart()
@@ -139,6 +142,7 @@ func (c *Control) Start(ctx context.Context) (err error) {
 	c.following.Go(func() { c.follow(following, changed) })
 	c.following.Go(func() { c.preside(following) })
 	c.following.Go(func() { c.keepLeft(following) })
+	c.following.Go(func() { c.rekey(following) })
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.Stop())
@@ -255,6 +259,7 @@ func (c *Control) openIdentity(used bool) (seal []byte, err error) {
 // control made, the store alone knows.
 func (c *Control) follow(ctx context.Context, changed <-chan struct{}) {
 	var endpoints, seeds []string
+	var keyTrouble string
 	revoked := c.revokedUntil(adminName)
 	again := time.NewTicker(settleInterval)
 	defer again.Stop()
@@ -265,6 +270,7 @@ func (c *Control) follow(ctx context.Context, changed <-chan struct{}) {
 		if c.unlisted.Load() && c.store.Current() {
 			c.recordAdmin(ctx)
 		}
+		keyTrouble = c.keepKeys(keyTrouble)
 		if now := c.endpoints(); !slices.Equal(endpoints, now) {
 			endpoints = now
 			c.fleet.SetControls(now)
@@ -424,7 +430,7 @@ func (c *Control) Now() time.Time { return c.options.Now() }
 const maxSeeds = 5
 
 func (c *Control) welcome() *fleetv1.Welcome {
-	m := &fleetv1.Welcome{ControlName: c.options.Name, GossipKeys: c.authority.GossipKeys(), Controls: c.endpoints()}
+	m := &fleetv1.Welcome{ControlName: c.options.Name, GossipKeys: c.fleet.GossipKeys(), Controls: c.endpoints()}
 	if c.options.GossipAddress != nil {
 		if own := c.options.GossipAddress(); own != "" {
 			m.GossipSeeds = append(m.GossipSeeds, own)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -140,6 +141,8 @@ func startControl(ctx context.Context, o controlOptions, logger *slog.Logger) (_
 	}
 	var members atomic.Pointer[cluster.Cluster]
 	var seeds atomic.Pointer[[]string]
+	var keying sync.Mutex // guards keys, and that gossip is told of the latest last
+	var keys [][]byte
 	peers := api.NewPeers(func() (*tls.Config, error) { return p.control.PeerTLS() })
 	p.undo.add(func(context.Context) error { return peers.Close() })
 	p.control, err = control.New(control.Options{
@@ -151,6 +154,15 @@ func startControl(ctx context.Context, o controlOptions, logger *slog.Logger) (_
 				return c.Address()
 			}
 			return ""
+		},
+		GossipKeys: func(next [][]byte) error {
+			keying.Lock()
+			defer keying.Unlock()
+			keys = next
+			if c := members.Load(); c != nil {
+				return c.SetKeys(next)
+			}
+			return nil
 		},
 		Replication: control.Replication{
 			Address: raftAddress, Peers: peers, Join: o.joiner(), Alone: o.forceSingle,
@@ -174,7 +186,14 @@ func startControl(ctx context.Context, o controlOptions, logger *slog.Logger) (_
 	if err := p.startGossip(o, host, logger); err != nil {
 		return nil, err
 	}
+	// The keys may be others since gossip was asked to start.
+	keying.Lock()
 	members.Store(p.cluster)
+	err = p.cluster.SetKeys(keys)
+	keying.Unlock()
+	if err != nil {
+		return nil, err
+	}
 	if known := seeds.Load(); known != nil {
 		p.cluster.SetSeeds(*known)
 	}

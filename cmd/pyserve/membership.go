@@ -29,15 +29,55 @@ type membership struct {
 	mu      sync.Mutex // guards what follows
 	cluster *cluster.Cluster
 	failure string // the last reason why gossip could not start, to log it once
+
+	ctx     context.Context // ends when the node leaves
 	cancel  context.CancelFunc
 	telling sync.WaitGroup
+}
+
+// keyPatience is how long a node that was enrolled before waits for control's word before it joins gossip with the keys and
+// seeds that it had: there may be another key since, and with the old one it would be taken for a member that hears nobody. A
+// node whose control is away has to go on by itself, and soon: below the second after which one that serves nothing asks peers.
+const keyPatience = 500 * time.Millisecond
+
+// startSoon joins gossip by what the node knew before, unless control says a word first. A new node learns all of it from
+// control's first words.
+func (m *membership) startSoon(id *agent.Identity) {
+	if len(id.GossipKeys) == 0 {
+		return
+	}
+	m.telling.Go(func() {
+		timer := time.NewTimer(keyPatience)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+			m.begin(id)
+		case <-m.ctx.Done():
+		}
+	})
+}
+
+// begin is start for whoever tries again: a failure is logged once.
+func (m *membership) begin(id *agent.Identity) (joined bool) {
+	err := m.start(id)
+	if err == nil {
+		return m.joined() != nil
+	}
+	m.mu.Lock()
+	news := m.failure != err.Error()
+	m.failure = err.Error()
+	m.mu.Unlock()
+	if news {
+		m.logger.Error("cannot take part in gossip; trying again with the next stream", "error", err)
+	}
+	return false
 }
 
 // start joins gossip if id has what that needs. A gossip address that cannot be bound is an error.
 func (m *membership) start(id *agent.Identity) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.cluster != nil || len(id.GossipKeys) == 0 {
+	if m.cluster != nil || len(id.GossipKeys) == 0 || m.ctx.Err() != nil {
 		return nil
 	}
 	host, err := gossipAdvertise(m.options.gossip, towards(m.options.controls[0]))
@@ -57,10 +97,9 @@ func (m *membership) start(id *agent.Identity) error {
 	if err := c.Start(); err != nil {
 		return fmt.Errorf("--gossip: %w", err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	m.cluster, m.cancel = c, cancel
+	m.cluster = c
 	m.elsewhere.Store(math.MaxInt64)
-	m.telling.Go(func() { m.tell(ctx, c) })
+	m.telling.Go(func() { m.tell(m.ctx, c) })
 	return nil
 }
 
@@ -75,27 +114,17 @@ func towards(control string) string {
 }
 
 // welcomed takes in what control said: the first time gossip can start, later there may be others to join.
-func (m *membership) welcomed(id *agent.Identity) {
-	if err := m.start(id); err != nil {
-		m.mu.Lock()
-		news := m.failure != err.Error()
-		m.failure = err.Error()
-		m.mu.Unlock()
-		if news {
-			m.logger.Error("cannot take part in gossip; trying again with the next stream", "error", err)
-		}
-		return
+func (m *membership) welcomed(id *agent.Identity) error {
+	if !m.begin(id) {
+		return nil // who takes no part uses no key
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.cluster == nil {
-		return
+	c := m.joined()
+	if err := c.SetKeys(id.GossipKeys); err != nil {
+		return err
 	}
-	if err := m.cluster.SetKeys(id.GossipKeys); err != nil {
-		m.logger.Error("the keys of gossip that control named are not used", "error", err)
-	}
-	m.cluster.SetSeeds(id.GossipSeeds)
-	m.vouch(m.cluster, id)
+	c.SetSeeds(id.GossipSeeds)
+	m.vouch(c, id)
+	return nil
 }
 
 // vouch tells the others control's word for this node. A node that has none, or one that is not good, serves all the same.
@@ -212,12 +241,10 @@ func (m *membership) address() string {
 }
 
 func (m *membership) stop(context.Context) error {
-	c := m.joined()
-	if c == nil {
-		return nil
-	}
 	m.cancel()
 	m.telling.Wait()
-	leaveGossip(c, m.logger)
+	if c := m.joined(); c != nil {
+		leaveGossip(c, m.logger)
+	}
 	return nil
 }

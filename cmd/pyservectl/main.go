@@ -88,7 +88,7 @@ Exit codes: 0 done; 1 no (differences found, not converged, refused); 2 could no
 	root.AddCommand(newValidateCommand(s), newSchemaCommand(), newApplyCommand(s), newDiffCommand(s), newStatusCommand(s), newGetCommand(s), newControlCommand(s), newBackupCommand(s), newRestoreCommand(s), newVersionCommand(s))
 	root.AddCommand(newHistoryCommand(s), newRollbackCommand(s), newExplainCommand(s), newWhyCommand(s), newEventsCommand(s))
 	root.AddCommand(newDrainCommand(s), newUndrainCommand(s), newTopCommand(s))
-	root.AddCommand(newTokenCommand(s), newNodeCommand(s), newContextCommand(s), newAuditCommand(s), newAuthorityCommand(s))
+	root.AddCommand(newTokenCommand(s), newNodeCommand(s), newContextCommand(s), newAuditCommand(s), newAuthorityCommand(s), newGossipCommand(s))
 	return root
 }
 

@@ -34,3 +34,26 @@ func authoritySummary(s control.AuthorityStatus) *operatorv1.AuthoritySummary {
 		Sha256: s.Hash, Expires: timestamppb.New(s.Expires), OldSha256: s.Old, PendingNodes: s.Pending, AwayNodes: s.Away,
 	}
 }
+
+func (a *access) RotateGossipKey(ctx context.Context, _ *operatorv1.RotateGossipKeyRequest) (*operatorv1.RotateGossipKeyResponse, error) {
+	status, running, err := a.control.RotateGossipKey(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &operatorv1.RotateGossipKeyResponse{Key: gossipKeySummary(status), Running: running}, nil
+}
+
+func (a *access) GetGossipKey(context.Context, *operatorv1.GetGossipKeyRequest) (*operatorv1.GetGossipKeyResponse, error) {
+	return &operatorv1.GetGossipKeyResponse{Key: gossipKeySummary(a.control.GossipKeyStatus())}, nil
+}
+
+func gossipKeySummary(s control.GossipKeyStatus) *operatorv1.GossipKeySummary {
+	m := &operatorv1.GossipKeySummary{
+		Key: s.Key, OldKey: s.Old, NewKey: s.New, Stage: s.Stage.String(),
+		PendingNodes: s.PendingNodes, PendingControls: s.PendingControls, AwayNodes: s.AwayNodes,
+	}
+	if !s.Since.IsZero() {
+		m.Since = timestamppb.New(s.Since)
+	}
+	return m
+}

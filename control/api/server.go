@@ -245,6 +245,7 @@ func coded(err error) error {
 		{control.ErrContextRevoked, codes.Unauthenticated},
 		{control.ErrNoContext, codes.NotFound},
 		{control.ErrRotation, codes.FailedPrecondition},
+		{control.ErrGossipKey, codes.FailedPrecondition},
 		{store.ErrTokenGone, codes.NotFound},
 		{store.ErrTokenExpired, codes.PermissionDenied},
 		{store.ErrTokenUsedUp, codes.PermissionDenied},

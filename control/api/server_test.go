@@ -209,6 +209,7 @@ func TestCodeOfAnError(t *testing.T) {
 		{control.ErrRevoked, codes.PermissionDenied},
 		{control.ErrNoNode, codes.NotFound},
 		{control.ErrRotation, codes.FailedPrecondition},
+		{control.ErrGossipKey, codes.FailedPrecondition},
 		{store.ErrTokenGone, codes.NotFound},
 		{store.ErrTokenExpired, codes.PermissionDenied},
 		{store.ErrTokenUsedUp, codes.PermissionDenied},

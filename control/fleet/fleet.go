@@ -80,6 +80,7 @@ type Fleet struct {
 	watchers  map[chan struct{}]struct{}
 	// authority is the hash of the one that issues certificates; nil: nobody said.
 	authority []byte
+	keys      [][]byte // of gossip; none: nobody said
 }
 
 // heldBundles is how many past bundles are kept to make deltas against.

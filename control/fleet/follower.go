@@ -133,6 +133,7 @@ func (a *attendance) run(ctx context.Context, received <-chan *replicav1.FromLea
 func (a *attendance) attend(complete bool) error {
 	return a.stream.Send(&replicav1.FromFollower{Message: &replicav1.FromFollower_Attendance{Attendance: &replicav1.Attendance{
 		ServerId: a.id, AppliedIndex: a.applied(), Complete: complete,
+		GossipKeys: a.fleet.digest(),
 	}}})
 }
 
@@ -336,6 +337,7 @@ func reportOf(n Node) *replicav1.NodeReport {
 		Name: n.Name, Connected: n.Connected, Left: n.Left, Since: timestamppb.New(n.Since), Version: n.Version,
 		Applied: n.Applied, Listen: n.Listen, Gossip: n.Gossip, Draining: n.Draining,
 		Refused: n.Refused, Rejected: n.Rejected, Refusals: n.Refusals, Authority: n.Authority, Notes: n.Notes,
+		GossipKeys: n.GossipKeys,
 	}
 }
 
@@ -344,6 +346,6 @@ func nodeOf(r *replicav1.NodeReport) Node {
 		Name: r.GetName(), Connected: r.GetConnected(), Left: r.GetLeft(), Since: r.GetSince().AsTime(), Version: r.GetVersion(),
 		Applied: r.GetApplied(), Listen: r.GetListen(), Gossip: r.GetGossip(), Draining: r.GetDraining(),
 		Refused: r.GetRefused(), Rejected: r.GetRejected(), Refusals: r.GetRefusals(),
-		Authority: r.GetAuthority(), Notes: r.GetNotes(),
+		Authority: r.GetAuthority(), Notes: r.GetNotes(), GossipKeys: keysDigest(r.GetGossipKeys()),
 	}
 }

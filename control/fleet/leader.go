@@ -44,6 +44,8 @@ type Follower struct {
 	Applied uint64
 	// Complete says that it has told of all its nodes.
 	Complete bool
+	// GossipKeys is the digest of the keys of gossip that it uses and tells its nodes; nil: not said.
+	GossipKeys []byte
 }
 
 // follower is the leader's side of a stream. All but the first group is guarded by the fleet's mu.
@@ -57,6 +59,7 @@ type follower struct {
 
 	applied  uint64
 	complete bool
+	keys     []byte // the digest of those of gossip that it uses
 	nodes    map[string]*remote
 	sent     *Target // the proposal that was sent; nil: none is out
 	nonce    uint64  // of sent
@@ -164,7 +167,7 @@ func (f *Fleet) Followers() []Follower {
 	out := make([]Follower, 0, len(f.followers))
 	for _, id := range slices.Sorted(maps.Keys(f.followers)) {
 		fl := f.followers[id]
-		out = append(out, Follower{ID: id, Applied: fl.applied, Complete: fl.complete})
+		out = append(out, Follower{ID: id, Applied: fl.applied, Complete: fl.complete, GossipKeys: fl.keys})
 	}
 	return out
 }
@@ -188,6 +191,7 @@ func (f *Fleet) hear(fl *follower) error {
 		case *replicav1.FromFollower_Attendance:
 			fl.applied = m.Attendance.GetAppliedIndex()
 			fl.complete = fl.complete || m.Attendance.GetComplete()
+			fl.keys = keysDigest(m.Attendance.GetGossipKeys())
 		case *replicav1.FromFollower_Node:
 			f.reported(fl, m.Node)
 		case *replicav1.FromFollower_Answered:

@@ -27,6 +27,8 @@ type Node struct {
 	Draining       bool
 	// Authority is the hash of the authority that issued its certificate; nil: not said yet.
 	Authority []byte
+	// GossipKeys is the digest of the keys of gossip that it uses, as [keyring.Ring] makes it; nil: not said.
+	GossipKeys []byte
 	// Refused is the revision that it refused last and has not served since; 0: none.
 	Refused uint64
 	// Rejected: what it refused is what the fleet should serve, not a proposal that was withdrawn.

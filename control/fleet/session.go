@@ -38,7 +38,8 @@ type session struct {
 	controls []string  // what the node was told of the controls
 	heard    time.Time // when the last message came
 	backends map[BackendKey]*fleetv1.BackendStatus
-	told     []byte // which authority issues certificates
+	told     []byte   // which authority issues certificates
+	keys     [][]byte // of gossip, that the node was told
 	// backendBytes is what backends hold.
 	backendBytes int
 	questions    map[uint64]*question // by id
@@ -217,7 +218,7 @@ func (f *Fleet) transmit(s *session, m *fleetv1.ToNode) error {
 // send is the one goroutine that writes to the stream.
 func (f *Fleet) send(s *session) error {
 	welcome := &fleetv1.ToNode{Message: &fleetv1.ToNode_Welcome{Welcome: f.options.Welcome()}}
-	s.controls = welcome.GetWelcome().GetControls()
+	s.controls, s.keys = welcome.GetWelcome().GetControls(), welcome.GetWelcome().GetGossipKeys()
 	if err := f.transmit(s, welcome); err != nil {
 		return err
 	}
@@ -254,6 +255,9 @@ func (f *Fleet) next(s *session) func() error {
 		return f.redirect(s)
 	}
 	if tell := f.tellAuthority(s); tell != nil {
+		return tell
+	}
+	if tell := f.tellKeys(s); tell != nil {
 		return tell
 	}
 	if f.controls != nil && !slices.Equal(f.controls, s.controls) {
@@ -444,7 +448,7 @@ func (s *session) status(m *fleetv1.Status) (news bool) {
 		s.node.Authority = hash
 	}
 	s.node.Draining, s.node.Refusals = m.GetDraining(), bounded(m.GetRefusals())
-	s.node.Notes = clipped(m.GetNotes())
+	s.node.Notes, s.node.GossipKeys = clipped(m.GetNotes()), keysDigest(m.GetGossipKeys())
 	if m.GetBackendsFull() {
 		clear(s.backends)
 		s.backendBytes = 0
@@ -453,6 +457,7 @@ func (s *session) status(m *fleetv1.Status) (news bool) {
 		s.remember(b)
 	}
 	return !proto.Equal(applied, s.applied) || before.Listen != s.node.Listen || before.Gossip != s.node.Gossip || !bytes.Equal(before.Authority, s.node.Authority) ||
+		!bytes.Equal(before.GossipKeys, s.node.GossipKeys) ||
 		before.Draining != s.node.Draining || describeRefusals(before.Refusals) != describeRefusals(s.node.Refusals) || !slices.Equal(before.Notes, s.node.Notes)
 }
 

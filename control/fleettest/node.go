@@ -1,6 +1,8 @@
 package fleettest
 
 import (
+	"crypto/sha256"
+	"slices"
 	"sync"
 
 	"github.com/pyserve/pyserve/config"
@@ -20,6 +22,8 @@ type Node struct {
 	Lie bool
 	// Answer answers a question, whose id is set afterwards; nil: it is not answered.
 	Answer func(*fleetv1.Question) *fleetv1.Answer
+	// Keys, where set, gets the keys of gossip that control tells of, and says whether the node uses them; it tells control then.
+	Keys func(keys [][]byte) bool
 
 	conn *Conn
 	done chan struct{}
@@ -95,6 +99,10 @@ func (n *Node) run() {
 	var in *incoming
 	for m := n.conn.Hear(); m != nil; m = n.conn.Hear() {
 		switch m := m.GetMessage().(type) {
+		case *fleetv1.ToNode_Welcome:
+			n.keys(m.Welcome.GetGossipKeys())
+		case *fleetv1.ToNode_GossipKeys:
+			n.keys(m.GossipKeys.GetKeys())
 		case *fleetv1.ToNode_Offer:
 			in = n.offered(m.Offer)
 		case *fleetv1.ToNode_OfferPart:
@@ -117,6 +125,13 @@ func (n *Node) run() {
 			n.note("abort")
 			in = nil
 		}
+	}
+}
+
+func (n *Node) keys(keys [][]byte) {
+	if n.Keys != nil && n.Keys(keys) {
+		digest := sha256.Sum256(slices.Concat(keys...))
+		n.conn.Say(Status(&fleetv1.Status{GossipKeys: digest[:]}))
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/big"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -58,13 +59,13 @@ type Authority struct {
 	directory string
 	clusterID string
 	release   ed25519.PrivateKey
-	gossip    [][]byte
 	seal      []byte
 
-	mu    sync.RWMutex // guards what follows
-	ca    *x509.Certificate
-	caKey *ecdsa.PrivateKey
-	old   *issuer // what ca takes the place of; nil: nothing
+	mu     sync.RWMutex // guards what follows
+	ca     *x509.Certificate
+	caKey  *ecdsa.PrivateKey
+	old    *issuer // what ca takes the place of; nil: nothing
+	gossip [][]byte
 }
 
 // Open loads the authority that lies in the directory, or makes one where there is none. A set that is damaged or
@@ -160,11 +161,32 @@ func (a *Authority) SealKey() []byte { return slices.Clone(a.seal) }
 
 // GossipKeys are the AES-256 keys of the gossip layer, the one to encrypt with first.
 func (a *Authority) GossipKeys() [][]byte {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
 	out := make([][]byte, len(a.gossip))
 	for i, key := range a.gossip {
 		out[i] = slices.Clone(key)
 	}
 	return out
+}
+
+// SetGossipKeys takes other keys of gossip to use. They are on disk when it returns; after an error everything is as it was.
+func (a *Authority) SetGossipKeys(keys [][]byte) error {
+	data := encodeGossip(keys)
+	next, err := parseGossip(data)
+	if err != nil {
+		return fmt.Errorf("take the keys of gossip to use: %w", err)
+	}
+	if slices.EqualFunc(next, a.GossipKeys(), slices.Equal) {
+		return nil
+	}
+	if err := WriteSecret(filepath.Join(a.directory, gossipFile), data); err != nil {
+		return fmt.Errorf("keep the keys of gossip: %w", err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.gossip = next
+	return nil
 }
 
 // KeyHash is the SHA-256 of a certificate's public key (SPKI, DER), as in [Peer].

@@ -116,15 +116,11 @@ func (a *Authority) files() (map[string][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	var gossip bytes.Buffer
-	for _, key := range a.gossip {
-		fmt.Fprintln(&gossip, base64.StdEncoding.EncodeToString(key))
-	}
 	return map[string][]byte{
 		caFile:      crt,
 		caKeyFile:   key,
 		releaseFile: encodePEM(privateKeyPEM, release),
-		gossipFile:  gossip.Bytes(),
+		gossipFile:  encodeGossip(a.GossipKeys()),
 		clusterFile: []byte(a.clusterID + "\n"),
 		sealFile:    []byte(base64.StdEncoding.EncodeToString(a.seal) + "\n"),
 	}, nil
@@ -241,19 +237,32 @@ func (a *Authority) takeRelease(data []byte) (err error) {
 	return err
 }
 
-func (a *Authority) takeGossip(data []byte) error {
-	a.gossip = nil
+func (a *Authority) takeGossip(data []byte) (err error) {
+	a.gossip, err = parseGossip(data)
+	return err
+}
+
+// parseGossip reads a key a line.
+func parseGossip(data []byte) (keys [][]byte, err error) {
 	for line := range strings.Lines(string(data)) {
 		key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(line))
 		if err != nil || len(key) != 32 {
-			return fmt.Errorf("line %d is not a key of 32 bytes in base64", len(a.gossip)+1)
+			return nil, fmt.Errorf("line %d is not a key of 32 bytes in base64", len(keys)+1)
 		}
-		a.gossip = append(a.gossip, key)
+		keys = append(keys, key)
 	}
-	if n := len(a.gossip); n == 0 || n > maxGossipKeys {
-		return fmt.Errorf("it holds %d keys, want 1 to %d", n, maxGossipKeys)
+	if n := len(keys); n == 0 || n > maxGossipKeys {
+		return nil, fmt.Errorf("it holds %d keys, want 1 to %d", n, maxGossipKeys)
 	}
-	return nil
+	return keys, nil
+}
+
+func encodeGossip(keys [][]byte) []byte {
+	var out bytes.Buffer
+	for _, key := range keys {
+		fmt.Fprintln(&out, base64.StdEncoding.EncodeToString(key))
+	}
+	return out.Bytes()
 }
 
 func (a *Authority) takeSeal(data []byte) error {

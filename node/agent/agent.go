@@ -50,9 +50,9 @@ type Options struct {
 	Version string
 	// Gossip gives the node's gossip address for Status; nil: none.
 	Gossip func() string
-	// Welcomed is called with what control says about gossip, whenever a stream begins and when it gave another voucher; nil:
-	// nobody asks.
-	Welcomed func(*Identity)
+	// Welcomed is called with what control says about gossip, whenever a stream begins and when it gave another voucher or other
+	// keys; an error: the keys are not used. nil: nobody asks.
+	Welcomed func(*Identity) error
 	// Peers gives the members of the cluster that serve something, for when control is away; nil: none are asked.
 	Peers func() []Peer
 	// Logger is required.
@@ -86,6 +86,10 @@ type Agent struct {
 	waiting  bool           // there is a bundle on disk that could not be served yet
 	refusals []*fleetv1.Refusal
 	troubles map[string]string // what was last logged about a control, by address
+	// keys is the digest of the keys of gossip that are used, which is told while the disk has them too; nil: there are none.
+	keys []byte
+	// unkept says that the identity on the disk is an older one.
+	unkept bool
 	// unwelcome says that a control refused the certificate; only renewing it can help.
 	unwelcome bool
 }

@@ -254,7 +254,7 @@ func TestTroubleIsToldOnceUntilItIsOver(t *testing.T) {
 func TestWelcomeIsKeptForAStartWithoutControl(t *testing.T) {
 	s := newScript(t)
 	got := make(chan *Identity, 8)
-	r := newRig(t, s, rigOptions{welcomed: func(id *Identity) { got <- id }}).run()
+	r := newRig(t, s, rigOptions{welcomed: func(id *Identity) error { got <- id; return nil }}).run()
 	w, _ := s.opened(t)
 	w.send(t, &fleetv1.ToNode{Message: &fleetv1.ToNode_Welcome{Welcome: &fleetv1.Welcome{
 		GossipKeys: [][]byte{make([]byte, 32)}, GossipSeeds: []string{"127.0.0.1:7402"},

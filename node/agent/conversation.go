@@ -141,6 +141,7 @@ func (c *conversation) run(ctx context.Context) error {
 		case <-ticker.C:
 			act = func() error {
 				c.renewWhenDue(ctx)
+				c.keepWhenDue()
 				c.agent.saveWhenDue()
 				return c.sendStatus(false)
 			}
@@ -224,6 +225,8 @@ func (c *conversation) handle(ctx context.Context, m *fleetv1.ToNode) error {
 	case *fleetv1.ToNode_Authority:
 		c.authority = m.Authority.GetSha256()
 		return nil // the next tick renews
+	case *fleetv1.ToNode_GossipKeys:
+		return c.rekey(m.GossipKeys.GetKeys())
 	case *fleetv1.ToNode_Abort:
 		if nonce := m.Abort.GetNonce(); c.offer != nil && c.offer.head.GetNonce() == nonce || c.prepared != nil && c.prepared.nonce == nonce {
 			c.drop()
@@ -249,8 +252,11 @@ func (c *conversation) welcome(ctx context.Context, m *fleetv1.Welcome) error {
 	clear(a.troubles)
 	a.options.Logger.Info("connected to control", "control", m.GetControlName(), "address", c.address)
 	id := *a.identity.Load()
-	known := slices.EqualFunc(id.GossipKeys, m.GetGossipKeys(), slices.Equal) && slices.Equal(id.GossipSeeds, m.GetGossipSeeds())
-	id.GossipKeys, id.GossipSeeds = m.GetGossipKeys(), m.GetGossipSeeds()
+	known := slices.Equal(id.GossipSeeds, m.GetGossipSeeds())
+	if keys := m.GetGossipKeys(); len(keys) > 0 && c.takeKeys(&id, keys) {
+		known = false
+	}
+	id.GossipSeeds = m.GetGossipSeeds()
 	if controls := addressesIn(m.GetControls()); len(controls) > 0 && !sameSet(controls, id.Controls) {
 		id.Controls, known = controls, false
 	}
@@ -260,10 +266,7 @@ func (c *conversation) welcome(ctx context.Context, m *fleetv1.Welcome) error {
 	if renewed := c.renewed(ctx, &id); renewed || !known {
 		c.keep(&id)
 	}
-	a.identity.Store(&id)
-	if a.options.Welcomed != nil {
-		a.options.Welcomed(&id)
-	}
+	c.use(&id)
 	return c.sendStatus(true)
 }
 
@@ -282,8 +285,17 @@ func (c *conversation) controls(endpoints []string) {
 
 // keep saves an identity for the next start.
 func (c *conversation) keep(id *Identity) {
-	if err := id.save(c.agent.options.DataDir); err != nil {
-		c.agent.options.Logger.Error("cannot keep the node's identity and what control said about the cluster; the next start may miss both", "error", err)
+	err := id.save(c.agent.options.DataDir)
+	if err != nil && !c.agent.unkept {
+		c.agent.options.Logger.Error("cannot keep the node's identity and what control said about the cluster; the next start may miss both. Trying again", "error", err)
+	}
+	c.agent.unkept = err != nil
+}
+
+// keepWhenDue saves the identity that could not be saved.
+func (c *conversation) keepWhenDue() {
+	if c.agent.unkept {
+		c.keep(c.agent.identity.Load())
 	}
 }
 
@@ -295,10 +307,7 @@ func (c *conversation) renewWhenDue(ctx context.Context) {
 		return
 	}
 	c.keep(&id)
-	c.agent.identity.Store(&id)
-	if c.agent.options.Welcomed != nil {
-		c.agent.options.Welcomed(&id)
-	}
+	c.use(&id)
 }
 
 // renewed renews the certificate in id where that is due, and says whether it did.
@@ -464,6 +473,9 @@ func (c *conversation) sendStatus(look bool) error {
 	m := &fleetv1.Status{
 		Applied: n.Applied(), Listen: n.ListenAddress(), Draining: n.Draining(), Refusals: c.agent.refusals,
 		Notes: c.agent.notes(), BackendsFull: c.told == nil, Authority: c.agent.identity.Load().authority(),
+	}
+	if !c.agent.unkept {
+		m.GossipKeys = c.agent.keys
 	}
 	if c.agent.options.Gossip != nil {
 		m.GossipAddress = c.agent.options.Gossip()

@@ -371,7 +371,7 @@ type rigOptions struct {
 	controls    []string
 	identity    *Identity
 	now         func() time.Time
-	welcomed    func(*Identity)
+	welcomed    func(*Identity) error
 	peers       func() []Peer
 }
 
