@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"bytes"
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -68,6 +69,35 @@ func TestKeysThatAreNoneAreNotTaken(t *testing.T) {
 			if a.SetKeys(keys) == nil {
 				t.Errorf("%d keys are taken", len(keys))
 			}
+		}
+	})
+}
+
+// TestNobodyIsLostWhileAKeyTakesAnothersPlace has members of a lossy network take each step in any order and at any time of
+// it, and looks at what everybody sees all the while.
+func TestNobodyIsLostWhileAKeyTakesAnothersPlace(t *testing.T) {
+	gossiptest.Run(t, func(t *testing.T) {
+		w := newWorld(t)
+		all, _ := listeners(w, 10)
+		took(t, 20*time.Second, all, "all are there", func(c *Cluster) bool { return alive(c) == len(all) })
+		w.network.SetLoss(0.02)
+		random := rand.New(rand.NewPCG(1, 2))
+		next := bytes.Repeat([]byte{2}, 32)
+		for step, keys := range [][][]byte{{key, next}, {next, key}, {next}} {
+			for _, i := range random.Perm(len(all)) {
+				time.Sleep(time.Duration(random.Int64N(int64(3 * time.Second))))
+				if err := all[i].SetKeys(keys); err != nil {
+					t.Fatal(err)
+				}
+				for j, c := range all {
+					if alive(c) != len(all) {
+						t.Fatalf("step %d, when member %d took it: member %d sees %d of %d", step, i+1, j+1, alive(c), len(all))
+					}
+				}
+			}
+		}
+		if n := w.log.count("member is dead"); n > 0 {
+			t.Errorf("%d times somebody was called dead", n)
 		}
 	})
 }

@@ -589,3 +589,26 @@ func FuzzIssueNode(f *testing.F) {
 		}
 	})
 }
+
+func TestOtherGossipKeysAreKeptAndNothingElseIs(t *testing.T) {
+	dir := t.TempDir()
+	a := open(t, dir)
+	first := a.GossipKeys()[0]
+	next := [][]byte{bytes.Repeat([]byte{7}, 32), first}
+	if err := a.SetGossipKeys(next); err != nil {
+		t.Fatal(err)
+	}
+	for name, keys := range map[string][][]byte{"none": nil, "a short one": {{1}}, "too many": slices.Repeat([][]byte{first}, maxGossipKeys+1)} {
+		if err := a.SetGossipKeys(keys); err == nil {
+			t.Errorf("%s: taken", name)
+		}
+	}
+	for _, now := range []*Authority{a, open(t, dir)} {
+		if !slices.EqualFunc(now.GossipKeys(), next, bytes.Equal) {
+			t.Errorf("there are %d keys, or others", len(now.GossipKeys()))
+		}
+	}
+	if info, err := os.Stat(filepath.Join(dir, "identity", gossipFile)); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info, err)
+	}
+}
