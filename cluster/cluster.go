@@ -70,6 +70,9 @@ type Options struct {
 	RememberFile string
 	// Seeds are addresses, host:port, to join through, beside those of SetSeeds.
 	Seeds []string
+	// JoinDelay is how long the first attempt to join waits for SetSeeds, which comes with newer keys where there are any; 0: not
+	// at all.
+	JoinDelay time.Duration
 	// Receive gets what members published, each message once, one at a time from one goroutine. While it is slow the oldest that
 	// waits is dropped. nil: news is passed on and not looked at.
 	Receive func(News)

@@ -101,3 +101,32 @@ func TestNobodyIsLostWhileAKeyTakesAnothersPlace(t *testing.T) {
 		}
 	})
 }
+
+// TestAMemberWaitsForNewerKeysBeforeItJoins: it was away while the key was changed, and is told of the new one a moment after
+// its start; or is not told, and joins by what it has.
+func TestAMemberWaitsForNewerKeysBeforeItJoins(t *testing.T) {
+	gossiptest.Run(t, func(t *testing.T) {
+		w := newWorld(t)
+		a := w.start(1)
+		next := bytes.Repeat([]byte{2}, 32)
+		if err := a.SetKeys([][]byte{next}); err != nil {
+			t.Fatal(err)
+		}
+		late := w.start(2, seeds(1), func(o *Options) { o.JoinDelay = 10 * time.Second })
+		time.Sleep(9 * time.Second)
+		if err := late.SetKeys([][]byte{next}); err != nil {
+			t.Fatal(err)
+		}
+		if n := w.log.count("another gossip key"); n > 0 {
+			t.Errorf("it tried %d times with the key that it had", n)
+		}
+		late.SetSeeds([]string{host(1)})
+		took(t, 500*time.Millisecond, []*Cluster{a, late}, "both are there", func(c *Cluster) bool { return alive(c) == 2 })
+		alone := w.start(3, func(o *Options) { o.JoinDelay, o.Seeds, o.Keys = 10*time.Second, []string{host(1)}, [][]byte{next} })
+		time.Sleep(9 * time.Second)
+		if alive(alone) != 1 {
+			t.Error("it did not wait")
+		}
+		took(t, 5*time.Second, []*Cluster{a, late, alone}, "all are there", func(c *Cluster) bool { return alive(c) == 3 })
+	})
+}

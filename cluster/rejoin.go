@@ -29,6 +29,7 @@ const (
 // rejoinLoop joins members that should be there and are not, for as long as we run. memberlist joins once; two halves
 // of a cluster that were apart for longer than it remembers the dead would never look for each other again.
 func (c *Cluster) rejoinLoop(ctx context.Context, g *gossip.Gossip, rng *rand.Rand) {
+	c.awaitSeeds(ctx)
 	failures := joinFailures{logger: c.options.Logger, last: make(map[string]joinFailure)}
 	retry := firstRetry
 	var found []string // in the round before this one
@@ -57,6 +58,20 @@ func (c *Cluster) rejoinLoop(ctx context.Context, g *gossip.Gossip, rng *rand.Ra
 		timer.Stop()
 		// A wait that doubles for days would overflow.
 		retry = min(retry, c.options.RejoinInterval)
+	}
+}
+
+// awaitSeeds waits for SetSeeds, for as long as Options.JoinDelay.
+func (c *Cluster) awaitSeeds(ctx context.Context) {
+	if c.options.JoinDelay <= 0 {
+		return
+	}
+	timer := time.NewTimer(c.options.JoinDelay)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-c.rejoinNow:
+	case <-ctx.Done():
 	}
 }
 

@@ -29,55 +29,20 @@ type membership struct {
 	mu      sync.Mutex // guards what follows
 	cluster *cluster.Cluster
 	failure string // the last reason why gossip could not start, to log it once
-
-	ctx     context.Context // ends when the node leaves
 	cancel  context.CancelFunc
 	telling sync.WaitGroup
 }
 
-// keyPatience is how long a node that was enrolled before waits for control's word before it joins gossip with the keys and
-// seeds that it had: there may be another key since, and with the old one it would be taken for a member that hears nobody. A
-// node whose control is away has to go on by itself, and soon: below the second after which one that serves nothing asks peers.
+// keyPatience is how long a node waits for control's word before it joins others with the keys and seeds that it had: there may
+// be another key since, and with the old one it would be taken for a member that hears nobody. A node whose control is away has
+// to go on by itself, and soon: below the second after which one that serves nothing asks peers.
 const keyPatience = 500 * time.Millisecond
-
-// startSoon joins gossip by what the node knew before, unless control says a word first. A new node learns all of it from
-// control's first words.
-func (m *membership) startSoon(id *agent.Identity) {
-	if len(id.GossipKeys) == 0 {
-		return
-	}
-	m.telling.Go(func() {
-		timer := time.NewTimer(keyPatience)
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-			m.begin(id)
-		case <-m.ctx.Done():
-		}
-	})
-}
-
-// begin is start for whoever tries again: a failure is logged once.
-func (m *membership) begin(id *agent.Identity) (joined bool) {
-	err := m.start(id)
-	if err == nil {
-		return m.joined() != nil
-	}
-	m.mu.Lock()
-	news := m.failure != err.Error()
-	m.failure = err.Error()
-	m.mu.Unlock()
-	if news {
-		m.logger.Error("cannot take part in gossip; trying again with the next stream", "error", err)
-	}
-	return false
-}
 
 // start joins gossip if id has what that needs. A gossip address that cannot be bound is an error.
 func (m *membership) start(id *agent.Identity) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.cluster != nil || len(id.GossipKeys) == 0 || m.ctx.Err() != nil {
+	if m.cluster != nil || len(id.GossipKeys) == 0 {
 		return nil
 	}
 	host, err := gossipAdvertise(m.options.gossip, towards(m.options.controls[0]))
@@ -88,7 +53,7 @@ func (m *membership) start(id *agent.Identity) error {
 		Name: id.Name, Role: cluster.RoleNode, ClusterID: id.ClusterID, Bind: m.options.gossip, Advertise: host,
 		Keys: id.GossipKeys, Key: id.Signer(), Issuer: id.ReleaseKey, Seeds: append(m.options.join, id.GossipSeeds...), Logger: m.logger,
 		RememberFile: filepath.Join(m.options.dataDir, "peers.json"), TakeTLS: m.takeTLS,
-		Receive: m.hear, State: m.node.Votes,
+		Receive: m.hear, State: m.node.Votes, JoinDelay: keyPatience,
 	})
 	if err != nil {
 		return err
@@ -97,9 +62,10 @@ func (m *membership) start(id *agent.Identity) error {
 	if err := c.Start(); err != nil {
 		return fmt.Errorf("--gossip: %w", err)
 	}
-	m.cluster = c
+	ctx, cancel := context.WithCancel(context.Background())
+	m.cluster, m.cancel = c, cancel
 	m.elsewhere.Store(math.MaxInt64)
-	m.telling.Go(func() { m.tell(m.ctx, c) })
+	m.telling.Go(func() { m.tell(ctx, c) })
 	return nil
 }
 
@@ -115,15 +81,26 @@ func towards(control string) string {
 
 // welcomed takes in what control said: the first time gossip can start, later there may be others to join.
 func (m *membership) welcomed(id *agent.Identity) error {
-	if !m.begin(id) {
+	if err := m.start(id); err != nil {
+		m.mu.Lock()
+		news := m.failure != err.Error()
+		m.failure = err.Error()
+		m.mu.Unlock()
+		if news {
+			m.logger.Error("cannot take part in gossip; trying again with the next stream", "error", err)
+		}
 		return nil // who takes no part uses no key
 	}
-	c := m.joined()
-	if err := c.SetKeys(id.GossipKeys); err != nil {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.cluster == nil {
+		return nil
+	}
+	if err := m.cluster.SetKeys(id.GossipKeys); err != nil {
 		return err
 	}
-	c.SetSeeds(id.GossipSeeds)
-	m.vouch(c, id)
+	m.cluster.SetSeeds(id.GossipSeeds)
+	m.vouch(m.cluster, id)
 	return nil
 }
 
@@ -241,10 +218,12 @@ func (m *membership) address() string {
 }
 
 func (m *membership) stop(context.Context) error {
+	c := m.joined()
+	if c == nil {
+		return nil
+	}
 	m.cancel()
 	m.telling.Wait()
-	if c := m.joined(); c != nil {
-		leaveGossip(c, m.logger)
-	}
+	leaveGossip(c, m.logger)
 	return nil
 }

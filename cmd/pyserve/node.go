@@ -157,7 +157,6 @@ func startNode(ctx context.Context, o nodeOptions, logger *slog.Logger) (_ *node
 	p.undo.add(func(context.Context) error { return dataDir.Close() })
 	registry := newRegistry()
 	m := &membership{options: o, logger: logger}
-	m.ctx, m.cancel = context.WithCancel(context.Background())
 	if err := p.openNode(o, registry, m, logger); err != nil {
 		return nil, err
 	}
@@ -195,7 +194,10 @@ func startNode(ctx context.Context, o nodeOptions, logger *slog.Logger) (_ *node
 	if damage != nil && p.node.Applied() == nil {
 		return nil, damage
 	}
-	m.startSoon(id)
+	// A node that was enrolled before knows whom to join; a new one learns it from control's first words.
+	if err := m.start(id); err != nil {
+		return nil, err
+	}
 	run := a.Run
 	if damage != nil {
 		run = func(ctx context.Context) { a.Outlast(ctx, damage) }
