@@ -21,7 +21,7 @@ var floors = map[string]int{
 	"proto/pyserve/resource/v1": 0, "proto/pyserve/fleet/v1": 0, "proto/pyserve/operator/v1": 0, "proto/pyserve/store/v1": 0, "proto/pyserve/replica/v1": 0, "proto/pyserve/peer/v1": 0,
 	"config": 0, "config/bundle": 0, "proto/voucher": 0,
 
-	"node/http1": 1, "node/upstream": 1, "node/balance": 1, "node/route": 1, "node/splice": 1, "node/socket": 1, "node/vote": 1, "node/outlier": 1, "node/limit": 1,
+	"node/http1": 1, "node/upstream": 1, "node/balance": 1, "node/route": 1, "node/splice": 1, "node/socket": 1, "node/vote": 1, "node/outlier": 1, "node/limit": 1, "node/proxyproto": 1,
 	// Where requests leave their facts. accesslog owns a goroutine, as the engines of floor 2 do, but stands below them: it
 	// imports nothing of the house, and they write to it.
 	"node/meter": 1, "node/accesslog": 1,

@@ -132,6 +132,7 @@ func listenerDetails(a, b *resourcev1.Listener) []string {
 	}
 	details := detail(first, "host/port", address(a), address(b))
 	details = append(details, detailUnless("off", first, "ssl", onOff(a), onOff(b))...)
+	details = append(details, detailUnless(false, first, "proxy_protocol", a.GetProxyProtocol(), b.GetProxyProtocol())...)
 	return append(details, setDetails("trusted_proxies", a.GetTrustedProxies(), b.GetTrustedProxies())...)
 }
 

@@ -88,6 +88,7 @@ var documentSection = section[documentSettings]{
 type serverSettings struct {
 	host           option[string]
 	port           option[uint32]
+	proxyProtocol  option[bool]
 	trustedProxies option[[]netip.Prefix]
 	routes         option[*routeSet]
 }
@@ -99,12 +100,8 @@ var serverSection = section[serverSettings]{
 			read: func(r *reader, v value, s *serverSettings) { take(&s.host, v, r.listenHost) }},
 		{name: "port", form: "number, 1 to 65535", initial: "8000", about: "the port that every node listens on",
 			read: func(r *reader, v value, s *serverSettings) { take(&s.port, v, r.port) }},
-		{name: "proxy_protocol", form: "false", initial: "false", about: "PROXY protocol from trusted proxies; not supported yet",
-			read: func(r *reader, v value, _ *serverSettings) {
-				if on, ok := r.boolean(v); ok && on {
-					r.errorf(v, "is not supported yet: write false, or leave it out")
-				}
-			}},
+		{name: "proxy_protocol", form: "true or false", initial: "false", about: "connections from trusted proxies begin with a header of the PROXY protocol, version 1 or 2, that says who the client is; others are served as they are",
+			read: func(r *reader, v value, s *serverSettings) { take(&s.proxyProtocol, v, r.boolean) }},
 		{name: "trusted_proxies", form: "list of networks and addresses", initial: "[]", about: "from these, X-Forwarded-* and X-Request-ID are believed and extended; from anyone else they are replaced",
 			read: func(r *reader, v value, s *serverSettings) { take(&s.trustedProxies, v, r.networks) }},
 		{name: "reverse_proxy", form: "list of routes", initial: "[]", about: "which requests go to which backends",
@@ -170,6 +167,8 @@ func (r *reader) document(top value) *Resources {
 		Listener: &resourcev1.Listener{
 			Host: d.server.host.or("0.0.0.0"),
 			Port: d.server.port.or(8000),
+
+			ProxyProtocol: d.server.proxyProtocol.value,
 		},
 		Certificates: make(map[string]*resourcev1.Certificate),
 		Routes:       make(map[string]*resourcev1.Route),
@@ -177,6 +176,9 @@ func (r *reader) document(top value) *Resources {
 	}
 	for _, network := range d.server.trustedProxies.value {
 		out.Listener.TrustedProxies = append(out.Listener.TrustedProxies, network.String())
+	}
+	if d.server.proxyProtocol.value && len(d.server.trustedProxies.value) == 0 {
+		r.errorf(d.server.proxyProtocol.at, "needs trusted_proxies: write the addresses of the proxies that send the header")
 	}
 	if d.ssl.isSet() {
 		if c := r.certificate(d.ssl.at, &d.ssl.value); c != nil {

@@ -168,7 +168,6 @@ func TestKeysOfLaterVersionsAreRefused(t *testing.T) {
 		{routeEntry("load_balancing: {policy: maglev}"), entry + "load_balancing.policy: maglev is not supported yet: write round_robin"},
 		{routeEntry("load_balancing: {policy: roundrobin}"), entry + `load_balancing.policy: "roundrobin" is not known here: did you mean round_robin?`},
 		{routeEntry("load_balancing: {hash: {on: path}}"), entry + "load_balancing.hash: is not supported yet: leave it out"},
-		{"server: {proxy_protocol: true, reverse_proxy: [{}]}", "1: server.proxy_protocol: is not supported yet: write false, or leave it out"},
 	} {
 		wantProblems(t, test.document, nil, test.want)
 	}

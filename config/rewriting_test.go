@@ -167,6 +167,17 @@ func TestAnswersRefused(t *testing.T) {
 		"3: server.reverse_proxy[0].redirect: an entry of the same route has a backend: leave one of them out")
 }
 
+func TestTheProxyProtocolNeedsProxies(t *testing.T) {
+	wantProblems(t, "server: {proxy_protocol: true, reverse_proxy: [{}]}", nil,
+		"1: server.proxy_protocol: needs trusted_proxies: write the addresses of the proxies that send the header")
+	for text, want := range map[string]bool{"true": true, "false": false} {
+		r := mustParse(t, "server: {proxy_protocol: "+text+", trusted_proxies: [10.0.0.1], reverse_proxy: [{}]}", nil)
+		if r.Listener.ProxyProtocol != want {
+			t.Errorf("%s: %v", text, r.Listener)
+		}
+	}
+}
+
 func TestARouteThatAnswersHasNoBackends(t *testing.T) {
 	r := mustParse(t, routeEntry("{path: /a, redirect: {to: /b}}")+"    - {path: /c, respond: {body: x}}\n", nil)
 	for name, answer := range map[string]string{"/a": "redirect 308 /b", "/c": "respond 200"} {

@@ -1,12 +1,17 @@
 package e2e
 
 import (
+	"bufio"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/gorilla/websocket"
 )
@@ -88,6 +93,31 @@ func (b bench) fill(document string) string {
 		pairs = append(pairs, "$"+name, fmt.Sprintf("host: 127.0.0.1, port: %d", backend.port))
 	}
 	return strings.NewReplacer(pairs...).Replace(document)
+}
+
+// announced asks over a connection that begins with header. No answer is one of status 0.
+func announced(t *testing.T, address, header string) reply {
+	t.Helper()
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(patience))
+	fmt.Fprintf(conn, "%sGET /x HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 198.51.100.9\r\n\r\n", header)
+	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Error("neither an answer nor an end")
+		}
+		return reply{}
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return reply{response.StatusCode, response.Header, string(body), response.Proto}
 }
 
 func newPlainHTTP2Client(t *testing.T) *http.Client {
@@ -300,6 +330,33 @@ var policies = []policy{
 			b.ctl("get", "routes").wants(t, 0, "respond 410")
 			if e := b.explain(0, "GET", "/gone", "--node", n.name); e.Status != 410 || e.Route != "/gone" || len(e.Backends) != 0 {
 				t.Errorf("explained as %+v", e)
+			}
+		},
+	},
+	{
+		name: "proxy_protocol",
+		document: `
+server:
+  proxy_protocol: true
+  trusted_proxies: [127.0.0.1]
+  reverse_proxy:
+    - {path: /, $a}`,
+		also: func(t *testing.T, b bench, n *daemon) {
+			for name, header := range map[string]string{
+				"a text": "PROXY TCP4 203.0.113.7 127.0.0.1 4660 80\r\n",
+				"bytes":  "\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0f\xcb\x00\x71\x07\x7f\x00\x00\x01\x12\x34\x00\x50\x04\x00\x00",
+			} {
+				r := announced(t, n.listen, header)
+				wantFields(t, name+": the backend", r.seen(t).Header, map[string]string{"X-Forwarded-For": "203.0.113.7", "X-Real-Ip": "203.0.113.7"})
+			}
+			if got := announced(t, n.listen, ""); got.status != 0 {
+				t.Errorf("without a header: %+v", got)
+			}
+			metrics := get(t, newClient(t, nil, false), "http://"+n.admin+"/metrics").body
+			for _, line := range []string{`pyserve_proxy_protocol_connections_total{header="read"} 2`, `pyserve_proxy_protocol_connections_total{header="refused"} 1`} {
+				if !strings.Contains(metrics, line+"\n") {
+					t.Errorf("the metrics have no %s", line)
+				}
 			}
 		},
 	},

@@ -19,7 +19,7 @@ type gauges struct {
 	connections, opened, reused, unopened *prometheus.Desc
 	accessLogged, accessDropped           *prometheus.Desc
 	probes, votes, votesRefused           *prometheus.Desc
-	decisions, ejections                  *prometheus.Desc
+	decisions, ejections, announced       *prometheus.Desc
 	limited, limitKeys, limitsForgotten   *prometheus.Desc
 }
 
@@ -47,6 +47,7 @@ func newGauges(n *Node) *gauges {
 		limitKeys:        desc("rate_limit_keys", "Keys, clients mostly, that a rate limit remembers.", "route"),
 		limitsForgotten:  desc("rate_limit_keys_forgotten_total", "Keys that a rate limit has forgotten for want of room.", "route"),
 		ejections:        desc("outlier_ejections_total", "Backends ejected by outlier detection: because of own requests, or because other nodes had; and those that would have been too many.", "by"),
+		announced:        desc("proxy_protocol_connections_total", "Connections that have to begin with a PROXY protocol header: it was read, or they were closed because it was missing or malformed.", "header"),
 		accessDropped:    desc("access_log_dropped_total", "Requests that the access log had no room for, or could not be written."),
 	}
 }
@@ -72,7 +73,7 @@ func (g *gauges) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		g.tunnels, g.tunnelBytes, g.webSocketMessage, g.revision, g.backendUp,
 		g.connections, g.opened, g.reused, g.unopened, g.accessLogged, g.accessDropped,
-		g.probes, g.votes, g.votesRefused, g.decisions, g.ejections, g.limited, g.limitKeys, g.limitsForgotten,
+		g.probes, g.votes, g.votesRefused, g.decisions, g.ejections, g.announced, g.limited, g.limitKeys, g.limitsForgotten,
 	} {
 		out <- d
 	}
@@ -91,6 +92,9 @@ func (g *gauges) Collect(out chan<- prometheus.Metric) {
 		out <- total(g.accessLogged, l.Written())
 		out <- total(g.accessDropped, l.Dropped())
 	}
+	read, refused := g.node.announcers.Counts()
+	out <- total(g.announced, read, "read")
+	out <- total(g.announced, refused, "refused")
 	g.collectHealth(out)
 	g.collectVerdicts(out)
 	g.collectConnections(out)

@@ -57,6 +57,8 @@ type Generation struct {
 	certificate string
 	tls         *tls.Config
 	address     string // as configured
+	// Those whose connections begin with a PROXY protocol header.
+	proxies []netip.Prefix
 	// The listener outlives the generation where the next one has the same address.
 	listener *listener.Listener
 	bound    bool // the listener was bound for this generation
@@ -227,6 +229,9 @@ func (c *compiler) trusted() {
 		}
 		c.g.table.Trusted = append(c.g.table.Trusted, network.Masked())
 	}
+	if c.listener.GetProxyProtocol() {
+		c.g.proxies = c.g.table.Trusted
+	}
 }
 
 func (c *compiler) certificate() {
@@ -301,7 +306,7 @@ func (c *compiler) listening() {
 	ctx, cancel := context.WithTimeout(context.Background(), bindTimeout)
 	defer cancel()
 	bound, err := listener.Bind(ctx, c.g.address, listener.Options{
-		Front: c.proxy.NewFront(), TLS: c.liveTLS, SendAway: c.Draining, Logger: c.logger, Beside: beside,
+		Front: c.proxy.NewFront(), TLS: c.liveTLS, SendAway: c.Draining, Proxies: c.announcers, Logger: c.logger, Beside: beside,
 	})
 	if err != nil {
 		c.refusals.addf(c.bindField(err), "cannot listen on %s: %s", c.g.address, listener.Reason(err))
@@ -326,6 +331,14 @@ func (c *compiler) bindField(err error) string {
 func (n *Node) liveTLS() *tls.Config {
 	if g := n.live.Load(); g != nil {
 		return g.tls
+	}
+	return nil
+}
+
+// liveProxies is asked for each connection, as liveTLS is.
+func (n *Node) liveProxies() []netip.Prefix {
+	if g := n.live.Load(); g != nil {
+		return g.proxies
 	}
 	return nil
 }

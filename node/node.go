@@ -67,6 +67,8 @@ type Node struct {
 	peerRoom func() int
 	gauges   *gauges // nil: not registered
 
+	announcers *listener.Proxies
+
 	registerer prometheus.Registerer
 	accessLog  *accesslog.Log
 
@@ -109,6 +111,7 @@ func New(o Options) (*Node, error) {
 		tunnels: tunnel.NewSet(tunnel.Options{Spread: o.TunnelRemovalTime}),
 		changed: make(chan struct{}, 1), stopped: make(chan struct{}), made: time.Now(), lameDuck: lameDuck, quiet: quiet,
 	}
+	n.announcers = &listener.Proxies{Networks: n.liveProxies}
 	n.cutting, n.cut = context.WithCancel(context.Background())
 	n.prober = health.NewProber(health.Options{Logger: logger, Self: o.Name, Publish: o.PublishVotes})
 	n.outliers = newOutliers(n.prober, logger, n.signal)

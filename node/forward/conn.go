@@ -46,8 +46,8 @@ type conn struct {
 // ownSize is what a connection holds for itself that has to be read to be waited for.
 const ownSize = 512
 
-func newConn(f *Front, nc net.Conn, tcp *net.TCPConn, stale func() bool) *conn {
-	c := &conn{front: f, nc: nc, socket: tcp, stale: stale, number: f.numbers.Add(1), peer: addressOf(nc)}
+func newConn(f *Front, nc net.Conn, tcp *net.TCPConn, client netip.Addr, stale func() bool) *conn {
+	c := &conn{front: f, nc: nc, socket: tcp, stale: stale, number: f.numbers.Add(1), peer: clientOf(client, nc)}
 	c.client = nc
 	if tcp != nil {
 		c.raw, _ = tcp.SyscallConn() // an error means that it is closed, which reading will tell

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -269,8 +270,8 @@ func (defect) Pin() (*Table, func()) { panic("out of cheese") }
 func TestADrainDoesNotWaitForAConnectionThatPanicked(t *testing.T) {
 	ours, theirs := net.Pipe()
 	for name, serve := range map[string]func(*Front){
-		"HTTP/1": func(f *Front) { f.Serve(theirs, nil, nil) },
-		"HTTP/2": func(f *Front) { f.ServeHTTP2(nil, nil) },
+		"HTTP/1": func(f *Front) { f.Serve(theirs, nil, netip.Addr{}, nil) },
+		"HTTP/2": func(f *Front) { f.ServeHTTP2(nil, netip.Addr{}, nil) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := start(t)

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -145,7 +146,7 @@ func TestALimitReachedWithTheLastByteSpoilsOnlyTheBackendsConnection(t *testing.
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		p.front.Serve(&overdue{Conn: theirs, front: p.front}, nil, nil)
+		p.front.Serve(&overdue{Conn: theirs, front: p.front}, nil, netip.Addr{}, nil)
 	}()
 	w := newWire(t, ours)
 	for range 3 {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -311,7 +312,7 @@ func TestAPanicBehindTheHeadIsOneRequestsFailure(t *testing.T) {
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		p.front.Serve(&trapped{Conn: theirs}, nil, nil)
+		p.front.Serve(&trapped{Conn: theirs}, nil, netip.Addr{}, nil)
 	}()
 	w := newWire(t, ours)
 	w.say("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n")
@@ -414,7 +415,7 @@ func TestAPanicOnTheWayOutHoldsNothing(t *testing.T) {
 			panicked := make(chan any)
 			go func() {
 				defer func() { panicked <- recover() }()
-				p.front.Serve(theirs, nil, nil)
+				p.front.Serve(theirs, nil, netip.Addr{}, nil)
 			}()
 			go io.Copy(io.Discard, ours)
 			io.WriteString(ours, c.request)

@@ -37,12 +37,12 @@ func (p *Proxy) NewFront() *Front {
 
 // Serve speaks HTTP/1 on conn, in the caller's goroutine, until it ends or was handed to a tunnel. tcp is the connection below
 // TLS, or conn itself; nil where it is none. stale is asked before each answer, which says that the connection closes when it
-// is true; nil: never.
+// is true; nil: never. client is whose connection it is by the word of a proxy in front; invalid: the one's at its other end.
 //
 // It also returns where an idle connection needs no goroutine any more; wake is not nil then, and has to be called when there is
 // something to read, or earlier. It does as Serve, and sleeps is true where it is to be called again.
-func (f *Front) Serve(nc net.Conn, tcp *net.TCPConn, stale func() bool) (wake func() (sleeps bool)) {
-	c := newConn(f, nc, tcp, stale)
+func (f *Front) Serve(nc net.Conn, tcp *net.TCPConn, client netip.Addr, stale func() bool) (wake func() (sleeps bool)) {
+	c := newConn(f, nc, tcp, client, stale)
 	f.enter()
 	f.watch(&c.watch, c.number)
 	f.meter.Connected(c.number, 1)
@@ -141,7 +141,15 @@ func (f *Front) connections() int {
 	return f.open
 }
 
-// addressOf is the client's address, invalid for a connection that is not over IP, as in a test.
+// clientOf is whose connection it is: the one's that a proxy has announced, or who is at its other end.
+func clientOf(announced netip.Addr, nc net.Conn) netip.Addr {
+	if announced.IsValid() {
+		return announced
+	}
+	return addressOf(nc)
+}
+
+// addressOf is the address at the other end, invalid for a connection that is not over IP, as in a test.
 func addressOf(nc net.Conn) netip.Addr {
 	if tcp, ok := nc.RemoteAddr().(*net.TCPAddr); ok {
 		return tcp.AddrPort().Addr().Unmap().WithZone("")

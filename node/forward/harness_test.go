@@ -79,6 +79,7 @@ type settings struct {
 	trusted []string
 	tls     *tls.Config
 	dial    func(ctx context.Context, network, address string) (net.Conn, error)
+	client  netip.Addr // as a proxy in front announces it
 	stale   func() bool
 	asleep  func(*net.TCPConn) // what goes before each wake; nil: nothing
 	options Options            // but for what start sets itself
@@ -146,16 +147,16 @@ func (p *proxy) accept(l net.Listener, s settings, serving *sync.WaitGroup) {
 				return
 			}
 			if secured.ConnectionState().NegotiatedProtocol == "h2" {
-				p.front.ServeHTTP2(secured, nil)
+				p.front.ServeHTTP2(secured, s.client, nil)
 				return
 			}
-			p.front.Serve(secured, tcp, s.stale)
+			p.front.Serve(secured, tcp, s.client, s.stale)
 		})
 	}
 }
 
 func (p *proxy) serve(tcp *net.TCPConn, s settings) {
-	wake := p.front.Serve(tcp, tcp, s.stale)
+	wake := p.front.Serve(tcp, tcp, s.client, s.stale)
 	for sleeps := wake != nil; sleeps; sleeps = wake() {
 		if s.asleep != nil {
 			s.asleep(tcp)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -185,7 +186,7 @@ func TestHTTP2AClientThatReadsNothingIsCut(t *testing.T) {
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
-			f.Serve(theirs, nil, nil)
+			f.Serve(theirs, nil, netip.Addr{}, nil)
 		}()
 		begun := time.Now()
 		io.WriteString(ours, http2.ClientPreface)

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -63,17 +64,18 @@ func (h *http2Server) init(f *Front) {
 
 // ServeHTTP2 speaks HTTP/2 on conn, in the caller's goroutine and several more, until it ends, and closes it. stale is asked
 // before each answer, by any of them: true ends the connection once the streams under way have ended. Nil: never.
-func (f *Front) ServeHTTP2(conn *tls.Conn, stale func() bool) {
+// client is as with Serve.
+func (f *Front) ServeHTTP2(conn *tls.Conn, client netip.Addr, stale func() bool) {
 	f.enter()
 	defer f.exit()
 	number := f.numbers.Add(1)
 	f.meter.Connected(number, 1)
 	defer f.meter.Connected(number, -1)
-	f.http2.serve(newIntake(newOutlet(f, conn), conn), stale)
+	f.http2.serve(newIntake(newOutlet(f, conn), conn), clientOf(client, conn), stale)
 }
 
 // serve speaks HTTP/2 on a connection until it ends.
-func (h *http2Server) serve(in *intake, stale func() bool) {
+func (h *http2Server) serve(in *intake, client netip.Addr, stale func() bool) {
 	h.mu.Lock()
 	h.conns[in.Conn] = struct{}{}
 	h.mu.Unlock()
@@ -81,7 +83,7 @@ func (h *http2Server) serve(in *intake, stale func() bool) {
 		cutConn(in.Conn)
 	}
 	_, secure := in.Conn.(*tls.Conn)
-	o := origin{peer: addressOf(in.Conn), secure: secure}
+	o := origin{peer: client, secure: secure}
 	var streams streamGroup
 	h.server.ServeConn(in.server(), &http2.ServeConnOpts{
 		BaseConfig: h.base,
@@ -135,7 +137,7 @@ func (h *http2Server) servePlain(c *conn) {
 	}
 	c.release()
 	c.x = nil
-	h.serve(newIntake(newOutlet(h.front, c.nc), io.MultiReader(bytes.NewReader(began), c.nc)), c.stale)
+	h.serve(newIntake(newOutlet(h.front, c.nc), io.MultiReader(bytes.NewReader(began), c.nc)), c.peer, c.stale)
 }
 
 // leave sends GOAWAY on every connection.

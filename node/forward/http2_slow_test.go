@@ -3,6 +3,7 @@ package forward
 import (
 	"bytes"
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -21,7 +22,7 @@ func connectPiped(t *testing.T, f *Front, settings ...http2.Setting) *framed {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		f.Serve(theirs, nil, nil)
+		f.Serve(theirs, nil, netip.Addr{}, nil)
 	}()
 	t.Cleanup(func() {
 		ours.Close()

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/netip"
 	"net/textproto"
 	"slices"
 	"strings"
@@ -756,7 +757,7 @@ func TestHTTP2AStaleConnectionIsLeftInOrder(t *testing.T) {
 		defer close(done)
 		nc, err := l.Accept()
 		if err == nil {
-			p.front.Serve(nc, nc.(*net.TCPConn), stale.Load)
+			p.front.Serve(nc, nc.(*net.TCPConn), netip.Addr{}, stale.Load)
 		}
 	}()
 	c := newFramed(t, nodetest.Dial(t, l.Addr().String()))

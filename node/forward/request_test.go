@@ -3,6 +3,7 @@ package forward
 import (
 	"fmt"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -290,5 +291,42 @@ func TestNothingServedIs503(t *testing.T) {
 	res, _ := get(t, client(t, nil), p.url("/"))
 	if res.StatusCode != http.StatusServiceUnavailable {
 		t.Error(res.Status)
+	}
+}
+
+func TestAnAnnouncedClientIsWhoAsks(t *testing.T) {
+	b := nodetest.NewRecorder(t, emptyAnswer)
+	ask := func(announced string, field string) string {
+		p := startWith(t, settings{trusted: []string{"127.0.0.0/8", "10.0.0.0/8"}, client: netip.MustParseAddr(announced)}, whole(b.Port()))
+		p.exchange(t, "GET / HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 198.51.100.9\r\nX-Forwarded-Proto: https\r\nConnection: close\r\n\r\n")
+		return strings.Join(fields(b.Head(t), field), "|")
+	}
+	for _, c := range []struct{ announced, field, want string }{
+		// Nobody who is trusted: what it says of others is not believed, though the proxy that speaks for it is.
+		{"203.0.113.7", "X-Forwarded-For", "203.0.113.7"},
+		{"203.0.113.7", "X-Real-IP", "203.0.113.7"},
+		{"203.0.113.7", "X-Forwarded-Proto", "http"},
+		{"2001:db8::7", "X-Real-IP", "2001:db8::7"},
+		// Another proxy.
+		{"10.0.0.1", "X-Forwarded-For", "198.51.100.9, 10.0.0.1"},
+		{"10.0.0.1", "X-Real-IP", "198.51.100.9"},
+		{"10.0.0.1", "X-Forwarded-Proto", "https"},
+	} {
+		if got := ask(c.announced, c.field); got != c.want {
+			t.Errorf("%s of %s: %q, want %q", c.field, c.announced, got, c.want)
+		}
+	}
+}
+
+func TestAnAnnouncedClientIsWhoAsksOverHTTP2(t *testing.T) {
+	b := nodetest.NewRecorder(t, emptyAnswer)
+	p := startWith(t, settings{client: netip.MustParseAddr("203.0.113.7")}, whole(b.Port()))
+	c := connectFrames(t, p)
+	c.open(1, true, ordinary("GET", "/")...)
+	if o := c.await(1); o.status != "200" {
+		t.Fatalf("%v", o)
+	}
+	if got := fields(b.Head(t), "X-Forwarded-For"); !slices.Equal(got, []string{"203.0.113.7"}) {
+		t.Errorf("X-Forwarded-For: %q", got)
 	}
 }

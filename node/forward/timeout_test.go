@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -201,7 +202,7 @@ func TestAClientThatDoesNotReadAnInterimAnswerIsCut(t *testing.T) {
 		served := make(chan struct{})
 		go func() {
 			defer close(served)
-			f.Serve(theirs, nil, nil)
+			f.Serve(theirs, nil, netip.Addr{}, nil)
 		}()
 		io.WriteString(ours, ask("/"))
 		begun := time.Now()

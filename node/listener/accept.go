@@ -158,14 +158,18 @@ func (l *Listener) serve(a accepted) {
 // handshake needs is kept out of it.
 func (l *Listener) speak(a *accepted) (sleeps bool) {
 	defer l.recovered(a.tcp)
-	switch {
-	case a.wake != nil:
+	if a.wake != nil {
 		return a.wake()
+	}
+	client, ok := l.announced(a.tcp)
+	switch {
+	case !ok:
+		return false
 	case a.config != nil:
-		l.serveTLS(a.tcp, a.config)
+		l.serveTLS(a.tcp, client, a.config)
 		return false
 	}
-	a.wake = l.front.Serve(a.tcp, a.tcp, l.plainIsStale)
+	a.wake = l.front.Serve(a.tcp, a.tcp, client, l.plainIsStale)
 	return a.wake != nil
 }
 

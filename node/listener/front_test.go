@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"testing"
 	"time"
@@ -20,6 +21,9 @@ type front struct {
 	http1 func(conn net.Conn, tcp *net.TCPConn, stale func() bool) (handedOver bool)
 	// Speaks on one of HTTP/2; nil: the connection is closed.
 	http2 func(conn *tls.Conn)
+
+	// Gets whose each connection is said to be; nil: nobody wants to know.
+	clients chan netip.Addr
 
 	mu      sync.Mutex // guards what follows
 	conns   map[net.Conn]struct{}
@@ -54,9 +58,12 @@ func (f *front) enter(conn net.Conn) {
 
 func (f *front) exit(conn net.Conn) { f.change(func() { delete(f.conns, conn) }) }
 
-func (f *front) Serve(conn net.Conn, tcp *net.TCPConn, stale func() bool) func() bool {
+func (f *front) Serve(conn net.Conn, tcp *net.TCPConn, client netip.Addr, stale func() bool) func() bool {
 	f.enter(conn)
 	defer f.exit(conn)
+	if f.clients != nil {
+		f.clients <- client
+	}
 	if f.http1 == nil {
 		f.answer(conn, stale)
 	} else if f.http1(conn, tcp, stale) {
@@ -66,7 +73,7 @@ func (f *front) Serve(conn net.Conn, tcp *net.TCPConn, stale func() bool) func()
 	return nil
 }
 
-func (f *front) ServeHTTP2(conn *tls.Conn, _ func() bool) {
+func (f *front) ServeHTTP2(conn *tls.Conn, _ netip.Addr, _ func() bool) {
 	f.enter(conn)
 	defer f.exit(conn)
 	if f.http2 != nil {

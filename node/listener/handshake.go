@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -12,14 +13,14 @@ import (
 )
 
 // serveTLS runs the handshake in the connection's goroutine and gives the connection to the engine that ALPN chose.
-func (l *Listener) serveTLS(tcp *net.TCPConn, config *tls.Config) {
+func (l *Listener) serveTLS(tcp *net.TCPConn, client netip.Addr, config *tls.Config) {
 	conn := l.shakeHands(tcp, config)
 	switch {
 	case conn == nil:
 	case conn.ConnectionState().NegotiatedProtocol == "h2":
-		l.front.ServeHTTP2(conn, l.tlsIsStale)
+		l.front.ServeHTTP2(conn, client, l.tlsIsStale)
 	default:
-		for wake := l.front.Serve(conn, tcp, l.tlsIsStale); wake != nil && wake(); {
+		for wake := l.front.Serve(conn, tcp, client, l.tlsIsStale); wake != nil && wake(); {
 			// What TLS has read already would wake nobody, so this goroutine waits.
 		}
 	}
@@ -81,7 +82,7 @@ func answerPlain(tcp *net.TCPConn) {
 	}
 }
 
-// handshakes are the connections that Front does not have yet, for a drain that can wait no longer.
+// handshakes are the connections that Front does not have yet and that something is read from, for a drain that can wait no longer.
 type handshakes struct {
 	mu    sync.Mutex // guards what follows
 	conns map[*net.TCPConn]struct{}

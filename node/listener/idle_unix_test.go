@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
+	"net/netip"
 	"runtime"
 	"sync"
 	"syscall"
@@ -20,7 +21,7 @@ import (
 // idler is an engine that waits for bytes without a buffer, and closes when there are some, or the end.
 type idler struct{ waiting sync.WaitGroup }
 
-func (i *idler) Serve(conn net.Conn, tcp *net.TCPConn, _ func() bool) func() bool {
+func (i *idler) Serve(conn net.Conn, tcp *net.TCPConn, _ netip.Addr, _ func() bool) func() bool {
 	raw, err := tcp.SyscallConn()
 	if err != nil {
 		panic(err)
@@ -36,10 +37,10 @@ func (i *idler) Serve(conn net.Conn, tcp *net.TCPConn, _ func() bool) func() boo
 	return nil
 }
 
-func (i *idler) ServeHTTP2(conn *tls.Conn, _ func() bool) { conn.Close() }
-func (i *idler) GoAway()                                  {}
-func (i *idler) Leave()                                   {}
-func (i *idler) Drain(context.Context) error              { return nil }
+func (i *idler) ServeHTTP2(conn *tls.Conn, _ netip.Addr, _ func() bool) { conn.Close() }
+func (i *idler) GoAway()                                                {}
+func (i *idler) Leave()                                                 {}
+func (i *idler) Drain(context.Context) error                            { return nil }
 
 // bare is a client that costs the process a file descriptor and nothing else. close resets, so that no port is used up.
 type bare struct{ to *syscall.SockaddrInet4 }
@@ -165,7 +166,7 @@ type silent struct {
 	ended chan struct{}
 }
 
-func (s *silent) Serve(conn net.Conn, _ *net.TCPConn, _ func() bool) func() bool {
+func (s *silent) Serve(conn net.Conn, _ *net.TCPConn, _ netip.Addr, _ func() bool) func() bool {
 	conn.Close()
 	s.ended <- struct{}{}
 	return nil

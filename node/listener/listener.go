@@ -30,14 +30,15 @@ type Front interface {
 	// Serve speaks HTTP/1 on conn until it ends or is handed over, after an upgrade; it closes conn itself. tcp is the
 	// connection below TLS, or conn itself where that is plain, for Front to look at the socket. It is called in the
 	// connection's own goroutine, after Leave as well. stale is asked before each answer; true: the connection is to be
-	// closed after it, because TLS was turned on or off since it came, or because clients are sent away.
+	// closed after it, because TLS was turned on or off since it came, or because clients are sent away. client is whose
+	// connection it is by the word of a proxy (Options.Proxies); invalid: the one's at its other end.
 	//
 	// Not nil, wake goes on with a connection that may sleep: it is called when there is something to read from tcp, its end
 	// included, which a CloseRead makes too, or at once where the system cannot wait for that. It does as Serve, and says
 	// whether the connection may sleep again. The socket must stay open until then.
-	Serve(conn net.Conn, tcp *net.TCPConn, stale func() bool) (wake func() (sleeps bool))
+	Serve(conn net.Conn, tcp *net.TCPConn, client netip.Addr, stale func() bool) (wake func() (sleeps bool))
 	// ServeHTTP2 does so with HTTP/2, chosen by ALPN. The handshake is done.
-	ServeHTTP2(conn *tls.Conn, stale func() bool)
+	ServeHTTP2(conn *tls.Conn, client netip.Addr, stale func() bool)
 	// GoAway tells clients that can be told without an answer, over HTTP/2, to send no more requests on the connections that
 	// there are. It does not wait.
 	GoAway()
@@ -61,9 +62,12 @@ type Options struct {
 	// SendAway is asked before each answer; true: the client is told to use another connection for the next request, which is
 	// what it has a load balancer for. Called from the goroutines of connections. Nil: false.
 	SendAway func() bool
+	// Who says in a PROXY protocol header, before TLS, whose a connection is. Others' connections are served as they are. Nil:
+	// nobody.
+	Proxies *Proxies
 	// Nil: nothing is logged.
 	Logger *slog.Logger
-	// For a TLS handshake as a whole. 0: 10 s.
+	// For a TLS handshake as a whole, and for a PROXY protocol header. 0: 10 s.
 	HandshakeTimeout time.Duration
 	// How many connections Front may be speaking on at once; those that were handed over do not count. At the limit no
 	// more are accepted until one ends: they wait in the kernel's queue. It is this Listener's alone, not the process's.
@@ -126,7 +130,10 @@ type Listener struct {
 	accepts    sync.WaitGroup
 	conns      sync.WaitGroup // connections
 	handshakes handshakes
-	sleepers   sleepers
+	proxies    *Proxies // nil: none
+
+	unannounced sharedNotice
+	sleepers    sleepers
 
 	// Goroutines that have served a connection and wait for the next, with the stack that they have grown.
 	spare    chan accepted
@@ -159,6 +166,8 @@ func newListener(socket *net.TCPListener, o Options) *Listener {
 		front:            o.Front,
 		tls:              o.TLS,
 		logger:           o.Logger,
+		proxies:          o.Proxies,
+		unannounced:      sharedNotice{notice: notice{every: noticeEvery}},
 		handshakeTimeout: o.HandshakeTimeout,
 		plainIsStale:     func() bool { return o.TLS() != nil || o.SendAway() },
 		tlsIsStale:       func() bool { return o.TLS() == nil || o.SendAway() },

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -23,7 +24,7 @@ const lastByte = '.'
 
 func newDozer() *dozer { return &dozer{heard: make(chan byte), ended: make(chan struct{}, 256)} }
 
-func (d *dozer) Serve(conn net.Conn, _ *net.TCPConn, _ func() bool) (wake func() bool) {
+func (d *dozer) Serve(conn net.Conn, _ *net.TCPConn, _ netip.Addr, _ func() bool) (wake func() bool) {
 	return func() bool {
 		b := make([]byte, 1)
 		if n, _ := conn.Read(b); n == 1 {
@@ -173,7 +174,7 @@ func TestWhoCannotSleepIsWokenAtOnce(t *testing.T) {
 // nightmare is an engine that panics when it is woken.
 type nightmare struct{ idler }
 
-func (*nightmare) Serve(net.Conn, *net.TCPConn, func() bool) func() bool {
+func (*nightmare) Serve(net.Conn, *net.TCPConn, netip.Addr, func() bool) func() bool {
 	return func() bool { panic("out of cheese") }
 }
 
@@ -216,7 +217,7 @@ type echoer struct {
 	sleeps bool
 }
 
-func (e *echoer) Serve(conn net.Conn, _ *net.TCPConn, _ func() bool) func() bool {
+func (e *echoer) Serve(conn net.Conn, _ *net.TCPConn, _ netip.Addr, _ func() bool) func() bool {
 	held := make([]byte, 1)
 	return func() bool {
 		for {
