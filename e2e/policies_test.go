@@ -316,12 +316,14 @@ var policies = []policy{
     - {path: /robots.txt, match: exact, respond: {body: "User-agent: *"}}
     - {path: /json, respond: {status: 503, body: '{"path":"{path}"}', content_type: application/json}, response_headers: {set: {Retry-After: "120"}}}
     - {path: /gone, respond: {status: 410}}
+    - {path: /untyped, respond: {body: "<html>"}, response_headers: {remove: [Content-Type]}}
     - {path: /none, respond: {status: 204}}`,
 		asks: []ask{
 			{path: "/robots.txt", says: "User-agent: *", unasked: true, answer: map[string]string{"Content-Type": "text/plain; charset=utf-8", "Content-Length": "13"}},
 			{path: "/robots.txt", method: "HEAD", answer: map[string]string{"Content-Length": "13"}},
 			{path: "/json", status: 503, says: `{"path":"{path}"}`, answer: map[string]string{"Content-Type": "application/json", "Retry-After": "120"}},
 			{path: "/gone", status: 410, answer: map[string]string{"Content-Length": "0", "Content-Type": ""}},
+			{path: "/untyped", says: "<html>", answer: map[string]string{"Content-Type": "", "Content-Length": "6"}},
 			{path: "/none", status: 204, answer: map[string]string{"Content-Length": "", "Content-Type": ""}},
 			{path: "/none", status: 204, method: "POST", body: "x"},
 		},

@@ -6,8 +6,8 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"strconv"
 	"net/netip"
+	"strconv"
 	"syscall"
 	"time"
 

@@ -105,8 +105,8 @@ type exchange struct {
 	interims       int
 	upstreamTook   time.Duration
 	class          Class
-	asked          *upstream.Backend // the last one
-	standing       ratelimit.Standing    // where the route has a rate
+	asked          *upstream.Backend  // the last one
+	standing       ratelimit.Standing // where the route has a rate
 	entry          accesslog.Entry
 }
 
@@ -195,7 +195,7 @@ func (x *exchange) serve() *failure {
 		return x.answerItself()
 	}
 	if x.route.maxBody > 0 && x.request.ContentLength > x.route.maxBody {
-		return bodyTooLong()
+		return x.bodyTooLong()
 	}
 	if d := x.route.timeouts.Request; d > 0 {
 		x.end.Store(x.front.after(d))

@@ -66,7 +66,8 @@ func refused(status int, sentence string, err error) *failure {
 const tooLong = "The body of the request is too long."
 
 // bodyTooLong is the failure of a body that says beforehand that it is.
-func bodyTooLong() *failure {
+func (x *exchange) bodyTooLong() *failure {
+	x.meter.Rejected(meter.Client, int(http1.BodyTooLong))
 	return refused(http.StatusRequestEntityTooLarge, tooLong, http1.BodyTooLong)
 }
 

@@ -165,6 +165,9 @@ func (s *stream) reply(status int, kind string, body []byte) error {
 	clear(h)
 	x.out = append(x.appendReplyFields(x.out[:0], status, kind, len(body)), *s.front.date.Load()...)
 	addLines(h, string(x.out))
+	if _, sent := h["Content-Type"]; !sent {
+		h["Content-Type"] = nil // as in relay
+	}
 	s.sayClosing(h)
 	if !s.arm(&s.main, phaseBody, s.front.after(writeTimeout)) {
 		s.main.due.Store(0) // it was the backend that was too slow

@@ -305,8 +305,8 @@ func TestABodyThatSaysThatItIsTooLongReachesNoBackend(t *testing.T) {
 			t.Errorf("%v %q, %v", res, body, err)
 		}
 	}
-	if b.Requests() != 0 {
-		t.Errorf("the backend was asked %d times", b.Requests())
+	if n := metric(t, p, "pyserve_rejected_messages_total", "side", "client", "reason", http1.BodyTooLong.String()); b.Requests() != 0 || n != 2 {
+		t.Errorf("the backend was asked %d times, and %v bodies were counted", b.Requests(), n)
 	}
 }
 
