@@ -74,7 +74,7 @@ func (b *bench) try(ctx context.Context, p peer, s scenario, length time.Duratio
 	}
 	argv, err := p.command(setup{
 		Dir: dir, Listen: listen, Backend: b.address, Workers: runtime.NumCPU(), Root: os.Geteuid() == 0,
-		TLS: s.tls, Routes: s.routes, certificate: b.certificate,
+		TLS: s.tls, Routes: s.routes, Policies: s.policies, certificate: b.certificate,
 	})
 	if err != nil {
 		return result{}, fmt.Errorf("configure %s: %w", p.name, err)

@@ -44,6 +44,9 @@ type setup struct {
 	// How many routes PyServe has beside the one for everything. The first is the small GET's; the others lead to the same
 	// backend and are never asked for.
 	Routes int
+	// Balance by requests under way, change headers, and limit how many requests a client may make in a second: more than it
+	// makes here.
+	Policies bool
 	certificate
 }
 

@@ -33,8 +33,8 @@ type scenarioNote struct {
 	About string `json:"about"`
 	// Memory is measured, not work.
 	Idle bool `json:"idle,omitempty"`
-	// The one proxy that is measured; empty: all.
-	Only string `json:"only,omitempty"`
+	// The proxies that are measured; none: all.
+	Only []string `json:"only,omitempty"`
 	// The scenario that has to cost the same.
 	Like string `json:"like,omitempty"`
 }

@@ -34,7 +34,7 @@ func TestTables(t *testing.T) {
 		Peers:   []peerNote{{nginxPeer, "nginx/1"}, {haproxyPeer, "HAProxy 2"}, {pyservePeer, "pyserve 3"}},
 		Missing: []string{"caddy is left out"},
 		Scenarios: []scenarioNote{
-			{Name: "small", About: "GET"}, {Name: "routes", About: "many", Only: pyservePeer, Like: "small"},
+			{Name: "small", About: "GET"}, {Name: "routes", About: "many", Only: []string{pyservePeer}, Like: "small"},
 			{Name: "idle", About: "an idle WebSocket", Idle: true},
 		},
 		Measurements: []measurement{

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"net/http"
+	"slices"
 	"strings"
 )
 
@@ -36,8 +37,10 @@ type scenario struct {
 	http2 bool
 	// How many routes PyServe's configuration has beside the one for everything; 0: that one alone.
 	routes int
-	// The one proxy that is measured; empty: all.
-	only string
+	// The proxies balance by requests under way, change headers and limit rates. The others know no rates.
+	policies bool
+	// The proxies that are measured; none: all.
+	only []string
 	// The scenario that has to cost the same; empty: there is none.
 	like string
 	exchange
@@ -75,8 +78,10 @@ func scenarios() []scenario {
 	return []scenario{
 		{name: "small", about: "GET, 13 bytes back, keep-alive", exchange: small, workers: connections, work: keepAlive},
 		{name: "routes", about: fmt.Sprintf("the same, one of %d routes", manyRoutes), exchange: small, workers: connections, work: keepAlive,
-			routes: manyRoutes - 1, only: pyservePeer, like: "small"},
+			routes: manyRoutes - 1, only: []string{pyservePeer}, like: "small"},
 		{name: "browser", about: "the small GET with a browser's head, 20 fields", exchange: browser, workers: connections, work: keepAlive},
+		{name: "policies", about: "the small GET with least_request, header operations and a rate limit", exchange: small, workers: connections, work: keepAlive,
+			policies: true, only: []string{nginxPeer, haproxyPeer, pyservePeer}},
 		{name: "16k", about: "GET, 16 KiB back", exchange: medium, workers: connections, work: keepAlive},
 		{name: "1m", about: "GET, 1 MiB back", exchange: large, workers: connections, work: keepAlive},
 		{name: "upload", about: "POST, 64 KiB", exchange: upload, workers: connections, work: keepAlive},
@@ -91,7 +96,7 @@ func scenarios() []scenario {
 }
 
 // measures says whether a proxy takes part.
-func (s scenario) measures(p peer) bool { return s.only == "" || s.only == p.name }
+func (s scenario) measures(p peer) bool { return len(s.only) == 0 || slices.Contains(s.only, p.name) }
 
 // browserHeader is about what a browser sends when it is sent on within a site: 20 fields with the Host, 1.2 KiB.
 func browserHeader() []field {
