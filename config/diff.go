@@ -275,7 +275,10 @@ func describeBackend(name string, b *resourcev1.Backend) string {
 
 // checkDetails is silent about the check that every route has where nothing is said.
 func checkDetails(a, b *resourcev1.HealthCheck) []string {
-	if a == nil {
+	switch {
+	case b == nil:
+		return nil // a route that answers itself has nothing to probe
+	case a == nil:
 		if proto.Equal(b, defaultHealthCheck()) {
 			return nil
 		}

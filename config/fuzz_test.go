@@ -38,6 +38,15 @@ func FuzzParse(f *testing.F) {
 	} {
 		f.Add([]byte(routeEntry(conditions)))
 	}
+	for _, policies := range []string{
+		`{path: "^/(?P<x>.)", match: regex, request_headers: {set: {Host: "{host}", A: "{x}{{"}, add: {B: [c, "{query}"]}, remove: [D]}}`,
+		`{response_headers: {set: {A: "{path}"}}, redirect: {to: "https://{host}:1{path}?{query}#a", status: 301}}`,
+		`{path: "(?P<path>.)", match: regex, redirect: {to: "{path}"}, hosts: [a]}`,
+		`{respond: {status: 599, body: "{", content_type: a/b}, max_body_bytes: 1099511627776}`,
+	} {
+		f.Add([]byte(routeEntry(policies)))
+	}
+	f.Add([]byte("server: {proxy_protocol: true, trusted_proxies: [::1], reverse_proxy: [{}]}"))
 	files := memory(map[string][]byte{"./ssl/cert.pem": []byte("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n")})
 	f.Fuzz(func(t *testing.T, document []byte) {
 		if len(document) > 64<<10 {

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -175,6 +176,10 @@ func TestTheProxyProtocolNeedsProxies(t *testing.T) {
 		if r.Listener.ProxyProtocol != want {
 			t.Errorf("%s: %v", text, r.Listener)
 		}
+		without := mustParse(t, "server: {trusted_proxies: [10.0.0.1], reverse_proxy: [{}]}", nil)
+		if changes := told(Diff(without, r)); strings.Contains(changes, "proxy_protocol: false → true") != want {
+			t.Errorf("%s: %q", text, changes)
+		}
 	}
 }
 
@@ -190,6 +195,27 @@ func TestARouteThatAnswersHasNoBackends(t *testing.T) {
 	}
 	if got := r.Routes["/c"].Respond.ContentType; got != "text/plain; charset=utf-8" {
 		t.Errorf("the media type is %q", got)
+	}
+}
+
+func TestDiffOfRoutesThatAnswer(t *testing.T) {
+	served := mustParse(t, routeEntry("{path: /, port: 81}"), nil)
+	answered := mustParse(t, routeEntry("{path: /, redirect: {to: /a}}"), nil)
+	for _, c := range []struct {
+		from, to *Resources
+		want     string
+	}{
+		{answered, answered, ""},
+		{served, answered, "changed route /\n  backends: - localhost:81\n  redirect: to \"/a\", status 308"},
+		{answered, served, "changed route /\n  backends: + localhost:81\n  redirect: removed"},
+	} {
+		got := strings.Split(told(Diff(c.from, c.to)), "\n")
+		want := strings.Split(c.want, "\n")
+		slices.Sort(got)
+		slices.Sort(want)
+		if !slices.Equal(got, want) {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }
 

@@ -44,7 +44,7 @@ func (l *Listener) announced(tcp *net.TCPConn) (client netip.Addr, ok bool) {
 		l.proxies.read.Add(1)
 		return header.Source.Addr(), true
 	}
-	tcp.Close()
+	defer tcp.Close() // who sees the end finds it counted
 	if errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return netip.Addr{}, false // a probe of the proxy's: it connects, and that is all
 	}
