@@ -132,10 +132,13 @@ func (c *Control) RotateGossipKey(ctx context.Context) (status GossipKeyStatus, 
 		audit.Conclude(ctx, "a change is under way already")
 		return c.GossipKeyStatus(), true, nil
 	}
-	if err == nil {
-		err = c.takeGossipKeys()
+	if err != nil {
+		return status, false, err
 	}
-	return c.GossipKeyStatus(), false, err
+	if err := c.takeGossipKeys(); err != nil {
+		return c.GossipKeyStatus(), false, fmt.Errorf("the change of the key has begun and waits for this control, which tries again: %w", err)
+	}
+	return c.GossipKeyStatus(), false, nil
 }
 
 // strangers are the controls that have not said which keys they use: a change cannot begin without them.
