@@ -155,8 +155,6 @@ func TestUnknownAndMisplacedKeys(t *testing.T) {
 
 func TestKeysOfLaterVersionsAreRefused(t *testing.T) {
 	for key, value := range map[string]string{
-		"sticky":          "{cookie: c}",
-		"slow_start":      "30s",
 		"retries":         "{attempts: 2}",
 		"circuit_breaker": "{max_connections: 0}",
 		"split":           "[]",
@@ -165,9 +163,7 @@ func TestKeysOfLaterVersionsAreRefused(t *testing.T) {
 	}
 	const entry = "3: server.reverse_proxy[0]."
 	for _, test := range []struct{ document, want string }{
-		{routeEntry("load_balancing: {policy: maglev}"), entry + "load_balancing.policy: maglev is not supported yet: write round_robin"},
 		{routeEntry("load_balancing: {policy: roundrobin}"), entry + `load_balancing.policy: "roundrobin" is not known here: did you mean round_robin?`},
-		{routeEntry("load_balancing: {hash: {on: path}}"), entry + "load_balancing.hash: is not supported yet: leave it out"},
 	} {
 		wantProblems(t, test.document, nil, test.want)
 	}

@@ -211,6 +211,10 @@ func (g *routeGroup) pool(r *reader, defaultCheck *resourcev1.HealthCheck) *reso
 	}
 	pool := &resourcev1.Pool{HealthCheck: g.check.or(defaultCheck), Backends: g.uniqueBackends(r)}
 	g.intoPool(pool)
+	if pool.SlowStart != nil && pool.LoadBalancing.GetHashOn() != resourcev1.HashOn_HASH_ON_UNSPECIFIED {
+		r.warnf(g.slowStart.at, "is not used with %s: a growing share would give clients another backend", enumText(pool.LoadBalancing.Policy.Descriptor(), pool.LoadBalancing.Policy.Number()))
+		pool.SlowStart = nil
+	}
 	weights, tls := uint32(0), false
 	for _, b := range pool.Backends {
 		weights += b.Weight

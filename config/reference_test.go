@@ -51,6 +51,8 @@ func TestReferenceIsWhatTheSectionsDeclare(t *testing.T) {
 		"condition":      table(conditionSection),
 		"backend":        table(backendSection),
 		"load_balancing": table(balancingSection),
+		"hash":           table(hashSection),
+		"sticky":         table(stickySection),
 		"health_check":   table(healthCheckSection),
 		"timeouts":       table(timeoutsSection),
 		"tls":            table(tlsSection),

@@ -65,7 +65,11 @@ var entrySection = section[entry]{
 		{name: "preserve_host", form: "true or false", initial: "false", about: "the backend is sent the client's Host instead of its own",
 			read: func(r *reader, v value, e *entry) { take(&e.preserveHost, v, r.boolean) }},
 		{name: "load_balancing", form: "section", about: "how backends are picked",
-			read: func(r *reader, v value, _ *entry) { balancingSection.read(r, v, &struct{}{}) }},
+			read: func(r *reader, v value, e *entry) { take(&e.balancing, v, r.loadBalancing) }},
+		{name: "sticky", form: "section", about: "a client stays with the backend that it was first given, by a cookie",
+			read: func(r *reader, v value, e *entry) { take(&e.policies.sticky, v, r.sticky) }},
+		{name: "slow_start", form: "time, 1s to 1h, or 0s", initial: "0s", about: "over how long a backend that comes, or comes back, gets to its share of the requests; not with ring_hash and maglev",
+			read: func(r *reader, v value, e *entry) { take(&e.policies.slowStart, v, r.slowStart) }},
 		{name: "health_check", form: "section", about: "how backends are probed",
 			read: func(r *reader, v value, e *entry) { take(&e.check, v, r.healthCheck) }},
 		{name: "timeouts", form: "section", about: "how long the parts of a request may take",
@@ -94,22 +98,9 @@ var entrySection = section[entry]{
 			read: func(r *reader, v value, e *entry) { take(&e.respond, v, r.respond) }},
 		{name: "websocket", use: unused, note: "is no longer used: upgrades are seen by their headers. Leave it out"},
 		{name: "weight", use: misplaced, note: "write backends, and a weight for each"},
-		{name: "sticky", use: later},
-		{name: "slow_start", use: later},
 		{name: "retries", use: later},
 		{name: "circuit_breaker", use: later},
 		{name: "split", use: later},
-	},
-}
-
-var balancingSection = section[struct{}]{
-	form: "a mapping such as {policy: round_robin}",
-	keys: []key[struct{}]{
-		{name: "policy", form: "round_robin", initial: "round_robin", about: "backends in turn, each as often as its weight says",
-			read: func(r *reader, v value, _ *struct{}) {
-				r.choice(v, []string{"round_robin"}, []string{"least_request", "random", "p2c_ewma", "ring_hash", "maglev"})
-			}},
-		{name: "hash", use: later},
 	},
 }
 
