@@ -54,7 +54,7 @@ func reasonFor(e forward.Explanation) string {
 	case e.Route != nil && e.Status != 0:
 		return fmt.Sprintf("%s; %s", matched(e), own(e))
 	case e.Route != nil:
-		return matched(e)
+		return matched(e) + picked(e)
 	case e.Status == http.StatusNotFound:
 		return "no route matches " + e.Path + unmatched(e)
 	}
@@ -121,6 +121,43 @@ func missed(steps []step, verb string) (out []string) {
 }
 
 type step = route.Step[*forward.Route]
+
+// picked says how the backend is picked, where that is not simply in turn.
+func picked(e forward.Explanation) string {
+	l, cookie := e.Route.Pool().Balancing(), e.Route.StickyCookie()
+	if e.Stuck {
+		return fmt.Sprintf("; the cookie %s is for %s", cookie, e.Backend)
+	}
+	policy := strings.ToLower(strings.TrimPrefix(l.GetPolicy().String(), "BALANCING_POLICY_"))
+	var how string
+	switch {
+	case l == nil && cookie == "":
+		return ""
+	case l == nil:
+		how = "; backends are picked in turn"
+	case l.GetHashOn() == resourcev1.HashOn_HASH_ON_UNSPECIFIED:
+		how = fmt.Sprintf("; %s picks the backend", policy)
+	case l.GetHashOn() == resourcev1.HashOn_HASH_ON_CLIENT_IP: // whose, nobody has said
+		how = fmt.Sprintf("; %s picks the backend by the client's address", policy)
+	default:
+		how = fmt.Sprintf("; %s picks %s by %s", policy, e.Backend, hashed(l))
+	}
+	if cookie != "" {
+		how += fmt.Sprintf(", and the cookie %s keeps the client there", cookie)
+	}
+	return how
+}
+
+// hashed names what the backend is picked by.
+func hashed(l *resourcev1.LoadBalancing) string {
+	switch l.GetHashOn() {
+	case resourcev1.HashOn_HASH_ON_HEADER:
+		return "the header " + l.GetHashName()
+	case resourcev1.HashOn_HASH_ON_COOKIE:
+		return "the cookie " + l.GetHashName()
+	}
+	return "the path"
+}
 
 // unmatched says how near the request came to a route.
 func unmatched(e forward.Explanation) string {

@@ -141,3 +141,39 @@ func TestExplainNamesNotAllBackendsOfALargePool(t *testing.T) {
 		t.Errorf("%d of %d backends", len(a.GetBackends()), a.GetBackendCount())
 	}
 }
+
+func TestExplainSaysHowTheBackendIsPicked(t *testing.T) {
+	n := newNode(t, Options{})
+	b := nodetest.NewBuild().Route("/least", 3001, 3002).Route("/hash", 3001, 3002).Route("/sticky", 3001).Route("/both", 3001)
+	b.Pools["/least"].LoadBalancing = &resourcev1.LoadBalancing{Policy: resourcev1.BalancingPolicy_BALANCING_POLICY_LEAST_REQUEST}
+	b.Pools["/hash"].LoadBalancing = &resourcev1.LoadBalancing{
+		Policy: resourcev1.BalancingPolicy_BALANCING_POLICY_MAGLEV, HashOn: resourcev1.HashOn_HASH_ON_PATH,
+	}
+	b.Pools["/both"].LoadBalancing = &resourcev1.LoadBalancing{
+		Policy: resourcev1.BalancingPolicy_BALANCING_POLICY_RING_HASH, HashOn: resourcev1.HashOn_HASH_ON_CLIENT_IP,
+	}
+	b.Routes["/sticky"].Sticky = &resourcev1.Sticky{Cookie: "lane"}
+	b.Routes["/both"].Sticky = &resourcev1.Sticky{Cookie: "lane"}
+	apply(t, n, 1, b)
+	for target, want := range map[string]string{
+		"/least":  "; least_request picks the backend",
+		"/hash":   "; maglev picks 127.0.0.1:",
+		"/sticky": "; backends are picked in turn, and the cookie lane keeps the client there",
+		"/both":   "; ring_hash picks the backend by the client's address, and the cookie lane keeps the client there",
+	} {
+		if got := ask(n, "x", target).GetReason(); !strings.Contains(got, want) {
+			t.Errorf("%s: %q does not say %q", target, got, want)
+		}
+	}
+	to := make(map[string]bool)
+	for i := range 20 {
+		a := ask(n, "x", "/hash/"+strconv.Itoa(i))
+		to[a.GetForward().GetHost()] = true
+		if want := "; maglev picks " + a.GetForward().GetHost() + " by the path"; !strings.Contains(a.GetReason(), want) {
+			t.Errorf("%q does not say %q", a.GetReason(), want)
+		}
+	}
+	if len(to) != 2 {
+		t.Errorf("20 paths go to %v", to)
+	}
+}

@@ -21,6 +21,7 @@ type gauges struct {
 	probes, votes, votesRefused           *prometheus.Desc
 	decisions, ejections, announced       *prometheus.Desc
 	limited, limitKeys, limitsForgotten   *prometheus.Desc
+	requests, sticky                      *prometheus.Desc
 }
 
 func newGauges(n *Node) *gauges {
@@ -48,6 +49,8 @@ func newGauges(n *Node) *gauges {
 		limitsForgotten:  desc("rate_limit_keys_forgotten_total", "Keys that a rate limit has forgotten for want of room.", "route"),
 		ejections:        desc("outlier_ejections_total", "Backends ejected by outlier detection: because of own requests, or because other nodes had; and those that would have been too many.", "by"),
 		announced:        desc("proxy_protocol_connections_total", "Connections that have to begin with a PROXY protocol header: it was read, or they were closed because it was missing or malformed.", "header"),
+		requests:         desc("backend_requests_total", "Requests that were sent to the backend, each attempt counted.", "backend"),
+		sticky:           desc("sticky_answers_total", "Answers of sticky routes: to clients that had the cookie of the backend already, and to those that were given one.", "cookie"),
 		accessDropped:    desc("access_log_dropped_total", "Requests that the access log had no room for, or could not be written."),
 	}
 }
@@ -74,6 +77,7 @@ func (g *gauges) Describe(out chan<- *prometheus.Desc) {
 		g.tunnels, g.tunnelBytes, g.webSocketMessage, g.revision, g.backendUp,
 		g.connections, g.opened, g.reused, g.unopened, g.accessLogged, g.accessDropped,
 		g.probes, g.votes, g.votesRefused, g.decisions, g.ejections, g.announced, g.limited, g.limitKeys, g.limitsForgotten,
+		g.requests, g.sticky,
 	} {
 		out <- d
 	}
@@ -95,6 +99,9 @@ func (g *gauges) Collect(out chan<- prometheus.Metric) {
 	read, refused := g.node.announcers.Counts()
 	out <- total(g.announced, read, "read")
 	out <- total(g.announced, refused, "refused")
+	kept, given := g.node.proxy.StickyAnswers()
+	out <- total(g.sticky, kept, "kept")
+	out <- total(g.sticky, given, "given")
 	g.collectHealth(out)
 	g.collectVerdicts(out)
 	g.collectConnections(out)
@@ -154,6 +161,7 @@ func (g *gauges) collectConnections(out chan<- prometheus.Metric) {
 		sum.Idle += now.Idle
 		sum.Opened += now.Opened
 		sum.Reused += now.Reused
+		sum.Requests += now.Requests
 		sum.ConnectFailures += now.ConnectFailures
 		sums[b.Address()] = sum
 	}
@@ -162,6 +170,7 @@ func (g *gauges) collectConnections(out chan<- prometheus.Metric) {
 		out <- level(g.connections, float64(c.Open-c.Idle), address, "active")
 		out <- total(g.opened, c.Opened, address)
 		out <- total(g.reused, c.Reused, address)
+		out <- total(g.requests, c.Requests, address)
 		out <- total(g.unopened, c.ConnectFailures, address)
 	}
 }

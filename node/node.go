@@ -177,6 +177,14 @@ func (n *Node) Discard(g *Generation) {
 	}
 }
 
+// SetStickySecrets gives the secrets that all nodes of the cluster share, so that each knows the sticky cookies of the others: cookies
+// are made by the first and taken by any. Without it, or with none, cookies are good for this process alone.
+func (n *Node) SetStickySecrets(shared [][]byte) {
+	if err := n.proxy.SetStickySecrets(shared); err != nil {
+		n.logger.Error("sticky cookies go on with the keys of before", "error", err)
+	}
+}
+
 // discard is called with mu held.
 func (n *Node) discard() {
 	g := n.prepared

@@ -81,6 +81,7 @@ func towards(control string) string {
 
 // welcomed takes in what control said: the first time gossip can start, later there may be others to join.
 func (m *membership) welcomed(id *agent.Identity) error {
+	m.node.SetStickySecrets(id.GossipKeys)
 	if err := m.start(id); err != nil {
 		m.mu.Lock()
 		news := m.failure != err.Error()

@@ -165,6 +165,7 @@ func startNode(ctx context.Context, o nodeOptions, logger *slog.Logger) (_ *node
 	if err != nil {
 		return nil, err
 	}
+	p.node.SetStickySecrets(id.GossipKeys)
 	p.undo.add(m.stop)
 	registry.MustRegister(newGossipMetrics(m.joined))
 	a, err := agent.New(agent.Options{

@@ -20,7 +20,7 @@ var errTooManyInterims = errors.New("too many 1xx answers")
 // send makes one attempt and, where that is safe, a second one. After it, x.response is the head of the final answer and x.conn
 // the connection that its body comes from.
 func (x *exchange) send() *failure {
-	first := x.route.pool.Pick(x.hash(), nil)
+	first := x.first()
 	if first == nil {
 		return noBackend()
 	}

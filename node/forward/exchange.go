@@ -106,6 +106,7 @@ type exchange struct {
 	upstreamTook   time.Duration
 	class          Class
 	asked          *upstream.Backend  // the last one
+	holds          *upstream.Backend  // the one that the client has a sticky cookie for; nil: none that counts
 	standing       ratelimit.Standing // where the route has a rate
 	entry          accesslog.Entry
 }
@@ -130,7 +131,7 @@ func (p *Proxy) giveBack(x *exchange) {
 	if cap(x.in) > keptSize || cap(x.back) > keptSize || cap(x.out) > keptSize {
 		return
 	}
-	x.Proxy, x.watch, x.front, x.peer, x.table, x.route, x.conn, x.asked = nil, nil, nil, nil, nil, nil, nil, nil
+	x.Proxy, x.watch, x.front, x.peer, x.table, x.route, x.conn, x.asked, x.holds = nil, nil, nil, nil, nil, nil, nil, nil, nil
 	x.path = nil
 	x.origin = origin{}
 	p.exchanges.Put(x)
@@ -141,7 +142,7 @@ func (x *exchange) reset() {
 	x.table, x.route, x.path, x.removed, x.upgrade, x.conn, x.tries = nil, nil, nil, 0, false, nil, 0
 	x.groups, x.answering = nil, false
 	x.uploading, x.pumped, x.outcome = false, false, uploadOutcome{}
-	x.status, x.headSent, x.received, x.sent, x.interims, x.upstreamTook, x.class, x.asked = 0, false, 0, 0, 0, 0, "", nil
+	x.status, x.headSent, x.received, x.sent, x.interims, x.upstreamTook, x.class, x.asked, x.holds = 0, false, 0, 0, 0, 0, "", nil, nil
 	x.standing = ratelimit.Standing{}
 }
 

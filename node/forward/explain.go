@@ -32,6 +32,10 @@ type Explanation struct {
 	Fields []string
 	// Own: the route gives an answer of its own, which Status and Sentence tell.
 	Own bool
+	// Backend is the address of the one that would be asked, which with some policies is one of several. Stuck is that a sticky
+	// cookie says so.
+	Backend string
+	Stuck   bool
 }
 
 // Explain says what would become of a request, by the code that carries requests and the live table, without sending
@@ -128,10 +132,12 @@ func (e *Explanation) answered(x *exchange) *failure {
 
 // aim writes the head for a backend, and reads from it what the backend would be sent.
 func (e *Explanation) aim(x *exchange) *failure {
-	first, takes := x.route.pool.First(x.hash())
+	first, takes := x.likely()
 	if first == nil {
 		return noBackend()
 	}
+	e.Backend = first.Address()
+	_, e.Stuck = x.stuck()
 	if err := x.appendRequestHead(first); err != nil {
 		return headFailure(err)
 	}

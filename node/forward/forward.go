@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"regexp"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pyserve/pyserve/config"
@@ -57,6 +58,7 @@ type Route struct {
 	preserveHost bool
 	timeouts     config.Timeouts
 	hashing      *hashing // nil: requests are not hashed
+	sticky       *sticky  // nil: clients are not kept
 
 	// What follows is nil or 0 where the route does not use it.
 	expression                  *regexp.Regexp // where a template names a group of it
@@ -82,7 +84,8 @@ func NewRoute(name string, r *resourcev1.Route, pool *upstream.Pool) (*Route, er
 	}
 	made := &Route{
 		name: name, pool: pool, path: r.GetPath(), match: r.GetMatch(), stripPath: r.GetStripPath(), preserveHost: r.GetPreserveHost(), prefix: prefix,
-		conditions: config.ConditionsOf(r).String(), timeouts: config.TimeoutsOf(r), hashing: hashingOf(pool.Balancing()), maxBody: int64(min(r.GetMaxBodyBytes(), math.MaxInt64)),
+		conditions: config.ConditionsOf(r).String(), timeouts: config.TimeoutsOf(r), hashing: hashingOf(pool.Balancing()), sticky: newSticky(name, r.GetSticky(), pool),
+		maxBody: int64(min(r.GetMaxBodyBytes(), math.MaxInt64)),
 	}
 	if r.GetRateLimit() != nil {
 		made.rate = newRate(r.GetRateLimit())
@@ -104,6 +107,14 @@ func (r *Route) Conditions() string { return r.conditions }
 
 // Pool is the route's pool.
 func (r *Route) Pool() *upstream.Pool { return r.pool }
+
+// StickyCookie is the name of the cookie that keeps clients with their backends; empty: none does.
+func (r *Route) StickyCookie() string {
+	if r.sticky == nil {
+		return ""
+	}
+	return r.sticky.cookie
+}
 
 // noRoute labels requests that no route took; the names of routes begin otherwise.
 const noRoute = "none"
@@ -138,6 +149,8 @@ type Proxy struct {
 	unrouted    *meter.Route
 	notices     notices
 	exchanges   sync.Pool
+	secrets     atomic.Pointer[secrets] // of sticky cookies
+	stickies    [stickyKinds]atomic.Uint64
 }
 
 const (
@@ -169,6 +182,7 @@ func New(o Options) (*Proxy, error) {
 	if p.idleTimeout <= 0 {
 		p.idleTimeout = defaultIdleTimeout
 	}
+	p.secrets.Store(ownSecrets())
 	p.exchanges.New = func() any { return newExchange() }
 	return p, nil
 }

@@ -34,6 +34,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type site struct {
 	route    *resourcev1.Route
 	backends []upstream.Spec
+	picks    upstream.PoolOptions
 }
 
 // to is a site that strips path and forwards to ports of the loopback.
@@ -180,7 +181,7 @@ func newTable(t testing.TB, s settings, sites []site) (*Table, []*upstream.Backe
 			members = append(members, upstream.Member{Backend: b, Weight: 1})
 			all = append(all, b)
 		}
-		compiled, err := NewRoute(one.route.Path, one.route, upstream.NewPool(members, upstream.PoolOptions{}))
+		compiled, err := NewRoute(one.route.Path, one.route, upstream.NewPool(members, one.picks))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -287,7 +287,8 @@ func (x *exchange) appendResponseFields(out []byte) (_ []byte, dated bool) {
 	return out, dated
 }
 
-// appendEditedFields is appendResponseFields for a final answer or a 101: with the route's edits.
+// appendEditedFields is appendResponseFields for a final answer or a 101: with the route's edits, and the
+// sticky cookie.
 func (x *exchange) appendEditedFields(out []byte) (_ []byte, dated bool, err error) {
 	start := len(out)
 	out, dated = x.appendResponseFields(out)
@@ -297,7 +298,7 @@ func (x *exchange) appendEditedFields(out []byte) (_ []byte, dated bool, err err
 	if e := x.route.responseEdits; e != nil {
 		out, err = x.edit(out, start, e)
 	}
-	return out, dated, err
+	return x.appendSticky(out), dated, err // last: the edits are of what the backend said
 }
 
 // appendReference writes a Location or Content-Location as the public can follow it.
