@@ -207,12 +207,12 @@ func TestNewcomerHearsTheVerdictWithTheState(t *testing.T) {
 	})
 }
 
-func TestStateTellsBadNewsFirstAndTheRestByTurns(t *testing.T) {
+func TestStateTellsBadNewsFirstAndEachKindByTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		turn := time.Duration(0)
 		p := NewProber(Options{Self: "n0", Random: func(n time.Duration) time.Duration {
 			turn++
-			return n * (turn % 3) / 3
+			return n * (turn / 2 % 3) / 3
 		}})
 		defer p.Close()
 		for i := range 600 {
@@ -226,7 +226,7 @@ func TestStateTellsBadNewsFirstAndTheRestByTurns(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		first := make(map[string]bool)
+		bad, good := make(map[string]bool), make(map[string]bool)
 		for range 3 {
 			n := 0
 			for text := range p.State() {
@@ -235,8 +235,11 @@ func TestStateTellsBadNewsFirstAndTheRestByTurns(t *testing.T) {
 				if err != nil || len(votes) != 1 || (votes[0].State == vote.Unhealthy) != (n < 60) {
 					t.Fatalf("message %d holds %+v, %v", n, votes, err)
 				}
-				if n == 60 {
-					first[text] = true
+				switch n {
+				case 0:
+					bad[text] = true
+				case 60:
+					good[text] = true
 				}
 				n++
 			}
@@ -244,8 +247,8 @@ func TestStateTellsBadNewsFirstAndTheRestByTurns(t *testing.T) {
 				t.Errorf("%d messages are told", n)
 			}
 		}
-		if len(first) != 3 {
-			t.Errorf("the good news begin with %d messages in three turns", len(first))
+		if len(bad) != 3 || len(good) != 3 {
+			t.Errorf("in three turns the bad news begin with %d messages and the good with %d", len(bad), len(good))
 		}
 	})
 }

@@ -166,16 +166,17 @@ func (p *Prober) hold(votes []vote.Vote, now time.Time) (refused int) {
 }
 
 // State gives the messages, with their ages, that a node should know that has heard nothing yet: those of which any vote counts
-// still. The ones with bad news go first, and the others begin with another each time, for not all may fit.
+// still. The ones with bad news go first; both kinds begin with another each time, for not all may fit.
 func (p *Prober) State() iter.Seq2[string, time.Duration] {
 	now := time.Now()
 	p.mu.Lock()
 	fresh := p.table.Fresh(now)
 	p.mu.Unlock()
-	if good := slices.IndexFunc(fresh, func(v vote.Vote) bool { return v.State == vote.Healthy }); good >= 0 {
-		start := good + int(p.random(time.Duration(len(fresh)-good)))
-		fresh = slices.Concat(fresh[:good], fresh[start:], fresh[good:start])
+	good := slices.IndexFunc(fresh, func(v vote.Vote) bool { return v.State == vote.Healthy })
+	if good < 0 {
+		good = len(fresh)
 	}
+	fresh = slices.Concat(p.fromAnywhere(fresh[:good]), p.fromAnywhere(fresh[good:]))
 	return func(yield func(string, time.Duration) bool) {
 		told := make(map[string]bool)
 		for _, v := range fresh {
@@ -188,6 +189,15 @@ func (p *Prober) State() iter.Seq2[string, time.Duration] {
 			}
 		}
 	}
+}
+
+// fromAnywhere has votes begin at a random place and end before it.
+func (p *Prober) fromAnywhere(votes []vote.Vote) []vote.Vote {
+	if len(votes) == 0 {
+		return nil
+	}
+	start := int(p.random(time.Duration(len(votes))))
+	return slices.Concat(votes[start:], votes[:start])
 }
 
 // situation is what is known of w, and what its own requests have met with.
