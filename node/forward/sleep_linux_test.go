@@ -266,11 +266,13 @@ func TestARequestAndSleepMeet(t *testing.T) {
 	over := make(chan struct{})
 	var lulling, clients sync.WaitGroup
 	lulling.Go(func() {
+		tick := time.NewTicker(20 * time.Microsecond) // not without end, or where there is one processor nobody looks for requests
+		defer tick.Stop()
 		for {
 			select {
 			case <-over:
 				return
-			default:
+			case <-tick.C:
 				p.lullAll()
 			}
 		}
