@@ -47,6 +47,12 @@ func FuzzParse(f *testing.F) {
 		f.Add([]byte(routeEntry(policies)))
 	}
 	f.Add([]byte("server: {proxy_protocol: true, trusted_proxies: [::1], reverse_proxy: [{}]}"))
+	for _, locations := range []string{
+		`{"=/a": {return: 204}, "~^/v(?P<n>[0-9]+)/": {proxy_pass: "http://b/{n}", headers: ["A: {n}"]}, "^~/c/": {proxy_pass: "https://c/d"}, "/e": {root: ./e}}`,
+		`{"=/a": {return: "301 /b"}, "~*\\.js$": {proxy_pass: "http://b:1/x"}, "__default__": {proxy_pass: "http://b:1", timeout: 0.5, cache_control: no-cache}}`,
+	} {
+		f.Add([]byte("extensions: [{type: routing, config: {regex_locations: " + locations + "}}]"))
+	}
 	files := memory(map[string][]byte{"./ssl/cert.pem": []byte("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n")})
 	f.Fuzz(func(t *testing.T, document []byte) {
 		if len(document) > 64<<10 {

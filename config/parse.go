@@ -55,8 +55,9 @@ func parse(document []byte, files Files, now time.Time) (*Resources, Problems) {
 
 // documentSettings are the top level as written.
 type documentSettings struct {
-	server serverSettings
-	ssl    option[sslSettings]
+	server    serverSettings
+	ssl       option[sslSettings]
+	locations locationSet
 }
 
 const notUsed = "the cluster does not use this section of PyServe"
@@ -70,11 +71,12 @@ var documentSection = section[documentSettings]{
 			read: func(r *reader, v value, d *documentSettings) {
 				take(&d.ssl, v, func(v value) (s sslSettings, ok bool) { return s, sslSection.read(r, v, &s) })
 			}},
+		{name: "extensions", form: "list of extensions", initial: "[]", about: "PyServe's, of which routing makes routes",
+			read: func(r *reader, v value, d *documentSettings) { r.extensions(v, &d.locations) }},
 		{name: "http", use: unused, note: notUsed},
 		{name: "logging", use: unused, note: notUsed + ": nodes log as their --log-format and --log-level say"},
 		{name: "redirect_instructions", use: unused, note: notUsed},
 		{name: "backlog", use: unused, note: notUsed},
-		{name: "extensions", use: unused, note: notUsed},
 		{name: "security", use: unused, note: notUsed},
 		{name: "version", use: unused, note: "the cluster does not use the version: there is one dialect"},
 		{name: "reverse_proxy", use: misplaced, note: "write it below server"},
@@ -107,6 +109,7 @@ var serverSection = section[serverSettings]{
 		{name: "reverse_proxy", form: "list of routes", initial: "[]", about: "which requests go to which backends",
 			read: func(r *reader, v value, s *serverSettings) { take(&s.routes, v, r.routes) }},
 		{name: "backlog", use: unused, note: "the cluster does not use this setting of PyServe"},
+		{name: "proxy_timeout", use: unused, note: "the cluster does not use this setting of PyServe: write timeout in a location, or timeouts in a route"},
 		{name: "default_root", use: unused, note: "the cluster does not use this setting of PyServe"},
 		{name: "redirect_instructions", use: unused, note: notUsed},
 		{name: "static_dir", use: unused, note: "the cluster does not use this setting of PyServe"},
@@ -186,9 +189,12 @@ func (r *reader) document(top value) *Resources {
 			out.Certificates[CertificateName] = c
 		}
 	}
-	if routes := d.server.routes.value; routes != nil {
-		routes.resources(out)
+	routes := d.server.routes.value
+	if routes == nil {
+		routes = newRouteSet(r)
 	}
+	d.locations.into(routes)
+	routes.resources(out)
 	if len(out.Routes) == 0 && r.errorCount() == 0 {
 		r.warnf(top, "no routes: every request will be answered 404")
 	}

@@ -17,6 +17,7 @@ import (
 // one walk over the fields serves them all.
 func routePolicyDetails(a, b *resourcev1.Route) []string {
 	return slices.Concat(
+		detailUnless("", a == nil, "forwarded path", a.GetForwardPath(), b.GetForwardPath()),
 		detailUnless(0, a == nil, "max_body_bytes", a.GetMaxBodyBytes(), b.GetMaxBodyBytes()),
 		policyDetails("rate_limit", a.GetRateLimit(), b.GetRateLimit()),
 		policyDetails("request_headers", a.GetRequestHeaders(), b.GetRequestHeaders()),

@@ -201,6 +201,7 @@ func (g *routeGroup) route() *resourcev1.Route {
 		Order:        g.order,
 		Timeouts:     g.timeouts.or(defaultTimeouts).resource(),
 	}
+	route.ForwardPath = g.first.forwardPath
 	g.intoRoute(route)
 	return route
 }

@@ -34,6 +34,8 @@ type entry struct {
 	tls                     option[*resourcev1.BackendTls]
 	policies
 	templates []templateUse
+	// forwardPath is the template of the path that is forwarded; empty: what was matched. Only locations have it.
+	forwardPath string
 }
 
 // entrySection declares what a route may say.

@@ -178,7 +178,10 @@ func (k *key[T]) shape(r *reader) shape {
 		described["description"] = k.about
 	}
 	if initial := any(nil); k.initial != "" && yaml.Unmarshal([]byte(k.initial), &initial) == nil {
-		described["default"] = initial
+		_, isText := initial.(string) // the name of a key, where a number is wanted
+		if !isText || out["type"] != "integer" {
+			described["default"] = initial
+		}
 	}
 	for word, says := range out {
 		described[word] = says

@@ -19,8 +19,8 @@ import (
 // policy is a row of TestPolicies: a document, and what clients and backends see of it at each node.
 type policy struct {
 	name string
-	// document is applied as it is, but for $a, $b and $c, each of which stands for "host: …, port: …" of a backend. It may
-	// begin with the routes, each with "- ", without the sections around them.
+	// document is applied as it is, but for $a, $b and $c, each of which stands for "host: …, port: …" of a backend, and @a, @b
+	// and @c for its host:port. It may begin with the routes, each with "- ", without the sections around them.
 	document string
 	// asks are made in turn, at each node over HTTP/1.1 and then over HTTP/2.
 	asks []ask
@@ -90,7 +90,7 @@ func (b bench) fill(document string) string {
 	}
 	var pairs []string
 	for name, backend := range b.backends {
-		pairs = append(pairs, "$"+name, fmt.Sprintf("host: 127.0.0.1, port: %d", backend.port))
+		pairs = append(pairs, "$"+name, fmt.Sprintf("host: 127.0.0.1, port: %d", backend.port), "@"+name, fmt.Sprintf("127.0.0.1:%d", backend.port))
 	}
 	return strings.NewReplacer(pairs...).Replace(document)
 }
@@ -197,6 +197,33 @@ func (b bench) received() (n int) {
 }
 
 var policies = []policy{
+	{
+		name: "extensions",
+		document: `
+version: 2
+extensions:
+  - type: routing
+    config:
+      regex_locations:
+        "__default__": {proxy_pass: "http://@c", cache_control: no-store}
+        "~^/api/v(?P<version>[0-9]+)/": {proxy_pass: "http://@a", headers: ["API-Version: {version}", "X-Client: $remote_addr"]}
+        "~*\\.(js|css)$": {root: ./static}
+        "^~/shop/": {proxy_pass: "http://@b/items"}
+        "~^/u/(?P<id>[a-z]+)$": {proxy_pass: "http://@b/users/{id}"}
+        "=/health": {return: "200 OK", headers: ["X-Own: yes"]}
+        "=/old": {return: "301 /new"}`,
+		asks: []ask{
+			{path: "/health", says: "OK", unasked: true, answer: map[string]string{"X-Own": "yes", "Content-Type": "text/plain"}},
+			{path: "/healthy", by: "c", uri: "/healthy", answer: map[string]string{"Cache-Control": "no-store"}},
+			{path: "/old?x=1", status: 301, unasked: true, answer: map[string]string{"Location": "/new?x=1"}},
+			{path: "/api/v12/x?y=1", by: "a", uri: "/api/v12/x?y=1", gets: map[string]string{"Api-Version": "12", "X-Client": "127.0.0.1"}},
+			{path: "/api/v12/x.JS", by: "a", uri: "/api/v12/x.JS"},
+			{path: "/shop/x.JS", status: 404, unasked: true},
+			{path: "/shop/a/b?c", by: "b", uri: "/items/a/b?c"},
+			{path: "/u/joe", by: "b", uri: "/users/joe"},
+			{path: "/u/joe/x", by: "c", uri: "/u/joe/x"},
+		},
+	},
 	{
 		name: "strip_path and preserve_host",
 		document: `

@@ -86,6 +86,7 @@ type exchange struct {
 	begun   time.Time
 	path    []byte // in normal form
 	removed int    // how much of path is stripped
+	target  []byte // what is forwarded instead of path; nil: path
 	origin  origin
 	// salvaged is what Accept said in a head that could not be read; empty otherwise.
 	salvaged string
@@ -140,7 +141,7 @@ func (p *Proxy) giveBack(x *exchange) {
 // reset is between two requests.
 func (x *exchange) reset() {
 	x.table, x.route, x.path, x.removed, x.upgrade, x.conn, x.tries = nil, nil, nil, 0, false, nil, 0
-	x.groups, x.answering = nil, false
+	x.groups, x.target, x.answering = nil, nil, false
 	x.uploading, x.pumped, x.outcome = false, false, uploadOutcome{}
 	x.status, x.headSent, x.received, x.sent, x.interims, x.upstreamTook, x.class, x.asked, x.holds = 0, false, 0, 0, 0, 0, "", nil, nil
 	x.standing = ratelimit.Standing{}
@@ -252,6 +253,11 @@ func (x *exchange) find() *failure {
 	x.route = found
 	if found.stripPath {
 		x.removed = len(found.prefix)
+	}
+	if found.forwardPath != nil {
+		if f := x.rewritePath(); f != nil {
+			return f
+		}
 	}
 	x.upgrade = r.Upgrade && x.takesUpgrade()
 	return x.limitForwards()

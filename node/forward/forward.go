@@ -65,6 +65,7 @@ type Route struct {
 	requestEdits, responseEdits *fieldEdits
 	host                        template // the Host to send
 	answer                      *answer  // instead of a backend's
+	forwardPath                 template // instead of the path
 	maxBody                     int64
 	rate                        *rate
 

@@ -20,6 +20,9 @@ func (x *exchange) appendRequestHead(b *upstream.Backend) error {
 	r := &x.request
 	query, hasQuery := r.Query()
 	path := x.path[x.removed:]
+	if x.target != nil {
+		path = x.target
+	}
 	if len(path) == 0 {
 		path = rootPath
 	}

@@ -114,7 +114,7 @@ func isHost(b []byte) bool {
 
 // rewriting compiles what a route changes in heads, and what it answers itself.
 func (r *Route) rewriting(m *resourcev1.Route) (err error) {
-	if m.RequestHeaders == nil && m.ResponseHeaders == nil && m.Redirect == nil && m.Respond == nil {
+	if m.RequestHeaders == nil && m.ResponseHeaders == nil && m.Redirect == nil && m.Respond == nil && m.ForwardPath == "" {
 		return nil
 	}
 	t := &templates{path: m.GetPath(), regex: m.GetMatch() == resourcev1.PathMatch_PATH_MATCH_REGEX}
@@ -123,6 +123,11 @@ func (r *Route) rewriting(m *resourcev1.Route) (err error) {
 	}
 	if r.responseEdits, _, err = newFieldEdits("response_headers", m.GetResponseHeaders(), t); err != nil {
 		return err
+	}
+	if m.ForwardPath != "" {
+		if r.forwardPath, err = t.of(m.ForwardPath); err != nil {
+			return templateError("forward_path", err)
+		}
 	}
 	r.answer, err = newAnswer(m, t)
 	r.expression = t.expression

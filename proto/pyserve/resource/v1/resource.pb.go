@@ -547,7 +547,10 @@ type Route struct {
 	// Instead of one pool: several, each with its share of the requests.
 	Split []*Part `protobuf:"bytes,19,rep,name=split,proto3" json:"split,omitempty"`
 	// Unset: a client may come to another backend with each request.
-	Sticky        *Sticky `protobuf:"bytes,20,opt,name=sticky,proto3" json:"sticky,omitempty"`
+	Sticky *Sticky `protobuf:"bytes,20,opt,name=sticky,proto3" json:"sticky,omitempty"`
+	// The path that is forwarded, with {path} and the names of the expression's groups in it; strip_path is false then. Empty:
+	// what was matched.
+	ForwardPath   string `protobuf:"bytes,21,opt,name=forward_path,json=forwardPath,proto3" json:"forward_path,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -720,6 +723,13 @@ func (x *Route) GetSticky() *Sticky {
 		return x.Sticky
 	}
 	return nil
+}
+
+func (x *Route) GetForwardPath() string {
+	if x != nil {
+		return x.ForwardPath
+	}
+	return ""
 }
 
 // FieldMatch is a condition on a header field, whose lines are joined where it has several, or on the first parameter of a
@@ -2086,7 +2096,7 @@ const file_pyserve_resource_v1_resource_proto_rawDesc = "" +
 	"\x0eproxy_protocol\x18\x05 \x01(\bR\rproxyProtocol\"C\n" +
 	"\vCertificate\x12\x1b\n" +
 	"\tchain_pem\x18\x01 \x01(\fR\bchainPem\x12\x17\n" +
-	"\akey_pem\x18\x02 \x01(\fR\x06keyPem\"\xa8\a\n" +
+	"\akey_pem\x18\x02 \x01(\fR\x06keyPem\"\xcb\a\n" +
 	"\x05Route\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x124\n" +
 	"\x05match\x18\x02 \x01(\x0e2\x1e.pyserve.resource.v1.PathMatchR\x05match\x12\x14\n" +
@@ -2110,7 +2120,8 @@ const file_pyserve_resource_v1_resource_proto_rawDesc = "" +
 	"\arespond\x18\x11 \x01(\v2\x1c.pyserve.resource.v1.RespondR\arespond\x126\n" +
 	"\aretries\x18\x12 \x01(\v2\x1c.pyserve.resource.v1.RetriesR\aretries\x12/\n" +
 	"\x05split\x18\x13 \x03(\v2\x19.pyserve.resource.v1.PartR\x05split\x123\n" +
-	"\x06sticky\x18\x14 \x01(\v2\x1b.pyserve.resource.v1.StickyR\x06sticky\"y\n" +
+	"\x06sticky\x18\x14 \x01(\v2\x1b.pyserve.resource.v1.StickyR\x06sticky\x12!\n" +
+	"\fforward_path\x18\x15 \x01(\tR\vforwardPath\"y\n" +
 	"\n" +
 	"FieldMatch\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
