@@ -1,9 +1,12 @@
 package node
 
 import (
+	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"regexp"
+	"slices"
 	"testing"
 
 	"github.com/pyserve/pyserve/config"
@@ -39,6 +42,7 @@ func TestExamplesOfTheReferenceAreServed(t *testing.T) {
 			t.Errorf("%v\n%s", problems, example[1])
 			continue
 		}
+		toLoopback(resources)
 		made, err := bundle.Encode(resources)
 		if err != nil {
 			t.Fatal(err)
@@ -53,6 +57,18 @@ func TestExamplesOfTheReferenceAreServed(t *testing.T) {
 			if generation.route(name) == nil {
 				t.Errorf("the route %s is not served:\n%s", name, example[1])
 			}
+		}
+	}
+}
+
+// toLoopback gives each backend an address of its own at which nobody is asked for anything: probes begin at once, and names
+// would be looked up.
+func toLoopback(r *config.Resources) {
+	n := 0
+	for _, name := range slices.Sorted(maps.Keys(r.Pools)) {
+		for _, b := range r.Pools[name].GetBackends() {
+			n++
+			b.Host = fmt.Sprintf("127.1.%d.%d", n/250, n%250+1)
 		}
 	}
 }
