@@ -202,7 +202,7 @@ func (r *reader) checkAnswer(e *entry) {
 
 // backendKeys are the places of what says where requests go.
 func (e *entry) backendKeys() []place {
-	return []place{e.host.at, e.port.at, e.ssl.at, e.backends.at}
+	return []place{e.host.at, e.port.at, e.ssl.at, e.backends.at, e.split.at}
 }
 
 // wayKeys are the places of what is about the way to a backend.

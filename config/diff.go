@@ -56,7 +56,7 @@ func Diff(old, new *Resources) []Change {
 		return certificateDetails(a, b)
 	})...)
 	return append(changes, diffKind(KindRoute, old.Routes, new.Routes, func(name string, a, b *resourcev1.Route) []string {
-		details := append(routeDetails(a, b), poolDetails(old.Pools[a.GetPool()], new.Pools[b.GetPool()])...)
+		details := append(routeDetails(a, b), routePools(old, new, a, b)...)
 		if moved[name] {
 			details = append(details, "order: changed among the regular expressions")
 		}
@@ -211,8 +211,12 @@ func movedRegexes(old, new map[string]*resourcev1.Route) map[string]bool {
 }
 
 func poolDetails(a, b *resourcev1.Pool) []string {
-	details := backendDetails(a.GetBackends(), b.GetBackends())
-	details = append(details, checkDetails(a.GetHealthCheck(), b.GetHealthCheck())...)
+	return append(backendDetails(a.GetBackends(), b.GetBackends()), sharedDetails(a, b)...)
+}
+
+// sharedDetails compare all of two pools but their backends.
+func sharedDetails(a, b *resourcev1.Pool) []string {
+	details := checkDetails(a.GetHealthCheck(), b.GetHealthCheck())
 	details = append(details, tlsDetails(a.GetTls(), b.GetTls())...)
 	return append(details, poolPolicyDetails(a, b)...)
 }

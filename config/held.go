@@ -16,7 +16,7 @@ func HeldFiles(document []byte, made *Resources) map[string][]byte {
 		held.add(c.GetKeyPem(), made.Certificates[name].GetKeyPem())
 	}
 	for name, route := range names.Routes {
-		a, b := names.Pools[route.GetPool()].GetTls(), made.Pools[made.Routes[name].GetPool()].GetTls()
+		a, b := names.anyPool(route).GetTls(), made.anyPool(made.Routes[name]).GetTls()
 		held.add(a.GetCaPem(), b.GetCaPem())
 		held.add(a.GetChainPem(), b.GetChainPem())
 		held.add(a.GetKeyPem(), b.GetKeyPem())

@@ -2,6 +2,7 @@ package config
 
 import (
 	"net"
+	"slices"
 	"strconv"
 
 	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
@@ -30,6 +31,7 @@ type routeGroup struct {
 	timeouts                option[Timeouts]
 	tls                     option[*resourcev1.BackendTls]
 	policies
+	split    option[[]part]
 	backends []backend
 }
 
@@ -71,7 +73,7 @@ func (s *routeSet) add(e *entry) {
 	}
 	group := &routeGroup{
 		name: name, first: e, stripPath: e.stripPath, preserveHost: e.preserveHost,
-		check: e.check, timeouts: e.timeouts, tls: e.tls, policies: e.policies, backends: e.backends.value,
+		check: e.check, timeouts: e.timeouts, tls: e.tls, policies: e.policies, split: e.split, backends: e.backends.value,
 	}
 	if e.match.value == "regex" {
 		s.regexes++
@@ -140,6 +142,10 @@ func (s *routeSet) bound(e *entry, backends, nameBytes int) bool {
 
 // join takes the backends of another entry in. What both say of the route must be the same.
 func (g *routeGroup) join(r *reader, e *entry) {
+	if g.split.isSet() || e.split.isSet() {
+		r.errorf(e.at, "is for the same route as the entry on line %d, and a split stands in one entry alone: write all parts there", g.first.at.line)
+		return
+	}
 	g.backends = append(g.backends, e.backends.value...)
 	same := func(a, b bool) bool { return a == b }
 	agree(r, &g.stripPath, e.stripPath, same)
@@ -177,9 +183,21 @@ func (s *routeSet) resources(out *Resources) {
 	check := defaultHealthCheck() // one for all who say nothing: resources are not changed
 	size := 0
 	for _, g := range s.groups {
-		route, pool := g.route(), g.pool(s.r, check)
-		out.Routes[g.name], out.Pools[g.name] = route, pool
-		if size += proto.Size(route) + proto.Size(pool); size > maxResourceBytes {
+		route := g.route()
+		parts, pools := g.pools(s.r, check)
+		if parts != nil {
+			route.Pool, route.Split = "", parts
+		}
+		out.Routes[g.name] = route
+		size += proto.Size(route)
+		for name, pool := range pools {
+			out.Pools[name] = pool
+			size += proto.Size(pool)
+		}
+		if g.tls.isSet() && !slices.ContainsFunc(g.backends, func(b backend) bool { return b.ssl.value }) && !g.answer().isSet() {
+			s.r.warnf(g.tls.at, "is not used: no backend of this route has ssl: true")
+		}
+		if size > maxResourceBytes {
 			s.r.errorf(g.first.at, "the resources up to here have more than %d MiB together: write less with aliases, and smaller files", maxResourceBytes>>20)
 			return
 		}
@@ -221,13 +239,15 @@ func (g *routeGroup) pool(r *reader, defaultCheck *resourcev1.HealthCheck) *reso
 		weights += b.Weight
 		tls = tls || b.Tls
 	}
-	if weights == 0 {
+	switch {
+	case weights > 0:
+	case g.split.isSet():
+		r.warnf(g.backends[0].at, "every backend of this part has weight 0: the other parts get its requests")
+	default:
 		r.warnf(g.first.at, "every backend has weight 0: every request will be answered 503")
 	}
 	if tls {
 		pool.Tls = g.tls.or(&resourcev1.BackendTls{})
-	} else if g.tls.isSet() {
-		r.warnf(g.tls.at, "is not used: no backend of this route has ssl: true")
 	}
 	return pool
 }

@@ -52,6 +52,7 @@ func TestReferenceIsWhatTheSectionsDeclare(t *testing.T) {
 		"unused-files":   keysThat(locationSection, unused),
 		"route":          table(entrySection),
 		"condition":      table(conditionSection),
+		"split":          table(splitSection),
 		"backend":        table(backendSection),
 		"load_balancing": table(balancingSection),
 		"hash":           table(hashSection),

@@ -29,6 +29,7 @@ type entry struct {
 	port                    option[uint32]
 	ssl                     option[bool]
 	backends                option[[]backend]
+	split                   option[[]part]
 	check                   option[*resourcev1.HealthCheck]
 	timeouts                option[Timeouts]
 	tls                     option[*resourcev1.BackendTls]
@@ -62,6 +63,8 @@ var entrySection = section[entry]{
 			read: func(r *reader, v value, e *entry) { take(&e.ssl, v, r.boolean) }},
 		{name: "backends", form: "list of backends", about: "instead of host, port and ssl: several backends",
 			read: func(r *reader, v value, e *entry) { take(&e.backends, v, r.backends) }},
+		{name: "split", form: "list of parts", about: "instead of host, port, ssl and backends: several sets of backends, each with its share of the requests",
+			read: func(r *reader, v value, e *entry) { take(&e.split, v, r.split) }},
 		{name: "strip_path", form: "true or false", initial: "true", about: "`/api/x` is forwarded as `/x`; false for match regex",
 			read: func(r *reader, v value, e *entry) { take(&e.stripPath, v, r.boolean) }},
 		{name: "preserve_host", form: "true or false", initial: "false", about: "the backend is sent the client's Host instead of its own",
@@ -102,7 +105,6 @@ var entrySection = section[entry]{
 		{name: "weight", use: misplaced, note: "write backends, and a weight for each"},
 		{name: "retries", use: later},
 		{name: "circuit_breaker", use: later},
-		{name: "split", use: later},
 	},
 }
 
@@ -145,6 +147,7 @@ type backend struct {
 	port   option[uint32]
 	weight option[uint32]
 	ssl    option[bool]
+	part   int // of a split, counted from 1
 }
 
 var backendSection = section[backend]{
@@ -203,6 +206,8 @@ func (r *reader) entry(v value) (*entry, bool) {
 	switch {
 	case e.answersItself():
 		r.checkAnswer(e)
+	case e.split.isSet():
+		r.takeSplit(e)
 	case e.backends.isSet():
 		r.refuseBackendKeys(e)
 	default:

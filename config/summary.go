@@ -25,8 +25,10 @@ func (r *Resources) RouteSummaries() []*operatorv1.RouteSummary {
 			StripPath: route.GetStripPath(), PreserveHost: route.GetPreserveHost(), Answer: answerText(route),
 			Conditions: ConditionsOf(route).Texts(),
 		}
-		for _, b := range r.Pools[route.GetPool()].GetBackends() {
-			row.Backends = append(row.Backends, BackendAddress(b))
+		for _, pool := range r.PoolsOf(route) {
+			for _, b := range pool.GetBackends() {
+				row.Backends = append(row.Backends, BackendAddress(b))
+			}
 		}
 		out = append(out, row)
 	}

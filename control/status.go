@@ -198,10 +198,14 @@ func (c *Control) Backends() ([]*operatorv1.BackendSummary, error) {
 	verdicts := c.verdicts()
 	var out []*operatorv1.BackendSummary
 	for _, name := range slices.Sorted(maps.Keys(r.Routes)) {
-		for _, b := range r.Pools[r.Routes[name].GetPool()].GetBackends() {
-			row := &operatorv1.BackendSummary{Route: name, Address: config.BackendAddress(b), Weight: b.GetWeight(), State: "unknown"}
-			judge(row, verdicts[fleet.BackendKey{Route: name, Address: row.Address}])
-			out = append(out, row)
+		for part, pool := range r.PoolsOf(r.Routes[name]) {
+			for _, b := range pool.GetBackends() {
+				row := &operatorv1.BackendSummary{
+					Route: name, Part: uint32(part), Address: config.BackendAddress(b), Weight: b.GetWeight(), State: "unknown",
+				}
+				judge(row, verdicts[fleet.BackendKey{Route: name, Address: row.Address}])
+				out = append(out, row)
+			}
 		}
 	}
 	return out, nil

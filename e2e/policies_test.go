@@ -421,5 +421,30 @@ server:
 			}
 			return append(asks, ask{path: "/free", by: "b", answer: map[string]string{"RateLimit": ""}})
 		}(),
+	}, {
+		name: "split",
+		document: `
+    - {path: /all, split: [{weight: 0, backends: [{$a}]}, {weight: 7, backends: [{$b}]}]}
+    - {path: /shared, split: [{weight: 3, backends: [{$a}]}, {weight: 1, backends: [{$b}]}]}
+    - {path: /dead, split: [{weight: 99, backends: [{host: 127.0.0.1, port: 1}]}, {backends: [{$c}]}]}
+    - {path: /drained, split: [{weight: 99, backends: [{$a, weight: 0}]}, {backends: [{$c}]}]}`,
+		asks: []ask{
+			{path: "/all/x", by: "b", uri: "/x"}, {path: "/shared"}, {path: "/dead/y", by: "c", uri: "/y"}, {path: "/drained", by: "c"},
+			{method: "POST", path: "/dead", body: "b", by: "c"},
+		},
+		also: func(t *testing.T, b bench, n *daemon) {
+			by := map[string]int{}
+			client := newClient(t, nil, false)
+			for range 40 {
+				request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+n.listen+"/shared", nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				by[do(t, client, request).seen(t).Backend]++
+			}
+			if by["a"] < 28 || by["b"] < 8 || by["a"]+by["b"] != 40 {
+				t.Errorf("the shares of 3 and 1 are %v", by)
+			}
+		},
 	},
 }

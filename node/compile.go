@@ -164,7 +164,7 @@ func (c *compiler) routing(gone gonePools) {
 	var news []int // places of those that are made
 	kept := make([]bool, old.Len())
 	for i, at := range section.Unchanged(old) {
-		if at >= 0 && !gone.has(c.before.routes[at].Pool()) {
+		if at >= 0 && !gone.any(c.before.routes[at]) {
 			c.g.routes[i], kept[at] = c.before.routes[at], true
 		} else {
 			news = append(news, i)
@@ -188,9 +188,14 @@ func (c *compiler) routing(gone gonePools) {
 	}
 }
 
-func (g gonePools) has(p *upstream.Pool) bool {
-	_, is := g[p]
-	return is
+// any says whether one of the route's pools is gone.
+func (g gonePools) any(r *forward.Route) bool {
+	for _, p := range r.EachPool {
+		if _, is := g[p]; is {
+			return true
+		}
+	}
+	return false
 }
 
 // route makes a route, and says which requests are its; or it refuses it.
@@ -200,18 +205,41 @@ func (c *compiler) route(resource bundle.Resource) (made rule, ok bool) {
 		c.refusals.addf("", "%v", err)
 		return rule{}, false
 	}
-	at, ok := c.g.section(config.KindPool).Find(r.GetPool())
+	pools, ok := c.poolsOf(resource.Name, r)
 	if !ok {
-		c.refusals.addf(fieldRoutes, "route %s: the bundle has no pool %q", resource.Name, r.GetPool())
 		return rule{}, false
 	}
-	value, err := forward.NewRoute(resource.Name, r, c.g.pools[at].Pool)
+	value, err := forward.NewRoute(resource.Name, r, pools[0])
 	if err != nil {
 		c.refusals.addf(fieldRoutes, "route %s: %v", resource.Name, err)
 		return rule{}, false
 	}
+	if parts := r.GetSplit(); len(parts) > 0 {
+		value.Split(parts, pools)
+	}
 	value.Inherit(c.before.route(resource.Name))
 	return ruleOf(r, value), true
+}
+
+// poolsOf are those that a route leads to, at least one.
+func (c *compiler) poolsOf(route string, r *resourcev1.Route) ([]*upstream.Pool, bool) {
+	names := make([]string, 0, 1)
+	for _, p := range r.GetSplit() {
+		names = append(names, p.GetPool())
+	}
+	if len(names) == 0 {
+		names = append(names, r.GetPool())
+	}
+	pools := make([]*upstream.Pool, 0, len(names))
+	for _, name := range names {
+		at, ok := c.g.section(config.KindPool).Find(name)
+		if !ok {
+			c.refusals.addf(fieldRoutes, "route %s: the bundle has no pool %q", route, name)
+			return nil, false
+		}
+		pools = append(pools, c.g.pools[at].Pool)
+	}
+	return pools, true
 }
 
 func ruleOf(r *resourcev1.Route, value *forward.Route) rule {

@@ -54,7 +54,7 @@ func reasonFor(e forward.Explanation) string {
 	case e.Route != nil && e.Status != 0:
 		return fmt.Sprintf("%s; %s", matched(e), own(e))
 	case e.Route != nil:
-		return matched(e) + picked(e)
+		return matched(e) + shared(e) + picked(e)
 	case e.Status == http.StatusNotFound:
 		return "no route matches " + e.Path + unmatched(e)
 	}
@@ -100,6 +100,20 @@ func matched(e forward.Explanation) string {
 	return why
 }
 
+// shared says which part of a split the request goes to.
+func shared(e forward.Explanation) string {
+	if e.Part == 0 {
+		return ""
+	}
+	weights := e.Route.Weights()
+	var all uint64
+	for _, w := range weights {
+		all += uint64(w)
+	}
+	return fmt.Sprintf("; of the %d parts of its split this is for part %d, which has %d of the weights' %d",
+		len(weights), e.Part, weights[e.Part-1], all)
+}
+
 // withoutPath are the steps in which no route has the path.
 func withoutPath(steps []step) (out []step) {
 	for _, s := range steps {
@@ -124,7 +138,7 @@ type step = route.Step[*forward.Route]
 
 // picked says how the backend is picked, where that is not simply in turn.
 func picked(e forward.Explanation) string {
-	l, cookie := e.Route.Pool().Balancing(), e.Route.StickyCookie()
+	l, cookie := e.Route.Balancing(), e.Route.StickyCookie()
 	if e.Stuck {
 		return fmt.Sprintf("; the cookie %s is for %s", cookie, e.Backend)
 	}

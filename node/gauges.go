@@ -2,9 +2,11 @@ package node
 
 import (
 	"fmt"
+	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/pyserve/pyserve/node/meter"
 	"github.com/pyserve/pyserve/node/tunnel"
 	"github.com/pyserve/pyserve/node/upstream"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
@@ -22,6 +24,7 @@ type gauges struct {
 	decisions, ejections, announced       *prometheus.Desc
 	limited, limitKeys, limitsForgotten   *prometheus.Desc
 	requests, sticky                      *prometheus.Desc
+	parts                                 *prometheus.Desc
 }
 
 func newGauges(n *Node) *gauges {
@@ -47,6 +50,7 @@ func newGauges(n *Node) *gauges {
 		limited:          desc("rate_limited_requests_total", "Requests that were over the rate limit of their route.", "route"),
 		limitKeys:        desc("rate_limit_keys", "Keys, clients mostly, that a rate limit remembers.", "route"),
 		limitsForgotten:  desc("rate_limit_keys_forgotten_total", "Keys that a rate limit has forgotten for want of room.", "route"),
+		parts:            desc("part_requests_total", "Requests that have ended, of routes with a split, by part and the class of their status.", "route", "part", "code_class"),
 		ejections:        desc("outlier_ejections_total", "Backends ejected by outlier detection: because of own requests, or because other nodes had; and those that would have been too many.", "by"),
 		announced:        desc("proxy_protocol_connections_total", "Connections that have to begin with a PROXY protocol header: it was read, or they were closed because it was missing or malformed.", "header"),
 		requests:         desc("backend_requests_total", "Requests that were sent to the backend, each attempt counted.", "backend"),
@@ -77,7 +81,7 @@ func (g *gauges) Describe(out chan<- *prometheus.Desc) {
 		g.tunnels, g.tunnelBytes, g.webSocketMessage, g.revision, g.backendUp,
 		g.connections, g.opened, g.reused, g.unopened, g.accessLogged, g.accessDropped,
 		g.probes, g.votes, g.votesRefused, g.decisions, g.ejections, g.announced, g.limited, g.limitKeys, g.limitsForgotten,
-		g.requests, g.sticky,
+		g.requests, g.sticky, g.parts,
 	} {
 		out <- d
 	}
@@ -104,6 +108,7 @@ func (g *gauges) Collect(out chan<- prometheus.Metric) {
 	out <- total(g.sticky, given, "given")
 	g.collectHealth(out)
 	g.collectVerdicts(out)
+	g.collectParts(out)
 	g.collectConnections(out)
 }
 
@@ -140,6 +145,20 @@ func (g *gauges) collectVerdicts(out chan<- prometheus.Metric) {
 	}
 	for at, value := range up {
 		out <- level(g.backendUp, value, at.route, at.address)
+	}
+}
+
+func (g *gauges) collectParts(out chan<- prometheus.Metric) {
+	live := g.node.live.Load()
+	if live == nil {
+		return
+	}
+	for _, r := range live.routes {
+		for number, counts := range r.EachPart {
+			for class := range counts {
+				out <- total(g.parts, counts[class].Load(), r.Name(), strconv.Itoa(number), meter.CodeClass(class))
+			}
+		}
 	}
 }
 

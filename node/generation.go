@@ -147,10 +147,18 @@ func (g *Generation) keepsTunnel(owner any) bool {
 		return true // not of this node's making
 	}
 	r := g.route(lane.Route)
-	return r != nil && slices.ContainsFunc(r.Pool().Members(), func(m upstream.Member) bool {
-		return m.Backend == lane.Backend || m.Backend.Address() == lane.Backend.Address() &&
-			sameTLS(m.Backend.Spec().TLS, lane.Backend.Spec().TLS)
-	})
+	if r == nil {
+		return false
+	}
+	for _, p := range r.EachPool {
+		if slices.ContainsFunc(p.Members(), func(m upstream.Member) bool {
+			return m.Backend == lane.Backend || m.Backend.Address() == lane.Backend.Address() &&
+				sameTLS(m.Backend.Spec().TLS, lane.Backend.Spec().TLS)
+		}) {
+			return true
+		}
+	}
+	return false
 }
 
 // sameTLS compares how two backends are spoken to; nil, without TLS, is unlike any TLS.

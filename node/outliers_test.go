@@ -214,7 +214,7 @@ func TestNodesShareEjections(t *testing.T) {
 }
 
 func nodeBackend(n *Node, m *moody) (id [16]byte) {
-	for _, member := range n.live.Load().route("/").Pool().Members() {
+	for _, member := range poolOf(n.live.Load().route("/")).Members() {
 		if member.Backend.Spec().Port == m.port {
 			id = member.Backend.Identity()
 		}

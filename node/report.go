@@ -94,24 +94,40 @@ func (n *Node) Backends() []*fleetv1.BackendStatus {
 
 // eachStatus gives those of one route, a backend that is listed twice once, until yield returns false.
 func eachStatus(r *forward.Route, yield func(BackendStatus) bool) bool {
-	members := r.Pool().Members()
-	if len(members) > 1 {
-		members = merged(members)
+	var split []BackendStatus
+	for part, p := range r.EachPool {
+		members := p.Members()
+		if len(members) > 1 {
+			members = merged(members)
+		}
+		for _, m := range members {
+			s := statusOf(r, p, m)
+			if part > 0 {
+				split = append(split, s)
+			} else if !yield(s) {
+				return false
+			}
+		}
 	}
-	for _, m := range members {
-		v := m.Backend.Verdict()
-		s := BackendStatus{Route: r.Name(), Address: m.Backend.Address(), State: stateOf(v.State), Reason: v.Reason, Since: v.Since}
-		if e, stands := r.Pool().Ejection(m.Backend); stands && v.State != upstream.Unhealthy {
-			s.State, s.Reason, s.Since = fleetv1.BackendState_BACKEND_STATE_EJECTED, e.Reason, e.Since
-		}
-		if m.Weight == 0 {
-			s.State = fleetv1.BackendState_BACKEND_STATE_DRAINING
-		}
+	slices.SortStableFunc(split, func(a, b BackendStatus) int { return strings.Compare(a.Address, b.Address) })
+	for _, s := range split {
 		if !yield(s) {
 			return false
 		}
 	}
 	return true
+}
+
+func statusOf(r *forward.Route, p *upstream.Pool, m upstream.Member) BackendStatus {
+	v := m.Backend.Verdict()
+	s := BackendStatus{Route: r.Name(), Address: m.Backend.Address(), State: stateOf(v.State), Reason: v.Reason, Since: v.Since}
+	if e, stands := p.Ejection(m.Backend); stands && v.State != upstream.Unhealthy {
+		s.State, s.Reason, s.Since = fleetv1.BackendState_BACKEND_STATE_EJECTED, e.Reason, e.Since
+	}
+	if m.Weight == 0 {
+		s.State = fleetv1.BackendState_BACKEND_STATE_DRAINING
+	}
+	return s
 }
 
 // merged gives each backend once, with the largest of its weights, sorted by address.

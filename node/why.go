@@ -30,9 +30,11 @@ func (n *Node) Why(address string) *fleetv1.Verdicts {
 	}
 	routes := make(map[*upstream.Backend][]string)
 	for _, r := range live.routes {
-		for _, m := range r.Pool().Members() {
-			if b := m.Backend; strings.EqualFold(b.Address(), address) && !slices.Contains(routes[b], r.Name()) {
-				routes[b] = append(routes[b], r.Name())
+		for _, p := range r.EachPool {
+			for _, m := range p.Members() {
+				if b := m.Backend; strings.EqualFold(b.Address(), address) && !slices.Contains(routes[b], r.Name()) {
+					routes[b] = append(routes[b], r.Name())
+				}
 			}
 		}
 	}

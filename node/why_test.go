@@ -61,7 +61,7 @@ func TestWhyShowsWhoSaysWhat(t *testing.T) {
 	}
 	n.SetMembers([]string{"n1", "n2", "n3", "n9"})
 	apply(t, n, 1, b)
-	backend := n.live.Load().routes[0].Pool().Members()[0].Backend
+	backend := poolOf(n.live.Load().routes[0]).Members()[0].Backend
 	now := time.Now()
 	for _, name := range []string{"n1", "n2", "n3"} {
 		message, _ := vote.Encode([]vote.Vote{{
@@ -120,7 +120,7 @@ func TestRequestThatCannotConnectTakesABackendOutAtOnce(t *testing.T) {
 		return evidence().GetRefused() == "connection refused"
 	})
 	var gone *upstream.Backend
-	for _, m := range n.live.Load().routes[0].Pool().Members() {
+	for _, m := range poolOf(n.live.Load().routes[0]).Members() {
 		if m.Backend.Address() == address {
 			gone = m.Backend
 		}

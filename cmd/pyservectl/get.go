@@ -200,6 +200,7 @@ func listed(list []string, all bool) string {
 
 type backendOutput struct {
 	Route   string            `json:"route"`
+	Part    uint32            `json:"part"` // of a split; 0: the route has none
 	Address string            `json:"address"`
 	State   string            `json:"state"`
 	Reason  string            `json:"reason"`
@@ -216,7 +217,7 @@ func (s *settings) getBackends(ctx context.Context, c *client, out io.Writer) er
 	err = each(stream, err, func(m *operatorv1.ListBackendsResponse) {
 		for _, b := range m.GetBackends() {
 			row := backendOutput{
-				Route: b.GetRoute(), Address: b.GetAddress(), State: b.GetState(), Reason: b.GetReason(), Weight: b.GetWeight(), Nodes: b.GetNodes(),
+				Route: b.GetRoute(), Part: b.GetPart(), Address: b.GetAddress(), State: b.GetState(), Reason: b.GetReason(), Weight: b.GetWeight(), Nodes: b.GetNodes(),
 			}
 			if b.GetSince() != nil {
 				row.since = b.GetSince().AsTime()
@@ -238,7 +239,11 @@ func (s *settings) getBackends(ctx context.Context, c *client, out io.Writer) er
 		if len(b.Nodes) > 0 {
 			reason = strings.TrimPrefix(reason+"; nodes differ (-o json)", "; ")
 		}
-		rows = append(rows, []string{b.Route, b.Address, strconv.FormatUint(uint64(b.Weight), 10), b.State, age(b.since), reason})
+		route := b.Route
+		if b.Part > 0 {
+			route = fmt.Sprintf("%s (part %d)", route, b.Part)
+		}
+		rows = append(rows, []string{route, b.Address, strconv.FormatUint(uint64(b.Weight), 10), b.State, age(b.since), reason})
 	}
 	if s.output == "name" {
 		return nil

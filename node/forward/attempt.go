@@ -54,12 +54,12 @@ func (x *exchange) another(first *upstream.Backend, f *failure) *upstream.Backen
 	}
 	tried := []*upstream.Backend{first}
 	if f.unsent {
-		return x.route.pool.Pick(x.hash(), tried)
+		return x.pick(tried)
 	}
 	if f.timeout || !idempotent(x.request.Method) {
 		return nil
 	}
-	if other := x.route.pool.Pick(x.hash(), tried); other != nil {
+	if other := x.pick(tried); other != nil {
 		return other
 	}
 	return first
@@ -77,13 +77,13 @@ func idempotent(m http1.Method) bool {
 // attempt sends the request to b and reads the head of its answer.
 func (x *exchange) attempt(b *upstream.Backend) *failure {
 	var begun time.Time
-	if x.route.pool.Measures() {
+	if x.pool.Measures() {
 		begun = time.Now()
 	}
 	f := x.askOnce(b)
 	x.observe(b, f)
 	if !begun.IsZero() && (f == nil || f.class == ClassUpstreamBefore) {
-		x.route.pool.Took(b, time.Since(begun), f != nil)
+		x.pool.Took(b, time.Since(begun), f != nil)
 	}
 	return f
 }

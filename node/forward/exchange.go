@@ -83,6 +83,8 @@ type exchange struct {
 
 	table   *Table
 	route   *Route
+	pool    *upstream.Pool // that the attempt's backend is picked from
+	part    *part          // of the route's split; nil: none is picked, or it has none
 	begun   time.Time
 	path    []byte // in normal form
 	removed int    // how much of path is stripped
@@ -133,6 +135,7 @@ func (p *Proxy) giveBack(x *exchange) {
 		return
 	}
 	x.Proxy, x.watch, x.front, x.peer, x.table, x.route, x.conn, x.asked, x.holds = nil, nil, nil, nil, nil, nil, nil, nil, nil
+	x.pool, x.part = nil, nil
 	x.path = nil
 	x.origin = origin{}
 	p.exchanges.Put(x)
@@ -142,6 +145,7 @@ func (p *Proxy) giveBack(x *exchange) {
 func (x *exchange) reset() {
 	x.table, x.route, x.path, x.removed, x.upgrade, x.conn, x.tries = nil, nil, nil, 0, false, nil, 0
 	x.groups, x.target, x.answering = nil, nil, false
+	x.pool, x.part = nil, nil
 	x.uploading, x.pumped, x.outcome = false, false, uploadOutcome{}
 	x.status, x.headSent, x.received, x.sent, x.interims, x.upstreamTook, x.class, x.asked, x.holds = 0, false, 0, 0, 0, 0, "", nil, nil
 	x.standing = ratelimit.Standing{}
@@ -358,6 +362,9 @@ func (x *exchange) counts() *meter.Route {
 func (x *exchange) account() {
 	took := time.Since(x.begun)
 	x.counts().Ended(x.shard, x.status, took, x.received, x.sent)
+	if x.part != nil {
+		x.part.ended(x.status)
+	}
 	if x.accessLog != nil {
 		x.logAccess(took)
 	}

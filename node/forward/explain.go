@@ -28,6 +28,8 @@ type Explanation struct {
 	// What a backend would be sent. Where the Host depends on the backend it is the one of the first that takes requests,
 	// or of the first, where none does.
 	Method, Target, Authority string
+	// Part is that of a split which such a request goes to, the next one where that is not told by what is in it. 0: none.
+	Part int
 	// Fields are the header fields that go with it, "Name: value", in their order.
 	Fields []string
 	// Own: the route gives an answer of its own, which Status and Sentence tell.
@@ -136,7 +138,7 @@ func (e *Explanation) aim(x *exchange) *failure {
 	if first == nil {
 		return noBackend()
 	}
-	e.Backend = first.Address()
+	e.Backend, e.Part = first.Address(), x.partNumber()
 	_, e.Stuck = x.stuck()
 	if err := x.appendRequestHead(first); err != nil {
 		return headFailure(err)

@@ -68,13 +68,14 @@ type Route struct {
 	forwardPath                 template // instead of the path
 	maxBody                     int64
 	rate                        *rate
+	split                       *split
 
 	counted sync.Once
 	counts  *meter.Route
 }
 
 // NewRoute makes a route of what its resource says about requests, other than which ones match. The pool stays the
-// caller's. The error names the key that it is about.
+// caller's; of a split it is that of any part, which Split has to follow. The error names the key that it is about.
 func NewRoute(name string, r *resourcev1.Route, pool *upstream.Pool) (*Route, error) {
 	if r.GetStripPath() && r.GetMatch() == resourcev1.PathMatch_PATH_MATCH_REGEX {
 		return nil, errors.New("strip_path: a regular expression cannot be stripped from a path")
@@ -106,8 +107,8 @@ func (r *Route) Rule() (path string, match resourcev1.PathMatch) { return r.path
 // Conditions is what else is asked of requests, as it stands in the route's name; empty: nothing.
 func (r *Route) Conditions() string { return r.conditions }
 
-// Pool is the route's pool.
-func (r *Route) Pool() *upstream.Pool { return r.pool }
+// Balancing is how backends are picked from each of the route's pools; nil: in turn.
+func (r *Route) Balancing() *resourcev1.LoadBalancing { return r.pool.Balancing() }
 
 // StickyCookie is the name of the cookie that keeps clients with their backends; empty: none does.
 func (r *Route) StickyCookie() string {

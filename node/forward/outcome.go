@@ -11,9 +11,9 @@ import (
 func (x *exchange) observe(b *upstream.Backend, f *failure) {
 	switch {
 	case f == nil:
-		x.route.pool.Observe(b, outcomeOf(x.response.Status))
+		x.pool.Observe(b, outcomeOf(x.response.Status))
 	case f.class == ClassUpstreamBefore || f.class == ClassUpstreamAfter:
-		x.route.pool.Observe(b, outlier.Unanswered)
+		x.pool.Observe(b, outlier.Unanswered)
 	}
 }
 

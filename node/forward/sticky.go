@@ -152,17 +152,19 @@ func (x *exchange) first() *upstream.Backend {
 		if !at.old {
 			x.holds = at.backend
 		}
+		x.goTo(at.pool)
 		return at.backend
 	}
-	return x.route.pool.Pick(x.hash(), nil)
+	return x.pick(nil)
 }
 
 // likely is the backend that would be asked, without a pick. takes is that it takes requests.
 func (x *exchange) likely() (b *upstream.Backend, takes bool) {
 	if at, ok := x.stuck(); ok {
+		x.goTo(at.pool)
 		return at.backend, true
 	}
-	return x.route.pool.First(x.hash())
+	return x.upcoming()
 }
 
 // appendSticky gives the client a cookie for the backend that has answered, unless it has that one.

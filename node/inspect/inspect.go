@@ -208,8 +208,9 @@ func (s *Service) ListBackends(_ *operatorv1.ListBackendsRequest, stream grpc.Se
 	for part := range slices.Chunk(s.options.Node.Backends(), rowsAtOnce) {
 		m := &operatorv1.ListBackendsResponse{}
 		for _, b := range part {
+			weight, of := r.BackendOf(r.Routes[b.GetRoute()], b.GetAddress())
 			m.Backends = append(m.Backends, &operatorv1.BackendSummary{
-				Route: b.GetRoute(), Address: b.GetAddress(), Weight: weightIn(r, b), State: stateName(b.GetState()),
+				Route: b.GetRoute(), Address: b.GetAddress(), Weight: weight, Part: of, State: stateName(b.GetState()),
 				Reason: b.GetReason(), Since: b.GetSince(),
 			})
 		}
@@ -218,16 +219,6 @@ func (s *Service) ListBackends(_ *operatorv1.ListBackendsRequest, stream grpc.Se
 		}
 	}
 	return nil
-}
-
-// weightIn is a backend's in its route; one that is listed twice has the sum.
-func weightIn(r *config.Resources, b *fleetv1.BackendStatus) (weight uint32) {
-	for _, member := range r.Pools[r.Routes[b.GetRoute()].GetPool()].GetBackends() {
-		if config.BackendAddress(member) == b.GetAddress() {
-			weight += member.GetWeight()
-		}
-	}
-	return weight
 }
 
 func stateName(s fleetv1.BackendState) string {

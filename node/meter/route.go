@@ -9,6 +9,9 @@ import (
 // a status beyond 599, which no class is defined for (RFC 9110 section 15).
 var codeClasses = [...]string{"none", "1xx", "2xx", "3xx", "4xx", "5xx"}
 
+// CodeClass is the label's value for the first digit of a status, from 0 for none to 5.
+func CodeClass(digit int) string { return codeClasses[digit] }
+
 // bounds are the upper ends of the histogram's buckets, each within its bucket. One more bucket takes what is longer.
 var bounds = [...]time.Duration{
 	1 * time.Millisecond, 2500 * time.Microsecond, 5 * time.Millisecond, 10 * time.Millisecond, 25 * time.Millisecond,

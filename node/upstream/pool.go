@@ -114,6 +114,9 @@ func (p *Pool) First(hash uint64) (b *Backend, takes bool) {
 	return nil, false
 }
 
+// Takes says whether any member takes traffic.
+func (p *Pool) Takes() bool { return len(p.takers.Load().backends) > 0 }
+
 // TakesBack says whether a client that was given b, a member, may go on with it. One of weight 0 goes on with the clients that
 // it has.
 func (p *Pool) TakesBack(b *Backend) bool {
