@@ -178,7 +178,7 @@ func (f *fleet) dropped() map[string]uint64 {
 	return sum
 }
 
-// BURST=10x1000,10x5000 says how many nodes and backends; `make bench-cluster` does. Three failures in a row at 5 s are 15 s; what it
+// BURST=10x100,10x1000 says how many nodes and backends; `make bench-cluster` does. Three failures in a row at 5 s are 15 s; what it
 // takes beyond that is gossip's.
 func TestABurstOfDeathsIsKnownToAll(t *testing.T) {
 	for size := range strings.SplitSeq(cmp.Or(os.Getenv("BURST"), "5x100"), ",") {
