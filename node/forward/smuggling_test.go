@@ -109,8 +109,8 @@ func TestAHalfUploadedBodyIsNotFinishedByTheNextRequest(t *testing.T) {
 			if res := w.want("POST", 200, "early"); !res.Close {
 				t.Error("the connection is kept, though the body is to come")
 			}
+			w.ended() // or the bytes that were declared could still come in time
 			io.WriteString(w, smuggledRequest)
-			w.ended()
 			other.say(ask("/victim"))
 			other.want("GET", 200, "next")
 		})
