@@ -68,6 +68,7 @@ type Record struct {
 	times    uint32    // ejections, those taken back not counted
 	over     time.Time // when the last one ended
 	suspect  time.Time // until when one other node says that it has ejected the backend
+	gone     bool      // the backend has left the pool; requests to it may still end
 }
 
 // Detector watches the backends of one pool.
@@ -111,6 +112,9 @@ func (d *Detector) Update(p Policy, backends []ID) {
 			d.ejected++
 		}
 	}
+	for id, r := range before {
+		r.gone = d.records[id] != r
+	}
 	for _, id := range backends {
 		if r := d.records[id]; d.ejected > d.most() && !r.ejection.Until.IsZero() {
 			d.end(r, r.ejection.Since)
@@ -146,6 +150,9 @@ func (d *Detector) Observe(r *Record, o Outcome, now func() time.Time) (ejected 
 func (d *Detector) fail(r *Record, o Outcome, now time.Time) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if r.gone {
+		return false // nothing would end its ejection, which would take the room of another's
+	}
 	run := r.run.Add(1)
 	if now.Sub(r.window) >= d.policy.Interval {
 		r.window = now
@@ -206,7 +213,7 @@ func (d *Detector) Hear(r *Record, nodes int, until, now time.Time) (ejected boo
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	r.suspect = time.Time{}
-	if nodes == 0 || !now.Before(until) {
+	if r.gone || nodes == 0 || !now.Before(until) {
 		return false
 	}
 	if latest := now.Add(d.policy.MaxEjection); until.After(latest) {

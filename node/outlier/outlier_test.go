@@ -270,3 +270,14 @@ func TestAFineRequestAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+func TestABackendThatHasLeftTakesNoRoomOfOthers(t *testing.T) {
+	d, r := detector(usual, 3)
+	d.Update(usual, ids(2))
+	if fail(d, r[2], 3, 0) || d.Hear(r[2], Quorum, epoch.Add(time.Minute), epoch) {
+		t.Error("a backend that has left is ejected")
+	}
+	if !fail(d, r[0], 3, 0) {
+		t.Error("one that is there is not ejected")
+	}
+}
