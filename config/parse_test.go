@@ -154,7 +154,6 @@ func TestUnknownAndMisplacedKeys(t *testing.T) {
 
 func TestKeysOfLaterVersionsAreRefused(t *testing.T) {
 	for key, value := range map[string]string{
-		"retries":         "{attempts: 2}",
 		"circuit_breaker": "{max_connections: 0}",
 	} {
 		wantProblems(t, routeEntry(key+": "+value), nil, "3: server.reverse_proxy[0]."+key+": is not supported yet: leave it out")

@@ -65,6 +65,7 @@ func TestReferenceIsWhatTheSectionsDeclare(t *testing.T) {
 		"field_edits":    table(fieldEditsSection),
 		"redirect":       table(redirectSection),
 		"respond":        table(respondSection),
+		"retries":        table(retriesSection),
 		"later":          keysThat(entrySection, later),
 		"unused":         keysThat(documentSection, unused),
 		"unused-server":  keysThat(serverSection, unused),

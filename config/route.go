@@ -85,6 +85,8 @@ var entrySection = section[entry]{
 			read: func(r *reader, v value, e *entry) { take(&e.outliers, v, r.outlierDetection) }},
 		{name: "rate_limit", form: "section", about: "how many requests pass; without it all",
 			read: func(r *reader, v value, e *entry) { take(&e.rateLimit, v, r.rateLimit) }},
+		{name: "retries", form: "section", about: "when a request is sent again; without it once, where its connection failed and it may be repeated",
+			read: func(r *reader, v value, e *entry) { take(&e.retries, v, r.retries) }},
 		{name: "max_body_bytes", form: "number of bytes, 0 to 1099511627776", initial: "0", about: "the longest body that a request may have; a longer one is answered 413. 0: no limit",
 			read: func(r *reader, v value, e *entry) { take(&e.maxBody, v, r.bodyLimit) }},
 		{name: "request_headers", form: "section", about: "how the header fields of requests are changed on their way to the backend",
@@ -103,7 +105,6 @@ var entrySection = section[entry]{
 			read: func(r *reader, v value, e *entry) { take(&e.respond, v, r.respond) }},
 		{name: "websocket", use: unused, note: "is no longer used: upgrades are seen by their headers. Leave it out"},
 		{name: "weight", use: misplaced, note: "write backends, and a weight for each"},
-		{name: "retries", use: later},
 		{name: "circuit_breaker", use: later},
 	},
 }

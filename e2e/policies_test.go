@@ -447,4 +447,38 @@ server:
 			}
 		},
 	},
+	{
+		name: "retries",
+		document: `
+    - path: /
+      backends: [{$a}, {$b}]
+      retries: {attempts: 1, on: [500], per_try_timeout: 1m, budget_percent: 1000}`,
+		also: func(t *testing.T, b bench, n *daemon) {
+			b.backends["a"].setSick(true)
+			defer b.backends["a"].setSick(false)
+			client := newClient(t, nil, false)
+			failed := 0
+			for range 8 {
+				if r := get(t, client, "http://"+n.listen+"/healthz"); r.status != 200 {
+					t.Errorf("a GET that one of two backends fails is answered %d", r.status)
+				}
+				request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+n.listen+"/healthz", nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if do(t, client, request).status == 500 {
+					failed++
+				}
+			}
+			if failed == 0 {
+				t.Error("every POST was sent again")
+			}
+			eventually(t, n.name+" counts retries", func() string {
+				if text := get(t, client, "http://"+n.admin+"/metrics").body; !strings.Contains(text, `pyserve_retries_total{route="/"}`) {
+					return text
+				}
+				return ""
+			})
+		},
+	},
 }

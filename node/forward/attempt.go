@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"time"
 
@@ -17,25 +18,43 @@ const maxInterims = 64
 
 var errTooManyInterims = errors.New("too many 1xx answers")
 
-// send makes one attempt and, where that is safe, a second one. After it, x.response is the head of the final answer and x.conn
-// the connection that its body comes from.
+// send makes attempts until one is the last: it went well, or there must be no other. After it, x.response is the head of the
+// final answer and x.conn the connection that its body comes from.
 func (x *exchange) send() *failure {
-	first := x.first()
-	if first == nil {
+	if p := x.route.retries; p != nil {
+		p.budget.earn(x.shard, x.begun)
+	}
+	b := x.first()
+	if b == nil {
 		return noBackend()
 	}
-	f := x.attempt(first)
-	if f == nil {
-		return nil
+	for {
+		f := x.attempt(b)
+		next := x.another(f)
+		if next == nil {
+			if f != nil {
+				x.closeBackend()
+			}
+			return f
+		}
+		x.closeBackend()
+		x.counts().Retried(x.shard)
+		x.tellRetry(b, next, f)
+		b = next
 	}
-	second := x.another(first, f)
-	if second == nil {
-		return f
+}
+
+func (x *exchange) tellRetry(failed, next *upstream.Backend, f *failure) {
+	if !x.logger.Enabled(context.Background(), slog.LevelDebug) {
+		return
 	}
-	x.counts().Retried(x.shard)
-	x.logger.Debug("request is tried again", "route", x.route.name, "request_id", string(x.origin.id),
-		"failed", first.Address(), "backend", second.Address(), "error", f.err)
-	return x.attempt(second)
+	about := []any{"route", x.route.name, "request_id", string(x.origin.id), "failed", failed.Address(), "backend", next.Address()}
+	if f != nil {
+		about = append(about, "error", f.err)
+	} else {
+		about = append(about, "status", x.response.Status)
+	}
+	x.logger.Debug("request is tried again", about...)
 }
 
 func noBackend() *failure {
@@ -44,38 +63,10 @@ func noBackend() *failure {
 	}
 }
 
-// another is the backend for a second attempt; nil: there must be none. Nothing of an answer may have come, and the body
-// must be as good as new. Where nothing was sent, any request may be repeated; otherwise an idempotent one, and if there is
-// no other backend then on the same: what failed may have been a restart. A backend that did not answer in time has probably
-// got the request, and one that is too slow is not helped by asking twice.
-func (x *exchange) another(first *upstream.Backend, f *failure) *upstream.Backend {
-	if f.class != ClassUpstreamBefore || f.answered || x.pumped || x.interims > 0 || x.interrupted() != causeNone {
-		return nil
-	}
-	tried := []*upstream.Backend{first}
-	if f.unsent {
-		return x.pick(tried)
-	}
-	if f.timeout || !idempotent(x.request.Method) {
-		return nil
-	}
-	if other := x.pick(tried); other != nil {
-		return other
-	}
-	return first
-}
-
-// idempotent says whether a request may be repeated when nobody knows what became of it (RFC 9110 section 9.2.2).
-func idempotent(m http1.Method) bool {
-	switch m {
-	case http1.GET, http1.HEAD, http1.OPTIONS, http1.TRACE, http1.PUT, http1.DELETE:
-		return true
-	}
-	return false
-}
-
 // attempt sends the request to b and reads the head of its answer.
 func (x *exchange) attempt(b *upstream.Backend) *failure {
+	x.tried = append(x.tried, b)
+	x.beginAttempt()
 	var begun time.Time
 	if x.pool.Measures() {
 		begun = time.Now()
@@ -88,7 +79,7 @@ func (x *exchange) attempt(b *upstream.Backend) *failure {
 	return f
 }
 
-// askOnce is attempt. A kept connection that turns out to be closed is replaced
+// askOnce is attempt. The connection of one that fails is left as it is. A kept connection that turns out to be closed is replaced
 // once by a new one, where the request may be repeated: that its owner closed it while it was idle says nothing about the
 // backend.
 func (x *exchange) askOnce(b *upstream.Backend) *failure {
@@ -108,16 +99,17 @@ func (x *exchange) askOnce(b *upstream.Backend) *failure {
 		if f == nil {
 			return nil
 		}
-		x.closeBackend()
 		if f == errNotQuiet {
+			x.closeBackend()
 			continue // with the next that is kept, or a new one
 		}
 		if f.class == ClassUpstreamBefore && !(stale && x.silent(f)) {
 			b.CountFailure()
 		}
-		if !stale || !kept || !x.silent(f) || !idempotent(x.request.Method) {
+		if !stale || !kept || !x.silent(f) || !idempotent(x.request.Method) || x.route.retries.never() {
 			return f
 		}
+		x.closeBackend()
 		kept = false
 	}
 }
@@ -138,7 +130,7 @@ func (x *exchange) connect(b *upstream.Backend, kept bool) *failure {
 			return x.use(c)
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), x.route.timeouts.Connect)
+	ctx, cancel := context.WithTimeout(context.Background(), x.connectTimeout())
 	defer cancel()
 	x.dialing.Store(&cancel)
 	defer x.dialing.Store(nil)
@@ -156,7 +148,7 @@ func (x *exchange) connect(b *upstream.Backend, kept bool) *failure {
 func (x *exchange) use(c *upstream.Conn) *failure {
 	x.conn = c
 	x.backend.Store(c)
-	if !x.arm(&x.main, phaseAnswer, x.front.after(x.route.timeouts.Idle)) {
+	if !x.arm(&x.main, phaseAnswer, x.within(x.route.timeouts.Idle)) {
 		x.closeBackend()
 		return x.dialFailure(context.Canceled)
 	}
@@ -210,7 +202,7 @@ func (x *exchange) ask() *failure {
 
 // askAtOnce asks over a kept connection, with the whole request in one write.
 func (x *exchange) askAtOnce() *failure {
-	if !x.arm(&x.main, phaseAnswer, x.front.after(x.route.timeouts.ResponseHeader)) {
+	if !x.arm(&x.main, phaseAnswer, x.within(x.route.timeouts.ResponseHeader)) {
 		return x.attemptFailure(context.Canceled, false)
 	}
 	x.outcome = uploadOutcome{complete: true}
@@ -226,7 +218,7 @@ func (x *exchange) askAtOnce() *failure {
 	case err != nil:
 		return x.unwritten(err)
 	}
-	if !x.arm(&x.main, phaseAnswer, x.front.after(x.route.timeouts.Idle)) { // the backend takes its time, but takes it
+	if !x.arm(&x.main, phaseAnswer, x.within(x.route.timeouts.Idle)) { // the backend takes its time, but takes it
 		return x.attemptFailure(context.Canceled, false)
 	}
 	return x.askInTurn(x.out[wrote:], true)
@@ -238,13 +230,14 @@ func (x *exchange) askInTurn(out []byte, complete bool) *failure {
 		return x.unwritten(err)
 	}
 	if !complete {
+		x.keepBody(x.out[len(x.out)-int(x.received):])
 		if f := x.startUpload(); f != nil {
 			return f
 		}
 		return x.awaitAnswer()
 	}
 	x.outcome = uploadOutcome{complete: true}
-	if !x.arm(&x.main, phaseAnswer, x.front.after(x.route.timeouts.ResponseHeader)) {
+	if !x.arm(&x.main, phaseAnswer, x.within(x.route.timeouts.ResponseHeader)) {
 		return x.attemptFailure(context.Canceled, false)
 	}
 	return x.awaitAnswer()
@@ -262,6 +255,10 @@ func (x *exchange) unwritten(err error) *failure {
 // gather puts what there is of the body behind the head, and reports whether that is all of it.
 func (x *exchange) gather() (complete bool, f *failure) {
 	x.received, x.outcome = 0, uploadOutcome{} // there may have been an attempt before
+	if x.body.whole.Load() {
+		x.out, x.received = append(x.out, x.body.wire...), int64(len(x.body.wire))
+		return true, nil
+	}
 	x.peer.rewind()
 	done := x.request.Framing == http1.None
 	for !done {

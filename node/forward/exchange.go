@@ -95,6 +95,10 @@ type exchange struct {
 	upgrade  bool
 	conn     *upstream.Conn // of the attempt under way
 	tries    int
+	tried    []*upstream.Backend // by each attempt
+	// attemptEnd is the limit of the attempt under way; never: it has only those of its phases.
+	attemptEnd int64
+	body       keptBody
 
 	uploading bool               // the pump runs, or its result has not been taken
 	pumped    bool               // the pump has taken some of the body
@@ -118,6 +122,7 @@ func newExchange() *exchange {
 	return &exchange{
 		in: make([]byte, inSize), out: make([]byte, 0, outSize), back: make([]byte, backSize),
 		scratch: make([]byte, 0, scratchSize), hostBuffer: make([]byte, 0, hostSize), uploaded: make(chan uploadOutcome, 1),
+		tried: make([]*upstream.Backend, 0, 4),
 	}
 }
 
@@ -137,6 +142,7 @@ func (p *Proxy) giveBack(x *exchange) {
 	x.Proxy, x.watch, x.front, x.peer, x.table, x.route, x.conn, x.asked, x.holds = nil, nil, nil, nil, nil, nil, nil, nil, nil
 	x.pool, x.part = nil, nil
 	x.path = nil
+	clear(x.tried)
 	x.origin = origin{}
 	p.exchanges.Put(x)
 }
@@ -146,7 +152,8 @@ func (x *exchange) reset() {
 	x.table, x.route, x.path, x.removed, x.upgrade, x.conn, x.tries = nil, nil, nil, 0, false, nil, 0
 	x.groups, x.target, x.answering = nil, nil, false
 	x.pool, x.part = nil, nil
-	x.uploading, x.pumped, x.outcome = false, false, uploadOutcome{}
+	x.uploading, x.pumped, x.outcome, x.tried = false, false, uploadOutcome{}, x.tried[:0]
+	x.body.reset()
 	x.status, x.headSent, x.received, x.sent, x.interims, x.upstreamTook, x.class, x.asked, x.holds = 0, false, 0, 0, 0, 0, "", nil, nil
 	x.standing = ratelimit.Standing{}
 }

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/pyserve/pyserve/config"
 	"github.com/pyserve/pyserve/node/accesslog"
 	"github.com/pyserve/pyserve/node/meter"
@@ -59,6 +61,7 @@ type Route struct {
 	timeouts     config.Timeouts
 	hashing      *hashing // nil: requests are not hashed
 	sticky       *sticky  // nil: clients are not kept
+	retries      *retries // nil: see secondChance
 
 	// What follows is nil or 0 where the route does not use it.
 	expression                  *regexp.Regexp // where a template names a group of it
@@ -87,6 +90,7 @@ func NewRoute(name string, r *resourcev1.Route, pool *upstream.Pool) (*Route, er
 	made := &Route{
 		name: name, pool: pool, path: r.GetPath(), match: r.GetMatch(), stripPath: r.GetStripPath(), preserveHost: r.GetPreserveHost(), prefix: prefix,
 		conditions: config.ConditionsOf(r).String(), timeouts: config.TimeoutsOf(r), hashing: hashingOf(pool.Balancing()), sticky: newSticky(name, r.GetSticky(), pool),
+		retries: retriesOf(r.GetRetries()),
 		maxBody: int64(min(r.GetMaxBodyBytes(), math.MaxInt64)),
 	}
 	if r.GetRateLimit() != nil {
@@ -96,6 +100,21 @@ func NewRoute(name string, r *resourcev1.Route, pool *upstream.Pool) (*Route, er
 		return nil, err
 	}
 	return made, nil
+}
+
+// Inherit makes r go on with what before, the route of that name until now, has counted: for its rate where that is the same, and for
+// the budget of its retries. Nil: there was none. It is to be called before r has a request.
+func (r *Route) Inherit(before *Route) {
+	if before == nil {
+		return
+	}
+	r.split.inherit(before.split)
+	if r.rate != nil && before.rate != nil && proto.Equal(r.rate.resource, before.rate.resource) {
+		r.rate = before.rate
+	}
+	if r.retries != nil && before.retries != nil {
+		r.retries.budget = before.retries.budget
+	}
 }
 
 // Name is the route's name.

@@ -42,17 +42,6 @@ func newRate(r *resourcev1.RateLimit) *rate {
 	}
 }
 
-// Inherit makes r go on with what before, the route of that name until now, has counted, where both have the same rate. It is to
-// be called before r has a request.
-func (r *Route) Inherit(before *Route) {
-	if before != nil {
-		r.split.inherit(before.split)
-	}
-	if before != nil && r.rate != nil && before.rate != nil && proto.Equal(r.rate.resource, before.rate.resource) {
-		r.rate = before.rate
-	}
-}
-
 // Limiter is the route's; nil: it has no rate.
 func (r *Route) Limiter() *ratelimit.Limiter {
 	if r.rate == nil {

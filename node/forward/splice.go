@@ -93,7 +93,7 @@ func (c *conn) spliceMore(m *splice.Mover) (more bool, f *failure) {
 // spliceUpload is splice for the request's body. It reports an outcome where that is not to be gone on with.
 func (x *exchange) spliceUpload(to *upstream.Conn) (out uploadOutcome, ended bool) {
 	c, ok := x.peer.(*conn)
-	if !ok || x.at != x.have {
+	if !ok || x.at != x.have || x.body.on {
 		return out, false
 	}
 	m := spliceable(x.upBody.Left(), to.Plain(), c.tcp)

@@ -24,7 +24,7 @@ type uploadOutcome struct {
 // startUpload sends the rest of the body in a goroutine of its own, until endUpload.
 func (x *exchange) startUpload() *failure {
 	x.outcome = uploadOutcome{}
-	if !x.arm(&x.main, phaseAnswer, never) {
+	if !x.arm(&x.main, phaseAnswer, x.attemptEnd) {
 		return x.attemptFailure(context.Canceled, false)
 	}
 	x.uploading, x.pumped = true, true
@@ -38,7 +38,7 @@ func (x *exchange) startUpload() *failure {
 func (x *exchange) pump(conn *upstream.Conn) {
 	out := x.guardedBody(conn)
 	if out.complete {
-		x.awaitFrom(x.front.after(x.route.timeouts.ResponseHeader))
+		x.awaitFrom(x.within(x.route.timeouts.ResponseHeader))
 	}
 	wake := out.client != nil
 	x.uploaded <- out // x is not ours any more
@@ -68,6 +68,7 @@ func (x *exchange) awaitFrom(due int64) {
 
 func (x *exchange) pumpBody(conn *upstream.Conn) uploadOutcome {
 	limit := x.route.timeouts.Idle
+	var unsent error // the rest is read all the same where another backend may be sent it
 	for {
 		if out, ended := x.spliceUpload(conn); ended {
 			return out
@@ -82,11 +83,15 @@ func (x *exchange) pumpBody(conn *upstream.Conn) uploadOutcome {
 		}
 		x.taken.Store(done)
 		x.received += int64(len(wire))
-		if len(wire) > 0 {
+		x.body.keep(wire, done)
+		if len(wire) > 0 && unsent == nil {
 			if _, err := conn.Write(wire); err != nil {
-				x.arm(&x.upload, phaseNone, 0)
-				return uploadOutcome{backend: fmt.Errorf("send the request's body: %w", err)}
+				unsent = fmt.Errorf("send the request's body: %w", err)
 			}
+		}
+		if unsent != nil && (done || !x.body.on) {
+			x.arm(&x.upload, phaseNone, 0)
+			return uploadOutcome{backend: unsent}
 		}
 		if done {
 			return uploadOutcome{complete: x.arm(&x.upload, phaseNone, 0)}

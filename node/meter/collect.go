@@ -14,7 +14,9 @@ var (
 	bytesDesc = prometheus.NewDesc("pyserve_request_bytes_total",
 		"Bytes of bodies that were received from clients and sent to them.", []string{"route", "direction"}, nil)
 	retriesDesc = prometheus.NewDesc("pyserve_retries_total",
-		"Requests that were sent a second time, on another backend or connection.", []string{"route"}, nil)
+		"Times that requests were sent again, on another backend or connection.", []string{"route"}, nil)
+	deniedDesc = prometheus.NewDesc("pyserve_retries_denied_total",
+		"Requests that were not sent again since the route's retries had used up their budget.", []string{"route"}, nil)
 	failuresDesc = prometheus.NewDesc("pyserve_request_failures_total",
 		"Requests that were not forwarded to their end, by whose doing it was.", []string{"route", "class"}, nil)
 	inFlightDesc = prometheus.NewDesc("pyserve_requests_in_flight",
@@ -38,7 +40,7 @@ var boundsInSeconds = func() (seconds [len(bounds)]float64) {
 // Describe is for the registry.
 func (s *Set) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		requestsDesc, secondsDesc, bytesDesc, retriesDesc, failuresDesc, inFlightDesc, rejectedDesc, connectionsDesc,
+		requestsDesc, secondsDesc, bytesDesc, retriesDesc, deniedDesc, failuresDesc, inFlightDesc, rejectedDesc, connectionsDesc,
 		connectionsTotalDesc,
 	} {
 		out <- d
@@ -95,6 +97,9 @@ func (s *Set) collectRoute(out chan<- prometheus.Metric, route string, t *totals
 	out <- counter(bytesDesc, t.received, route, "received")
 	out <- counter(bytesDesc, t.sent, route, "sent")
 	out <- counter(retriesDesc, t.retries, route)
+	if t.retriesDenied > 0 {
+		out <- counter(deniedDesc, t.retriesDenied, route)
+	}
 	for i, class := range s.classes {
 		if t.failures[i] > 0 || class != unknown {
 			out <- counter(failuresDesc, t.failures[i], route, class)
@@ -110,15 +115,17 @@ type totals struct {
 	received, sent            uint64
 	retries                   uint64
 	failures                  [maxClasses + 1]uint64
+	retriesDenied             uint64
 }
 
 func (r *Route) totals() (t totals) {
 	all := r.cells.Load()
-	for i := range all {
-		if c := all[i].Load(); c != nil {
+	for i := range all.shards {
+		if c := all.shards[i].Load(); c != nil {
 			t.add(c)
 		}
 	}
+	t.retriesDenied = all.retriesDenied.Load()
 	return t
 }
 

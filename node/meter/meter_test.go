@@ -176,7 +176,7 @@ pyserve_request_failures_total{class="client",route="/api"} 0
 pyserve_request_failures_total{class="ours",route="/api"} 1
 pyserve_request_failures_total{class="upstream_after_bytes",route="/api"} 0
 pyserve_request_failures_total{class="upstream_before_bytes",route="/api"} 2
-# HELP pyserve_retries_total Requests that were sent a second time, on another backend or connection.
+# HELP pyserve_retries_total Times that requests were sent again, on another backend or connection.
 # TYPE pyserve_retries_total counter
 pyserve_retries_total{route="/api"} 2
 `, "pyserve_request_failures_total", "pyserve_retries_total")
@@ -310,7 +310,7 @@ func TestNameThatIsNotUTF8DoesNotBreakTheScrape(t *testing.T) {
 	s := newSet(t, Options{})
 	s.Route("/\xff").Retried(0)
 	expect(t, s, `
-# HELP pyserve_retries_total Requests that were sent a second time, on another backend or connection.
+# HELP pyserve_retries_total Times that requests were sent again, on another backend or connection.
 # TYPE pyserve_retries_total counter
 pyserve_retries_total{route="/�"} 1
 `, "pyserve_retries_total")
@@ -322,7 +322,7 @@ pyserve_retries_total{route="/�"} 1
 func TestRegisterIsAllOrNothing(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	theirs := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "pyserve_retries_total", Help: "Requests that were sent a second time, on another backend or connection.",
+		Name: "pyserve_retries_total", Help: "Times that requests were sent again, on another backend or connection.",
 	}, []string{"route"})
 	theirs.WithLabelValues("/theirs").Inc()
 	registry.MustRegister(theirs)

@@ -1168,13 +1168,13 @@ type Retries struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Attempts beyond the first. 0: none.
 	Attempts uint32 `protobuf:"varint,1,opt,name=attempts,proto3" json:"attempts,omitempty"`
-	// Where no connection could be made, or nothing was sent over it.
+	// Where no connection could be made, or it ended before anything of an answer had come.
 	ConnectFailure bool `protobuf:"varint,2,opt,name=connect_failure,json=connectFailure,proto3" json:"connect_failure,omitempty"`
 	// Where the answer has one of these statuses.
 	Statuses []uint32 `protobuf:"varint,3,rep,packed,name=statuses,proto3" json:"statuses,omitempty"`
 	// How long one attempt may take to the head of its answer. 0 or unset: as long as the route's timeouts say.
 	PerTryTimeout *durationpb.Duration `protobuf:"bytes,4,opt,name=per_try_timeout,json=perTryTimeout,proto3" json:"per_try_timeout,omitempty"`
-	// At most so many retries in a hundred requests of the route.
+	// At most so many retries in a hundred requests of the route, beside a few that are always allowed.
 	BudgetPercent uint32 `protobuf:"varint,5,opt,name=budget_percent,json=budgetPercent,proto3" json:"budget_percent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1710,10 +1710,15 @@ func (x *OutlierDetection) GetPanicPercent() uint32 {
 
 // CircuitBreaker bounds what a node has under way with a pool. 0: no bound.
 type CircuitBreaker struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	MaxConnections uint32                 `protobuf:"varint,1,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`
-	MaxRequests    uint32                 `protobuf:"varint,2,opt,name=max_requests,json=maxRequests,proto3" json:"max_requests,omitempty"`
-	MaxPending     uint32                 `protobuf:"varint,3,opt,name=max_pending,json=maxPending,proto3" json:"max_pending,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Connections that are in use to one backend, by requests and by upgraded connections. 0: no bound.
+	MaxConnections uint32 `protobuf:"varint,1,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`
+	// Requests that are under way to all backends. 0: no bound.
+	MaxRequests uint32 `protobuf:"varint,2,opt,name=max_requests,json=maxRequests,proto3" json:"max_requests,omitempty"`
+	// Requests that wait for a place. 0: no bound.
+	MaxPending uint32 `protobuf:"varint,3,opt,name=max_pending,json=maxPending,proto3" json:"max_pending,omitempty"`
+	// How long a request waits for a place. 0 or unset: none waits.
+	PendingTimeout *durationpb.Duration `protobuf:"bytes,4,opt,name=pending_timeout,json=pendingTimeout,proto3" json:"pending_timeout,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1767,6 +1772,13 @@ func (x *CircuitBreaker) GetMaxPending() uint32 {
 		return x.MaxPending
 	}
 	return 0
+}
+
+func (x *CircuitBreaker) GetPendingTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.PendingTimeout
+	}
+	return nil
 }
 
 // Backend is one server of a pool.
@@ -2190,12 +2202,13 @@ const file_pyserve_resource_v1_resource_proto_rawDesc = "" +
 	"\x10minimum_requests\x18\x05 \x01(\rR\x0fminimumRequests\x125\n" +
 	"\binterval\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\binterval\x12E\n" +
 	"\x11max_ejection_time\x18\a \x01(\v2\x19.google.protobuf.DurationR\x0fmaxEjectionTime\x12#\n" +
-	"\rpanic_percent\x18\b \x01(\rR\fpanicPercent\"}\n" +
+	"\rpanic_percent\x18\b \x01(\rR\fpanicPercent\"\xc1\x01\n" +
 	"\x0eCircuitBreaker\x12'\n" +
 	"\x0fmax_connections\x18\x01 \x01(\rR\x0emaxConnections\x12!\n" +
 	"\fmax_requests\x18\x02 \x01(\rR\vmaxRequests\x12\x1f\n" +
 	"\vmax_pending\x18\x03 \x01(\rR\n" +
-	"maxPending\"[\n" +
+	"maxPending\x12B\n" +
+	"\x0fpending_timeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x0ependingTimeout\"[\n" +
 	"\aBackend\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x16\n" +
@@ -2338,15 +2351,16 @@ var file_pyserve_resource_v1_resource_proto_depIdxs = []int32{
 	27, // 33: pyserve.resource.v1.OutlierDetection.base_ejection_time:type_name -> google.protobuf.Duration
 	27, // 34: pyserve.resource.v1.OutlierDetection.interval:type_name -> google.protobuf.Duration
 	27, // 35: pyserve.resource.v1.OutlierDetection.max_ejection_time:type_name -> google.protobuf.Duration
-	5,  // 36: pyserve.resource.v1.HealthCheck.type:type_name -> pyserve.resource.v1.HealthCheckType
-	27, // 37: pyserve.resource.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	27, // 38: pyserve.resource.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	26, // 39: pyserve.resource.v1.HealthCheck.expected_statuses:type_name -> pyserve.resource.v1.StatusRange
-	40, // [40:40] is the sub-list for method output_type
-	40, // [40:40] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	27, // 36: pyserve.resource.v1.CircuitBreaker.pending_timeout:type_name -> google.protobuf.Duration
+	5,  // 37: pyserve.resource.v1.HealthCheck.type:type_name -> pyserve.resource.v1.HealthCheckType
+	27, // 38: pyserve.resource.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	27, // 39: pyserve.resource.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	26, // 40: pyserve.resource.v1.HealthCheck.expected_statuses:type_name -> pyserve.resource.v1.StatusRange
+	41, // [41:41] is the sub-list for method output_type
+	41, // [41:41] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_resource_v1_resource_proto_init() }
