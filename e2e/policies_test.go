@@ -409,7 +409,7 @@ server:
     - {path: /free, $b}`,
 		asks: func() (asks []ask) {
 			for _, proto := range []string{"HTTP/1.1", "HTTP/2.0"} { // each of them is one client
-				for i, rest := range []string{`"default";r=2;t=3600`, `"default";r=1;t=7200`, `"default";r=0;t=10800`, `"default";r=0;t=10800`} {
+				for i, rest := range []string{`"default";r=2;t=3600`, `"default";r=1;t=7200`, `"default";r=0;t=3600`, `"default";r=0;t=3600`} {
 					a := ask{path: "/slow", proto: proto, header: []string{"X-Who", proto}, by: "a",
 						answer: map[string]string{"RateLimit": rest, "RateLimit-Policy": `"default";q=1;w=3600`, "Retry-After": ""}}
 					if i == 3 {

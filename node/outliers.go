@@ -26,9 +26,11 @@ type outliers struct {
 	detectors map[string]*guarded
 	gone      outlier.Totals // of detectors that are gone
 
-	// heardMu guards heard. It is taken under the prober's lock, so nothing is called under it.
-	heardMu sync.Mutex
-	heard   map[accusable]struct{}
+	// heardMu guards heard and unsettled, the names of pools that something was ejected from. It is taken under the prober's lock, so
+	// nothing is called under it.
+	heardMu   sync.Mutex
+	heard     map[accusable]struct{}
+	unsettled map[string]struct{}
 }
 
 // guarded is the pool of a name that is live, with its detector.
@@ -57,7 +59,7 @@ func (a accusable) key() (k vote.Key) {
 func newOutliers(p *health.Prober, logger *slog.Logger, changed func()) *outliers {
 	return &outliers{
 		prober: p, logger: logger, changed: changed, wake: make(chan struct{}, 1),
-		detectors: make(map[string]*guarded), heard: make(map[accusable]struct{}),
+		detectors: make(map[string]*guarded), heard: make(map[accusable]struct{}), unsettled: make(map[string]struct{}),
 	}
 }
 
@@ -138,6 +140,10 @@ func (o *outliers) ejected(name string, g *guarded, b *upstream.Backend) {
 		o.prober.Accuse(accusable{name, b.Identity()}.key(), e.Reason, time.Until(e.Until))
 	}
 	o.changed()
+	// The request may be one of an earlier generation, whose pool alone has been told.
+	o.heardMu.Lock()
+	o.unsettled[name] = struct{}{}
+	o.heardMu.Unlock()
 	o.signal()
 }
 
@@ -178,11 +184,16 @@ func (o *outliers) run(stop <-chan struct{}) {
 // settle takes in what was heard and ends what is over. It returns when the next ejection ends; zero: there is none.
 func (o *outliers) settle() (next time.Time) {
 	o.heardMu.Lock()
-	heard := o.heard
-	o.heard = make(map[accusable]struct{})
+	heard, unsettled := o.heard, o.unsettled
+	o.heard, o.unsettled = make(map[accusable]struct{}), make(map[string]struct{})
 	o.heardMu.Unlock()
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	for name := range unsettled {
+		if g := o.detectors[name]; g != nil {
+			g.pool.Reconsider()
+		}
+	}
 	for a := range heard {
 		o.consider(a)
 	}

@@ -1,10 +1,12 @@
 package node
 
 import (
+	"bufio"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -110,6 +112,61 @@ func TestAnEjectedBackendGetsNoRequests(t *testing.T) {
 	}
 	apply(t, n, 3, nodetest.NewBuild().Route("/", bad.port, good.port, third.port))
 	nodetest.Eventually(t, "without outlier detection it gets requests", func() bool { get(t, n); return bad.requests.Load() > before })
+}
+
+func TestABackendThatBreaksItsAnswersOffIsEjected(t *testing.T) {
+	n := newNode(t, Options{})
+	broken := nodetest.NewRawBackend(t, func(c net.Conn) {
+		if _, err := nodetest.ReadHead(bufio.NewReader(c)); err == nil {
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
+		}
+	})
+	b := ejecting(time.Hour, newMoody(t, http.StatusOK), &moody{port: broken.Port()})
+	apply(t, n, 1, b)
+	for range 20 {
+		if res, err := client(t, nil).Get("http://" + n.ListenAddress() + "/"); err == nil {
+			io.Copy(io.Discard, res.Body)
+			res.Body.Close()
+		}
+	}
+	nodetest.Eventually(t, "it is ejected", func() bool {
+		r := ejected(n)
+		return len(r) == 1 && r[0] == "3 failures in a row"
+	})
+}
+
+// Requests of the generation before may be the ones that eject, and the live pool has to know.
+func TestAnEjectionByRequestsOfBeforeReachesTheLivePool(t *testing.T) {
+	n := newNode(t, Options{})
+	arrived, release := make(chan struct{}, 3), make(chan struct{})
+	var asked atomic.Int32
+	slow := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		arrived <- struct{}{}
+		<-release
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}))
+	t.Cleanup(slow.Close)
+	hung := &moody{port: uint32(slow.Listener.Addr().(*net.TCPAddr).Port)}
+	good, other := newMoody(t, http.StatusOK), newMoody(t, http.StatusOK)
+	apply(t, n, 1, ejecting(time.Hour, hung, good))
+	var under sync.WaitGroup
+	for range 6 { // three of them come to the one that hangs
+		under.Go(func() { get(t, n) })
+	}
+	for range 3 {
+		<-arrived
+	}
+	apply(t, n, 2, ejecting(time.Hour, hung, good, other))
+	close(release)
+	under.Wait()
+	nodetest.Eventually(t, "the live pool passes it over", func() bool {
+		before := asked.Load()
+		for range 6 {
+			get(t, n)
+		}
+		return asked.Load() == before
+	})
 }
 
 func TestOfOneBackendNoneIsEjected(t *testing.T) {

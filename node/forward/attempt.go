@@ -65,6 +65,7 @@ func noBackend() *failure {
 
 // attempt sends the request to b and reads the head of its answer.
 func (x *exchange) attempt(b *upstream.Backend) *failure {
+	x.concluded(nil) // of an answer that was given up for this
 	x.tried = append(x.tried, b)
 	x.beginAttempt()
 	var begun time.Time

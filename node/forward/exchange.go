@@ -113,6 +113,7 @@ type exchange struct {
 	upstreamTook   time.Duration
 	class          Class
 	asked          *upstream.Backend  // the last one
+	begunWell      *upstream.Backend  // the one whose answer has; its pool does not know yet how it ends
 	holds          *upstream.Backend  // the one that the client has a sticky cookie for; nil: none that counts
 	standing       ratelimit.Standing // where the route has a rate
 	entry          accesslog.Entry
@@ -140,7 +141,7 @@ func (p *Proxy) giveBack(x *exchange) {
 		return
 	}
 	x.Proxy, x.watch, x.front, x.peer, x.table, x.route, x.conn, x.asked, x.holds = nil, nil, nil, nil, nil, nil, nil, nil, nil
-	x.pool, x.part = nil, nil
+	x.pool, x.part, x.begunWell = nil, nil, nil
 	x.path = nil
 	clear(x.tried)
 	x.origin = origin{}
@@ -155,7 +156,7 @@ func (x *exchange) reset() {
 	x.uploading, x.pumped, x.outcome, x.tried = false, false, uploadOutcome{}, x.tried[:0]
 	x.body.reset()
 	x.status, x.headSent, x.received, x.sent, x.interims, x.upstreamTook, x.class, x.asked, x.holds = 0, false, 0, 0, 0, 0, "", nil, nil
-	x.standing = ratelimit.Standing{}
+	x.standing, x.begunWell = ratelimit.Standing{}, nil
 }
 
 // carry serves the request whose head is in x.request. It reports what went wrong; what of that could be answered has been.
@@ -174,10 +175,8 @@ func (x *exchange) carry() *failure {
 	f := x.guarded()
 	if f != nil {
 		x.fail(f)
-		if f.class == ClassUpstreamAfter && x.asked != nil {
-			x.observe(x.asked, f)
-		}
 	}
+	x.concluded(f)
 	x.endUpload()
 	x.endBackend(f == nil)
 	x.account()

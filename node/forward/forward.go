@@ -94,7 +94,10 @@ func NewRoute(name string, r *resourcev1.Route, pool *upstream.Pool) (*Route, er
 		maxBody: int64(min(r.GetMaxBodyBytes(), math.MaxInt64)),
 	}
 	if r.GetRateLimit() != nil {
-		made.rate = newRate(r.GetRateLimit())
+		var err error
+		if made.rate, err = newRate(r.GetRateLimit()); err != nil {
+			return nil, err
+		}
 	}
 	if err := made.rewriting(r); err != nil {
 		return nil, err

@@ -31,15 +31,21 @@ var (
 // Clock is the time that limiters go by.
 func Clock(now time.Time) time.Duration { return now.Sub(clockStart) }
 
-func newRate(r *resourcev1.RateLimit) *rate {
+func newRate(r *resourcev1.RateLimit) (*rate, error) {
 	per := r.GetPer().AsDuration()
+	switch {
+	case r.GetScope() == resourcev1.RateScope_RATE_SCOPE_CLUSTER || r.GetScope() > resourcev1.RateScope_RATE_SCOPE_CLUSTER:
+		return nil, fmt.Errorf("rate_limit: the scope %v is not known here: bring this node to the version of control", r.GetScope())
+	case r.GetRequests() == 0 || r.GetBurst() == 0 || per < time.Duration(r.GetRequests()):
+		return nil, fmt.Errorf("rate_limit: %d requests in %s, %d at once, is no rate", r.GetRequests(), per, r.GetBurst())
+	}
 	window := wholeSeconds(per) // the field has whole seconds alone
 	quota := uint64(r.GetRequests()) * uint64(time.Duration(window)*time.Second) / uint64(per)
 	return &rate{
 		Limiter:  ratelimit.New(ratelimit.Rate{Requests: r.GetRequests(), Per: per, Burst: r.GetBurst()}),
 		resource: proto.CloneOf(r),
 		policy:   fmt.Sprintf("RateLimit-Policy: \"default\";q=%d;w=%d\r\n", quota, window),
-	}
+	}, nil
 }
 
 // Limiter is the route's; nil: it has no rate.
@@ -78,14 +84,19 @@ func (x *exchange) rateKey(r *resourcev1.RateLimit) uint64 {
 	return maphash.Bytes(keySeed, a[:8])
 }
 
-// appendStanding says where the client stands, as draft-ietf-httpapi-ratelimit-headers has it; nothing where nobody asked.
+// appendStanding says where the client stands, as draft-ietf-httpapi-ratelimit-headers has it; nothing where nobody asked. Where no
+// more requests pass, the time is that of Retry-After.
 func (x *exchange) appendStanding(out []byte) []byte {
 	if x.standing.Full == 0 {
 		return out
 	}
 	out = append(out, x.route.rate.policy...)
 	out = strconv.AppendUint(append(out, "RateLimit: \"default\";r="...), uint64(x.standing.Remaining), 10)
-	out = strconv.AppendInt(append(out, ";t="...), wholeSeconds(x.standing.Full), 10)
+	until := x.standing.Full
+	if x.standing.Remaining == 0 {
+		until = x.standing.Retry
+	}
+	out = strconv.AppendInt(append(out, ";t="...), wholeSeconds(until), 10)
 	return append(out, "\r\n"...)
 }
 

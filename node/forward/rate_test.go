@@ -29,7 +29,7 @@ func TestRequestsOverTheRateAreRefused(t *testing.T) {
 	if len(answers) != 4 {
 		t.Fatalf("%d answers: %q", len(answers), answers)
 	}
-	for i, want := range []string{"r=1;t=3600", "r=0;t=7200", "r=0;t=7200", "r=0;t=7200"} {
+	for i, want := range []string{"r=1;t=3600", "r=0;t=3600", "r=0;t=3600", "r=0;t=3600"} {
 		if got := fields(answers[i], "RateLimit"); len(got) != 1 || got[0] != `"default";`+want {
 			t.Errorf("answer %d: RateLimit %q, want %s", i+1, got, want)
 		}
@@ -126,5 +126,20 @@ func TestARedirectIsLimitedToo(t *testing.T) {
 	if len(answers) != 3 || !strings.HasPrefix(answers[1], "HTTP/1.1 302") || !strings.HasPrefix(answers[2], "HTTP/1.1 429") ||
 		len(fields(answers[1], "RateLimit")) != 1 {
 		t.Errorf("%q", answers)
+	}
+}
+
+func TestARateThatIsNotKnownHereIsRefused(t *testing.T) {
+	for _, change := range []func(*resourcev1.RateLimit){
+		func(r *resourcev1.RateLimit) { r.Scope = resourcev1.RateScope_RATE_SCOPE_CLUSTER },
+		func(r *resourcev1.RateLimit) { r.Requests = 0 },
+		func(r *resourcev1.RateLimit) { r.Burst = 0 },
+		func(r *resourcev1.RateLimit) { r.Per = nil },
+	} {
+		rate := slowRate(resourcev1.RateKey_RATE_KEY_ROUTE, "")
+		change(rate)
+		if made, err := newRate(rate); err == nil || !strings.HasPrefix(err.Error(), "rate_limit: ") {
+			t.Errorf("%v: %v %v", rate, made, err)
+		}
 	}
 }
