@@ -67,24 +67,11 @@ func (e *fieldEdits) drops(name []byte) bool {
 		return false
 	}
 	for _, dropped := range e.dropped {
-		if len(dropped) == len(name) && equalFold(name, dropped) {
+		if equalLower(name, dropped) {
 			return true
 		}
 	}
 	return false
-}
-
-// equalFold compares a name with one of the same length in lower case.
-func equalFold(name []byte, lower string) bool {
-	for i, c := range name {
-		if 'A' <= c && c <= 'Z' {
-			c |= 0x20
-		}
-		if c != lower[i] {
-			return false
-		}
-	}
-	return true
 }
 
 // errEditedTooLong is what a head becomes by edits, where a template takes much from a request that is long already.

@@ -34,7 +34,7 @@ func Clock(now time.Time) time.Duration { return now.Sub(clockStart) }
 func newRate(r *resourcev1.RateLimit) (*rate, error) {
 	per := r.GetPer().AsDuration()
 	switch {
-	case r.GetScope() == resourcev1.RateScope_RATE_SCOPE_CLUSTER || r.GetScope() > resourcev1.RateScope_RATE_SCOPE_CLUSTER:
+	case r.GetScope() > resourcev1.RateScope_RATE_SCOPE_NODE:
 		return nil, fmt.Errorf("rate_limit: the scope %v is not known here: bring this node to the version of control", r.GetScope())
 	case r.GetRequests() == 0 || r.GetBurst() == 0 || per < time.Duration(r.GetRequests()):
 		return nil, fmt.Errorf("rate_limit: %d requests in %s, %d at once, is no rate", r.GetRequests(), per, r.GetBurst())
