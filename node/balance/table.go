@@ -41,12 +41,14 @@ const (
 	// slotsPerPlace makes the shares of a Maglev table even: with a hundred slots for each, no two are more than about 1 %
 	// apart, and few hashes move between places that stay. More would be memory, of which each pool takes some.
 	slotsPerPlace = 100
-	// pointsPerPlace does the same for a ring, less well: shares are about 6 % off (one in its root).
+	// pointsPerPlace does the same for a ring, less well: a share is 6 % off mostly (one in the root of the points), the worst of three
+	// places was 15 % off, that of a hundred 21 %.
 	pointsPerPlace = 256
 )
 
 // sizes are primes, so that any step goes round all slots. They are few and far between, since with another size nearly every
-// hash has another place: a pool meets that when it grows beyond 163 places, and 2,621.
+// hash has another place: a pool meets that when it grows beyond 163 places, and 2,621. One size for all would be a mebibyte for each
+// pool of two backends, or shares that are far off where there are very many.
 var sizes = [...]int{16381, 262139, 1048573}
 
 // NewMaglev lays out a table as Maglev does (Eisenbud et al., NSDI 2016, section 3.4): the places take turns at taking the next
@@ -54,8 +56,8 @@ var sizes = [...]int{16381, 262139, 1048573}
 // hashes move between others. Shares are by weight, exact to two slots, and none is lost.
 func NewMaglev(places []Place) *Table {
 	order, _ := inOrder(places)
-	if len(order) == 0 {
-		return &Table{}
+	if len(order) <= 1 {
+		return trivial(order)
 	}
 	most := places[order[0]].Weight
 	for _, i := range order {
@@ -69,6 +71,15 @@ func NewMaglev(places []Place) *Table {
 	}
 	t := &Table{slots: make([]uint32, size)}
 	t.fill(places, order, most)
+	return t
+}
+
+// trivial is the table of at most one place, as of most pools, of which there may be very many.
+func trivial(order []int) *Table {
+	t := &Table{}
+	for _, i := range order {
+		t.slots = append(t.slots, uint32(i))
+	}
 	return t
 }
 
@@ -103,6 +114,9 @@ func (t *Table) fill(places []Place, order []int, most uint32) {
 // or go, no hash moves between others, as long as weights are equal. Shares are less even than with Maglev.
 func NewRing(places []Place) *Table {
 	order, total := inOrder(places)
+	if len(order) <= 1 {
+		return trivial(order)
+	}
 	type point struct {
 		at    uint64
 		place uint32

@@ -89,6 +89,15 @@ func TestALightPlaceIsNotLost(t *testing.T) {
 	}
 }
 
+func TestATableOfOnePlaceTakesNoMemory(t *testing.T) {
+	for _, kind := range kinds {
+		table := kind.make(placesOf(0, 7))
+		if got := table.At(1 << 63); got != 1 || len(table.slots)+len(table.starts) != 1 {
+			t.Errorf("%s: place %d, %d slots", kind.name, got, len(table.slots))
+		}
+	}
+}
+
 func TestNoPlaceIsMinusOne(t *testing.T) {
 	for _, kind := range kinds {
 		for _, places := range [][]Place{nil, placesOf(0, 0)} {

@@ -74,10 +74,23 @@ func (x *exchange) attempt(b *upstream.Backend) *failure {
 	}
 	f := x.askOnce(b)
 	x.observe(b, f)
-	if !begun.IsZero() && (f == nil || f.class == ClassUpstreamBefore) {
-		x.pool.Took(b, time.Since(begun), f != nil)
+	if !begun.IsZero() {
+		x.measured(b, time.Since(begun), f)
 	}
 	return f
+}
+
+// measured tells the pool how long the head of an answer took. How long it took a client to send its body is not the backend's doing.
+func (x *exchange) measured(b *upstream.Backend, took time.Duration, f *failure) {
+	switch {
+	case f == nil && !x.pumped:
+		x.pool.Took(b, took, false)
+	case f != nil && f.class == ClassUpstreamBefore:
+		if x.pumped {
+			took = 0
+		}
+		x.pool.Took(b, took, true)
+	}
 }
 
 // askOnce is attempt. The connection of one that fails is left as it is. A kept connection that turns out to be closed is replaced

@@ -3,6 +3,7 @@ package forward
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -299,5 +300,38 @@ func TestPickingAllocatesNothingForARequest(t *testing.T) {
 		}); n != 0 {
 			t.Errorf("%v: %v allocations", resourcev1.BalancingPolicy(policy), n)
 		}
+	}
+}
+
+// The first of two backends of which nothing is known is asked again, as long as nothing is.
+func TestHowLongAClientTakesToSendIsNotHeldAgainstTheBackend(t *testing.T) {
+	begun := make(chan struct{}, 1)
+	var ports []uint32
+	for i := range 2 {
+		ports = append(ports, portOf(backend(t, func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodPost {
+				begun <- struct{}{}
+				io.Copy(io.Discard, r.Body)
+			}
+			fmt.Fprint(w, string(rune('a'+i)))
+		})))
+	}
+	s := whole(ports...)
+	s.picks.Balancing = &resourcev1.LoadBalancing{Policy: resourcev1.BalancingPolicy_BALANCING_POLICY_P2C_EWMA}
+	s.picks.Random = func() uint64 { return 0 }
+	p := start(t, s)
+	w := connect(t, p)
+	w.say("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nConnection: close\r\n\r\n")
+	<-begun
+	w.say("late")
+	_, uploadedTo, err := w.answer(http.MethodPost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, body := get(t, http.DefaultClient, p.url("/")); body != uploadedTo {
+		t.Errorf("the next request went to %s, the upload to %s", body, uploadedTo)
+	}
+	if _, body := get(t, http.DefaultClient, p.url("/")); body == uploadedTo {
+		t.Error("an answer to a request without a body is not measured")
 	}
 }

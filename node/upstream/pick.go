@@ -23,10 +23,12 @@ const (
 type takers struct {
 	backends []*Backend
 	order    *balance.RoundRobin // with round robin
-	shares   *balance.Weighted   // with random, least_request and p2c_ewma
+	shares   *balance.Weighted   // with random, least_request and p2c_ewma, and where some are cold
 	weights  []uint32            // with the last two
 	up       []*Backend          // with hashes, by place in the pool: nil is one that takes no traffic
 	cold     *cold               // nil: all have their whole share
+	ejected  map[*Backend]bool   // those that passive health passes over
+	avoided  bool                // backends has those that are to be avoided: there is nobody else
 	detours  atomic.Uint64       // picks that the policy could not serve
 }
 
@@ -53,7 +55,9 @@ func (p *Pool) arrange(t *takers, weights []uint32) {
 		}
 	}
 	if p.options.SlowStart > 0 {
-		t.cold = coldOf(t.backends, p.options.SlowStart)
+		if t.cold = coldOf(t.backends, p.options.SlowStart); t.cold != nil && t.shares == nil {
+			t.shares = balance.NewWeighted(weights)
+		}
 	}
 }
 
@@ -86,13 +90,13 @@ func (p *Pool) Pick(hash uint64, tried []*Backend) *Backend {
 			return b
 		}
 	}
-	return t.detour(hash, tried, luck)
+	return p.detour(t, hash, tried, luck)
 }
 
 // detour is for when a heavy backend that failed, or is cold, comes up again and again before its turn is over: whoever is left,
-// then, the cold ones last, from a place that moves, lest all of a dead backend's requests fall on its neighbour. With hashes
-// it must not move.
-func (t *takers) detour(hash uint64, tried []*Backend, luck float64) *Backend {
+// then, from a place that moves, lest all of a dead backend's requests fall on its neighbour. With hashes it must not move. Where
+// all that are left are cold, they share by weight.
+func (p *Pool) detour(t *takers, hash uint64, tried []*Backend, luck float64) *Backend {
 	start, n := hash, uint64(len(t.backends))
 	if t.up == nil {
 		start = t.detours.Add(1)
@@ -107,6 +111,9 @@ func (t *takers) detour(hash uint64, tried []*Backend, luck float64) *Backend {
 		case spare == nil:
 			spare = b
 		}
+	}
+	if spare != nil && len(tried) == 0 {
+		return t.backends[t.shares.Pick(p.options.Random())]
 	}
 	return spare
 }
@@ -126,24 +133,42 @@ func (p *Pool) draw(t *takers, hash uint64, n int) *Backend {
 	return t.backends[t.order.Next()]
 }
 
-// lessBusy is, of two takers, the one with fewer requests under way for its weight; of equal ones the first, which was picked by
-// weight alone. Two that are picked at random do nearly as well as looking at all of them (Mitzenmacher, 2001), and the nodes,
-// each of which knows its own requests alone, do not all fall upon the one that is idle.
+// lessBusy is, of two takers, the first, which was picked by weight, unless the second has so few requests under way for its weight
+// that it would not have more with this one. Two that are picked at random do nearly as well as looking at all of them
+// (Mitzenmacher, 2001), and the nodes, each of which knows its own requests alone, do not all fall upon the one that is idle.
+//
+// It is not enough for the second to have fewer at the moment: one of weight 1 beside one of weight 1000 is idle mostly, as its
+// share wants it.
 func (t *takers) lessBusy(i, j int) *Backend {
 	a, b := t.backends[i], t.backends[j]
-	if balance.Lighter(float64(b.InFlight()), t.weights[j], float64(a.InFlight()), t.weights[i]) {
-		return b
+	if balance.Lighter(float64(a.InFlight()), t.weights[i], float64(b.InFlight()+1), t.weights[j]) {
+		return a
 	}
-	return a
+	return b
 }
 
 // quicker is, of two takers, the one that is likelier to answer soon.
 func (t *takers) quicker(i, j int) *Backend {
 	a, b := t.backends[i], t.backends[j]
-	if balance.Lighter(b.expected(), t.weights[j], a.expected(), t.weights[i]) {
+	better := b.expected() < a.expected()
+	if t.weights[i] != t.weights[j] {
+		better = t.worthwhile(i, j)
+	}
+	if better {
 		return b
 	}
 	return a
+}
+
+// worthwhile says of two takers of different weights whether the second is to take the place of the first, which was picked by
+// weight: where with this request less would wait for it, for its weight, than waits for the first now, or where it is twice as quick
+// and not busier for its weight. To compare times for weights alone, what comes one by one would all be the heaviest's.
+func (t *takers) worthwhile(i, j int) bool {
+	a, b := t.backends[i], t.backends[j]
+	forA, forB := float64(a.InFlight()), float64(b.InFlight()+1)
+	tookA, tookB := a.expected()/(forA+1), b.expected()/forB
+	return balance.Lighter(tookB*forB, t.weights[j], tookA*forA, t.weights[i]) ||
+		2*tookB < tookA && !balance.Lighter(forA+1, t.weights[i], forB, t.weights[j])
 }
 
 // Measures says whether the pool picks by what Took is told.

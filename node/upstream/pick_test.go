@@ -154,14 +154,14 @@ func TestAClientHasTheSameBackendOnEveryNode(t *testing.T) {
 
 func TestLeastRequestGoesWhereFewerAreUnderWay(t *testing.T) {
 	p, backends := pickingBy(t, leastRequest, PoolOptions{}, 2, 1)
-	backends[0].conns.busy.Store(3)
+	backends[0].conns.busy.Store(4)
 	backends[1].conns.busy.Store(1)
 	if got := share(p, backends, 200); got[1] != 200 {
-		t.Errorf("3 under way for weight 2, 1 for weight 1: shares %v", got)
+		t.Errorf("4 under way for weight 2, 1 for weight 1: shares %v", got)
 	}
-	backends[1].conns.busy.Store(2)
+	backends[1].conns.busy.Store(3)
 	if got := share(p, backends, 200); got[0] != 200 {
-		t.Errorf("3 under way for weight 2, 2 for weight 1: shares %v", got)
+		t.Errorf("4 under way for weight 2, 3 for weight 1: shares %v", got)
 	}
 }
 
@@ -282,6 +282,7 @@ func TestTakesBackIsForWhoeverAnswers(t *testing.T) {
 	if !p.TakesBack(backends[0]) || !p.TakesBack(backends[1]) || p.TakesBack(backends[2]) {
 		t.Error("want the healthy ones, of weight 0 too, and no other")
 	}
+	backends[2].SetVerdict(Verdict{State: Healthy})
 	backends[0].Avoid(true)
 	if p.TakesBack(backends[0]) {
 		t.Error("one that this node cannot reach")
@@ -312,5 +313,76 @@ func BenchmarkPickBy(b *testing.B) {
 				p.Pick(12345, nil)
 			}
 		})
+	}
+}
+
+func TestCanariesOfEveryPolicyGetTheirShareWhileFewRequestsAreUnderWay(t *testing.T) {
+	for _, policy := range []resourcev1.BalancingPolicy{roundRobin, random, leastRequest, p2cEWMA} {
+		for _, atOnce := range []int{1, 10} {
+			p, backends := pickingBy(t, policy, PoolOptions{}, 99, 1)
+			const n = 40_000
+			light := 0
+			var busy []*Backend
+			for range n {
+				if len(busy) == atOnce {
+					busy[0].conns.busy.Add(-1)
+					p.Took(busy[0], 10*time.Millisecond, false)
+					busy = busy[1:]
+				}
+				b := p.Pick(0, nil)
+				b.conns.busy.Add(1)
+				busy = append(busy, b)
+				if b == backends[1] {
+					light++
+				}
+			}
+			if light < n/200 || light > n/50 {
+				t.Errorf("%v: %d at once: weight 1 of 100 got %d requests of %d", policy, atOnce, light, n)
+			}
+		}
+	}
+}
+
+func TestP2CLeavesAHeavyBackendThatIsSlow(t *testing.T) {
+	p, backends := pickingBy(t, p2cEWMA, PoolOptions{}, 3, 2)
+	p.Took(backends[0], 100*time.Millisecond, false)
+	p.Took(backends[1], 10*time.Millisecond, false)
+	backends[0].conns.busy.Store(1)
+	if got := share(p, backends, 100); got[1] != 100 {
+		t.Errorf("100 ms for weight 3 with one under way, 10 ms for weight 2: shares %v", got)
+	}
+	backends[1].conns.busy.Store(30)
+	if got := share(p, backends, 100); got[0] != 100 {
+		t.Errorf("and 30 under way there: shares %v", got)
+	}
+}
+
+func TestAllThatStartSlowlyShareByWeight(t *testing.T) {
+	for _, policy := range []resourcev1.BalancingPolicy{roundRobin, random, leastRequest, p2cEWMA} {
+		p, backends := pickingBy(t, policy, PoolOptions{SlowStart: time.Hour}, 3, 1)
+		for _, b := range backends {
+			b.SetVerdict(Verdict{State: Unhealthy})
+			b.SetVerdict(Verdict{State: Healthy})
+		}
+		if got := share(p, backends, 4000); got[0] < 2800 || got[0] > 3200 {
+			t.Errorf("%v: shares %v of weights 3 and 1", policy, got)
+		}
+	}
+}
+
+// Where a pool asks those that it would rather not, since there is nobody else, their clients are no worse off with them.
+func TestClientsStayWhereThePoolHasNobodyElse(t *testing.T) {
+	p, backends := poolOf(t, 1, 1, 0)
+	for _, b := range backends {
+		b.Avoid(true)
+	}
+	for i, b := range backends {
+		if !p.TakesBack(b) {
+			t.Errorf("all are avoided: backend %d does not take its clients", i)
+		}
+	}
+	backends[0].Avoid(false)
+	if !p.TakesBack(backends[0]) || p.TakesBack(backends[1]) {
+		t.Error("one is not avoided: want that one, and no other")
 	}
 }

@@ -117,34 +117,31 @@ func (p *Pool) First(hash uint64) (b *Backend, takes bool) {
 // Takes says whether any member takes traffic.
 func (p *Pool) Takes() bool { return len(p.takers.Load().backends) > 0 }
 
-// TakesBack says whether a client that was given b, a member, may go on with it. One of weight 0 goes on with the clients that
-// it has.
+// TakesBack says whether a client that was given b, a member, may go on with it: one of weight 0 goes on with the clients that it
+// has. Where nobody is left but those that are avoided or ejected, and the pool asks them all the same, their clients stay with them.
 func (p *Pool) TakesBack(b *Backend) bool {
-	if !b.takes() || b.Avoided() {
-		return false
-	}
-	_, ejected := p.Ejection(b)
-	return !ejected
+	t := p.takers.Load()
+	return b.takes() && (t.avoided || !b.Avoided()) && !t.ejected[b]
 }
 
 // rebuild lays out the order anew from the verdicts of this moment.
 func (p *Pool) rebuild() {
 	p.rebuilding.Lock()
 	defer p.rebuilding.Unlock()
-	next := &takers{}
-	weights := p.gather(next, false)
+	next := &takers{ejected: p.passedOver()}
+	weights := p.gather(next)
 	if len(weights) == 0 {
-		weights = p.gather(next, true)
+		next.avoided = true
+		weights = p.gather(next)
 	}
 	p.arrange(next, weights)
 	p.takers.Store(next)
 }
 
-// gather puts the members into t that take traffic, those to be avoided only if told to, and gives their weights.
-func (p *Pool) gather(t *takers, avoided bool) (weights []uint32) {
-	ejected := p.passedOver()
+// gather puts the members into t that take traffic, and gives their weights.
+func (p *Pool) gather(t *takers) (weights []uint32) {
 	for _, m := range p.members {
-		if m.Weight > 0 && m.Backend.takes() && (avoided || !m.Backend.Avoided()) && !ejected[m.Backend] {
+		if m.Weight > 0 && m.Backend.takes() && (t.avoided || !m.Backend.Avoided()) && !t.ejected[m.Backend] {
 			t.backends = append(t.backends, m.Backend)
 			weights = append(weights, m.Weight)
 		}
