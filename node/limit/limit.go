@@ -3,6 +3,10 @@
 // routes or other nodes.
 //
 // Order of calls: New, then Allow from as many goroutines as there are requests, and Tidy every few seconds.
+//
+// Shared is for a rate that several nodes share. Each key has an owner among them (Lenders), which lends what there is (Ledger) to those
+// that ask for it (Accounts) once in a Turn: NewShared, then Allow as above, and in each Turn what Shared.Turn gives is carried to the
+// owners, and their answers back. See DESIGN.md of package node for what it costs to be that quick.
 package limit
 
 import (
@@ -89,24 +93,43 @@ func (l *Limiter) Allow(key uint64, now time.Duration) (Standing, bool) {
 	if key == 0 {
 		key = 1
 	}
+	return l.allow(key, int64(now), l.emission, l.fill)
+}
+
+// AllowShare is Allow for one of several nodes that share the rate evenly: it lets its part through, and its part of the burst, but one
+// at least.
+func (l *Limiter) AllowShare(key uint64, nodes int, now time.Duration) (Standing, bool) {
+	if key == 0 {
+		key = 1
+	}
+	emission := l.emission * int64(max(1, nodes))
+	return l.allow(key, int64(now), emission, max(l.fill, emission))
+}
+
+func (l *Limiter) allow(key uint64, now, emission, fill int64) (Standing, bool) {
 	s := &l.shards[key%shards]
 	s.mu.Lock()
-	e := s.find(l, key, int64(now))
-	tat := max(e.tat, int64(now)) + l.emission
-	ahead := tat - int64(now)
-	passes := ahead <= l.fill
+	e := s.find(l, key, now)
+	tat := max(e.tat, now) + emission
+	ahead := tat - now
+	passes := ahead <= fill
 	if passes {
 		e.hash, e.tat = key, tat
 	} else {
 		s.limited++
-		ahead -= l.emission
+		ahead -= emission
 	}
 	s.mu.Unlock()
-	standing := Standing{Remaining: uint32(max(0, (l.fill-ahead)/l.emission)), Full: time.Duration(ahead)}
-	if standing.Remaining == 0 {
-		standing.Retry = time.Duration(ahead + l.emission - l.fill)
+	return standing(ahead, emission, fill), passes
+}
+
+// standing is that of a key whose theoretical arrival time is so far ahead.
+func standing(ahead, emission, fill int64) Standing {
+	out := Standing{Remaining: uint32(max(0, (fill-ahead)/emission)), Full: time.Duration(ahead)}
+	if out.Remaining == 0 {
+		out.Retry = time.Duration(ahead + emission - fill)
 	}
-	return standing, passes
+	return out
 }
 
 // find is the key's entry, or one to make it of. It is called with mu held.
