@@ -23,7 +23,23 @@ var balancingSection = section[resourcev1.LoadBalancing]{
 			}},
 		{name: "hash", form: "section", about: "with ring_hash and maglev: what of a request the backend is picked by; without it the client's address",
 			read: func(r *reader, v value, l *resourcev1.LoadBalancing) { r.hash(v, l) }},
+		{name: "panic_percent", form: "number, 0 to 100", initial: "50", about: "where fewer than so many in a hundred backends are healthy, but not none, health checks do not count and all are used; 0: they always do",
+			read: func(r *reader, v value, l *resourcev1.LoadBalancing) {
+				l.PanicPercent = new(uint32)
+				r.count(v, 100, l.PanicPercent)
+			}},
 	},
+}
+
+// defaultPanicPercent is half, which is what others have found (Envoy's is the same). Pools that say so have no message for it.
+const defaultPanicPercent = 50
+
+// PanicPercentOf is the share of a pool's backends, in a hundred, that has to be healthy for health checks to count.
+func PanicPercentOf(l *resourcev1.LoadBalancing) uint32 {
+	if l == nil || l.PanicPercent == nil {
+		return defaultPanicPercent
+	}
+	return l.GetPanicPercent()
 }
 
 var hashSection = section[resourcev1.LoadBalancing]{
@@ -44,12 +60,15 @@ var hashSection = section[resourcev1.LoadBalancing]{
 	},
 }
 
-// loadBalancing reads a load_balancing section. Round robin is no message, whether it was written or not.
+// loadBalancing reads a load_balancing section. What is the default anyway is no message, whether it was written or not.
 func (r *reader) loadBalancing(v value) (*resourcev1.LoadBalancing, bool) {
 	before := r.errorCount()
 	l := &resourcev1.LoadBalancing{}
 	if !balancingSection.read(r, v, l) || r.errorCount() != before {
 		return nil, false
+	}
+	if PanicPercentOf(l) == defaultPanicPercent {
+		l.PanicPercent = nil
 	}
 	switch l.Policy {
 	case resourcev1.BalancingPolicy_BALANCING_POLICY_RING_HASH, resourcev1.BalancingPolicy_BALANCING_POLICY_MAGLEV:
@@ -62,7 +81,10 @@ func (r *reader) loadBalancing(v value) (*resourcev1.LoadBalancing, bool) {
 		r.errorf(v, "hash is for the policies ring_hash and maglev: write one of them, or leave hash out")
 		return nil, false
 	}
-	if l.Policy <= resourcev1.BalancingPolicy_BALANCING_POLICY_ROUND_ROBIN {
+	if l.Policy == resourcev1.BalancingPolicy_BALANCING_POLICY_UNSPECIFIED {
+		l.Policy = resourcev1.BalancingPolicy_BALANCING_POLICY_ROUND_ROBIN
+	}
+	if l.Policy == resourcev1.BalancingPolicy_BALANCING_POLICY_ROUND_ROBIN && l.PanicPercent == nil {
 		return nil, true
 	}
 	return l, true

@@ -31,6 +31,12 @@ func TestLoadBalancing(t *testing.T) {
 			Policy: ring, HashOn: resourcev1.HashOn_HASH_ON_HEADER, HashName: "x-user"},
 		"{policy: ring_hash, hash: {on: cookie, name: User}}": {
 			Policy: ring, HashOn: resourcev1.HashOn_HASH_ON_COOKIE, HashName: "User"},
+		"{panic_percent: 50}": nil,
+		"{panic_percent: 0}":  {Policy: resourcev1.BalancingPolicy_BALANCING_POLICY_ROUND_ROBIN, PanicPercent: new(uint32(0))},
+		"{policy: round_robin, panic_percent: 100}": {
+			Policy: resourcev1.BalancingPolicy_BALANCING_POLICY_ROUND_ROBIN, PanicPercent: new(uint32(100))},
+		"{policy: maglev, panic_percent: 30}": {Policy: maglev, HashOn: resourcev1.HashOn_HASH_ON_CLIENT_IP, PanicPercent: new(uint32(30))},
+		"{policy: maglev, panic_percent: 50}": {Policy: maglev, HashOn: resourcev1.HashOn_HASH_ON_CLIENT_IP},
 	} {
 		out := mustParse(t, routeEntry("load_balancing: "+section), nil)
 		if got := out.Pools["/"].GetLoadBalancing(); !proto.Equal(got, want) {
@@ -58,6 +64,9 @@ func TestStickyAndSlowStart(t *testing.T) {
 
 func TestBalancingProblems(t *testing.T) {
 	for keys, want := range map[string]string{
+		"load_balancing: {panic_percent: 101}":                                 "0 to 100",
+		"load_balancing: {panic_percent: half}":                                "0 to 100",
+		"load_balancing: {panic_prcent: 30}":                                   "did you mean panic_percent?",
 		"load_balancing: {policy: least}":                                      `"least" is not known here`,
 		"load_balancing: {hash: {on: path}}":                                   "hash is for the policies ring_hash and maglev",
 		"load_balancing: {policy: maglev, hash: {on: header}}":                 "needs the header's name",

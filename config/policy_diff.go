@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -78,9 +79,12 @@ func policyText(m protoreflect.Message) string {
 	return strings.Join(parts, ", ")
 }
 
+// unset is what fields stand for that are not set, where that is not none.
+var unset = map[protoreflect.FullName]string{"pyserve.resource.v1.LoadBalancing.panic_percent": strconv.Itoa(defaultPanicPercent)}
+
 func fieldText(m protoreflect.Message, f protoreflect.FieldDescriptor) string {
 	if f.HasPresence() && !m.Has(f) {
-		return "none"
+		return cmp.Or(unset[f.FullName()], "none")
 	}
 	if !f.IsList() {
 		return valueText(f, m.Get(f))

@@ -221,12 +221,13 @@ var backendStates = map[fleetv1.BackendState]string{
 }
 
 // judge fills a row in with what most nodes say; where two states have as many, the worse one shows. Where nodes
-// differ, the row says what each says.
+// differ, the row says what each says. That one node uses an unhealthy backend shows.
 func judge(row *operatorv1.BackendSummary, verdicts []fleet.Verdict) {
 	byState := map[string][]fleet.Verdict{}
 	for _, v := range verdicts {
 		state := backendStates[v.Status.GetState()]
 		byState[state] = append(byState[state], v)
+		row.FailOpen = row.FailOpen || v.Status.GetFailOpen()
 	}
 	most := 0
 	for _, state := range []string{"unhealthy", "ejected", "draining", "unknown", "healthy"} {

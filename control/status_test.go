@@ -187,6 +187,16 @@ func TestJudgeShowsWhatMostNodesSayAndTheWorseWhereAsManyDo(t *testing.T) {
 	}
 }
 
+func TestJudgeShowsThatANodeUsesAnUnhealthyBackend(t *testing.T) {
+	open := verdict("b", fleetv1.BackendState_BACKEND_STATE_UNHEALTHY, "refused", nil)
+	open.Status.FailOpen = true
+	row := &operatorv1.BackendSummary{}
+	judge(row, []fleet.Verdict{verdict("a", fleetv1.BackendState_BACKEND_STATE_UNHEALTHY, "refused", nil), open})
+	if !row.GetFailOpen() || row.GetState() != "unhealthy" {
+		t.Errorf("got %v", row)
+	}
+}
+
 func TestRoutesAndBackendsAreThoseOfTheActiveBundle(t *testing.T) {
 	c := start(t, optionsFor(t.TempDir()))
 	if routes, err := c.Routes(); err != nil || len(routes) != 0 {

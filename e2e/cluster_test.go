@@ -272,6 +272,8 @@ type backendRow struct {
 	State   string `json:"state"`
 	Reason  string `json:"reason"`
 	Since   string `json:"since"`
+	// FailOpen: it is unhealthy and used all the same.
+	FailOpen bool `json:"fail_open"`
 }
 
 // backends is what `pyservectl get backends -o json` says.

@@ -448,6 +448,18 @@ server:
 		},
 	},
 	{
+		name: "panic_percent",
+		document: `
+    - path: /
+      backends: [{$a}, {$b}, {$c}]
+      health_check: {type: http, path: /healthz, interval: 100ms, timeout: 100ms, healthy_threshold: 1, unhealthy_threshold: 2}
+    - path: /strict
+      backends: [{$a}, {$b}, {$c}]
+      health_check: {type: http, path: /healthz, interval: 100ms, timeout: 100ms, healthy_threshold: 1, unhealthy_threshold: 2}
+      load_balancing: {panic_percent: 0}`,
+		also: func(t *testing.T, b bench, n *daemon) { b.failsOpen(t, n) },
+	},
+	{
 		name: "retries",
 		document: `
     - path: /

@@ -125,7 +125,8 @@ func (c *compiler) members(made *pool, resource bundle.Resource) ([]upstream.Mem
 		return nil, nil
 	}
 	made.options.SlowStart = p.GetSlowStart().AsDuration()
-	if l := p.GetLoadBalancing(); l != nil {
+	made.options.PanicPercent = config.PanicPercentOf(p.GetLoadBalancing())
+	if l := p.GetLoadBalancing(); l.GetPolicy() > resourcev1.BalancingPolicy_BALANCING_POLICY_ROUND_ROBIN {
 		made.options.Balancing = proto.CloneOf(l)
 	}
 	if o := p.GetOutlierDetection(); o != nil {

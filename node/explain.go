@@ -54,7 +54,7 @@ func reasonFor(e forward.Explanation) string {
 	case e.Route != nil && e.Status != 0:
 		return fmt.Sprintf("%s; %s", matched(e), own(e))
 	case e.Route != nil:
-		return matched(e) + shared(e) + picked(e)
+		return matched(e) + shared(e) + picked(e) + opened(e)
 	case e.Status == http.StatusNotFound:
 		return "no route matches " + e.Path + unmatched(e)
 	}
@@ -160,6 +160,16 @@ func picked(e forward.Explanation) string {
 		how += fmt.Sprintf(", and the cookie %s keeps the client there", cookie)
 	}
 	return how
+}
+
+// opened says that health checks do not count.
+func opened(e forward.Explanation) string {
+	for part, p := range e.Route.EachPool {
+		if part == e.Part && p.FailsOpen() {
+			return "; too few of its backends are healthy, so all are used"
+		}
+	}
+	return ""
 }
 
 // hashed names what the backend is picked by.

@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/pyserve/pyserve/node/forward"
 	"github.com/pyserve/pyserve/node/meter"
 	"github.com/pyserve/pyserve/node/tunnel"
 	"github.com/pyserve/pyserve/node/upstream"
@@ -24,7 +25,7 @@ type gauges struct {
 	decisions, ejections, announced       *prometheus.Desc
 	limited, limitKeys, limitsForgotten   *prometheus.Desc
 	requests, sticky                      *prometheus.Desc
-	parts                                 *prometheus.Desc
+	parts, failOpen                       *prometheus.Desc
 }
 
 func newGauges(n *Node) *gauges {
@@ -37,7 +38,8 @@ func newGauges(n *Node) *gauges {
 		tunnelBytes:      desc("tunnel_bytes_total", "Bytes passed on by tunnels.", "direction"),
 		webSocketMessage: desc("websocket_messages_total", "WebSocket messages passed on, control frames not counted.", "direction"),
 		revision:         desc("revision", "The revision that is served, 0 for none."),
-		backendUp:        desc("backend_up", "1 if the backend takes traffic.", "route", "backend"),
+		backendUp:        desc("backend_up", "1 if the backend takes traffic by what is known of its health.", "route", "backend"),
+		failOpen:         desc("route_fails_open", "1 if so few backends of the route, or of a part of it, are healthy that all are used. Routes of one backend have none.", "route"),
 		connections:      desc("backend_connections", "Connections to the backend, tunnels included.", "backend", "state"),
 		opened:           desc("backend_connections_opened_total", "Connections that were opened to the backend.", "backend"),
 		reused:           desc("backend_connections_reused_total", "Requests that were sent over a connection that was kept.", "backend"),
@@ -81,7 +83,7 @@ func (g *gauges) Describe(out chan<- *prometheus.Desc) {
 		g.tunnels, g.tunnelBytes, g.webSocketMessage, g.revision, g.backendUp,
 		g.connections, g.opened, g.reused, g.unopened, g.accessLogged, g.accessDropped,
 		g.probes, g.votes, g.votesRefused, g.decisions, g.ejections, g.announced, g.limited, g.limitKeys, g.limitsForgotten,
-		g.requests, g.sticky, g.parts,
+		g.requests, g.sticky, g.parts, g.failOpen,
 	} {
 		out <- d
 	}
@@ -154,12 +156,26 @@ func (g *gauges) collectParts(out chan<- prometheus.Metric) {
 		return
 	}
 	for _, r := range live.routes {
+		if open, may := failsOpen(r); may {
+			out <- level(g.failOpen, open, r.Name())
+		}
 		for number, counts := range r.EachPart {
 			for class := range counts {
 				out <- total(g.parts, counts[class].Load(), r.Name(), strconv.Itoa(number), meter.CodeClass(class))
 			}
 		}
 	}
+}
+
+// failsOpen is 1 where a pool of the route does; may is false where none can.
+func failsOpen(r *forward.Route) (open float64, may bool) {
+	for _, p := range r.EachPool {
+		may = may || len(p.Members()) > 1
+		if p.FailsOpen() {
+			open = 1
+		}
+	}
+	return open, may
 }
 
 // collectConnections adds up the backends that have an address in common: they differ in their checks, or in how TLS is spoken.

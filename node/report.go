@@ -56,11 +56,13 @@ type BackendStatus struct {
 	State          fleetv1.BackendState
 	Reason         string
 	Since          time.Time
+	// FailOpen: it is unhealthy, and that does not count, since so few backends of its pool are healthy.
+	FailOpen bool
 }
 
 // Message is what control is told.
 func (s BackendStatus) Message() *fleetv1.BackendStatus {
-	m := &fleetv1.BackendStatus{Route: s.Route, Address: s.Address, State: s.State, Reason: s.Reason}
+	m := &fleetv1.BackendStatus{Route: s.Route, Address: s.Address, State: s.State, Reason: s.Reason, FailOpen: s.FailOpen}
 	if !s.Since.IsZero() {
 		m.Since = timestamppb.New(s.Since)
 	}
@@ -124,6 +126,7 @@ func statusOf(r *forward.Route, p *upstream.Pool, m upstream.Member) BackendStat
 	if e, stands := p.Ejection(m.Backend); stands && v.State != upstream.Unhealthy {
 		s.State, s.Reason, s.Since = fleetv1.BackendState_BACKEND_STATE_EJECTED, e.Reason, e.Since
 	}
+	s.FailOpen = v.State == upstream.Unhealthy && m.Weight > 0 && p.FailsOpen()
 	if m.Weight == 0 {
 		s.State = fleetv1.BackendState_BACKEND_STATE_DRAINING
 	}

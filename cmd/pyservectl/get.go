@@ -207,6 +207,8 @@ type backendOutput struct {
 	Since   string            `json:"since"`
 	Weight  uint32            `json:"weight"`
 	Nodes   map[string]string `json:"nodes,omitempty"`
+	// FailOpen: it is unhealthy and used all the same, since too few are healthy.
+	FailOpen bool `json:"fail_open"`
 
 	since time.Time
 }
@@ -218,6 +220,7 @@ func (s *settings) getBackends(ctx context.Context, c *client, out io.Writer) er
 		for _, b := range m.GetBackends() {
 			row := backendOutput{
 				Route: b.GetRoute(), Part: b.GetPart(), Address: b.GetAddress(), State: b.GetState(), Reason: b.GetReason(), Weight: b.GetWeight(), Nodes: b.GetNodes(),
+				FailOpen: b.GetFailOpen(),
 			}
 			if b.GetSince() != nil {
 				row.since = b.GetSince().AsTime()
@@ -236,6 +239,9 @@ func (s *settings) getBackends(ctx context.Context, c *client, out io.Writer) er
 			continue
 		}
 		reason := b.Reason
+		if b.FailOpen {
+			reason = strings.TrimPrefix(reason+"; used all the same: too few are healthy", "; ")
+		}
 		if len(b.Nodes) > 0 {
 			reason = strings.TrimPrefix(reason+"; nodes differ (-o json)", "; ")
 		}

@@ -152,11 +152,11 @@ func TestPageShowsTheFleetTheRoutesAndTheBackends(t *testing.T) {
 	shown(t, c, ">joining<")
 	apply(t, c, "server:\n  reverse_proxy:\n    - {path: /api, hosts: [a.example.com], host: 127.0.0.1, port: 3000}\n    - {path: /b, host: 127.0.0.1, port: 3001, strip_path: true}\n")
 	n.Say(fleettest.Status(&fleetv1.Status{Applied: n.Applied(), Listen: "127.0.0.1:8080", BackendsFull: true, Backends: []*fleetv1.BackendStatus{
-		{Route: "/b", Address: "127.0.0.1:3001", State: fleetv1.BackendState_BACKEND_STATE_UNHEALTHY, Reason: "connection refused"},
+		{Route: "/b", Address: "127.0.0.1:3001", State: fleetv1.BackendState_BACKEND_STATE_UNHEALTHY, Reason: "connection refused", FailOpen: true},
 	}}))
 	page := shown(t, c, "127.0.0.1:8080")
 	holds(t, page, "Revision <b>1</b>", "every node serves it", `<td>n1</td><td class="ready">ready</td>`, "127.0.0.1:3000", "unknown",
-		`class="unhealthy">unhealthy</td><td>connection refused`, "a.example.com", ">any<")
+		`class="unhealthy">unhealthy</td><td>connection refused`, "Used all the same", "a.example.com", ">any<")
 }
 
 func TestPageEscapesWhatNodesSay(t *testing.T) {

@@ -413,3 +413,60 @@ func TestLongestVoteFitsIntoAMessage(t *testing.T) {
 		t.Error("it does not fit, and its sender would tell nothing for ever")
 	}
 }
+
+// Two dead backends of three must not cost two requests of three a connect timeout, though their pool does not believe the check.
+func TestBackendOfAPoolThatFailsOpenIsPassedOverWhereItRefuses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(middle)
+		defer w.close()
+		pool, a, b := pair(t, w)
+		defer pool.Close()
+		open := upstream.NewPool(pool.Members(), upstream.PoolOptions{PanicPercent: 51})
+		defer open.Close()
+		b.SetVerdict(upstream.Verdict{State: upstream.Healthy})
+		w.set(syscall.ECONNREFUSED, 0)
+		w.prober.Unwatch(b) // it stays healthy
+		wait(16 * time.Second)
+		if a.Verdict().State != upstream.Unhealthy || !picks(open, a) {
+			t.Fatalf("%v, picked: %v", a.Verdict().State, picks(open, a))
+		}
+		w.prober.Failed(a, syscall.ECONNREFUSED)
+		if picks(open, a) {
+			t.Error("it is picked after a refusal")
+		}
+		wait(time.Second)
+		if picks(open, a) || w.prober.Evidence(a).Refused == "" {
+			t.Error("it is picked though no look has reached it")
+		}
+		w.set(nil, 0)
+		wait(5 * time.Second)
+		if !picks(open, a) || w.prober.Evidence(a).Refused != "" {
+			t.Error("it is not picked though a look has reached it")
+		}
+	})
+}
+
+func TestRefusalOfABackendThatIsAskedNoMoreIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(middle)
+		defer w.close()
+		pool, a, b := pair(t, w)
+		defer pool.Close()
+		open := upstream.NewPool(pool.Members(), upstream.PoolOptions{PanicPercent: 51})
+		w.set(syscall.ECONNREFUSED, 0)
+		w.prober.Unwatch(b)
+		wait(16 * time.Second)
+		w.prober.Failed(a, syscall.ECONNREFUSED)
+		open.Close()
+		wait(10 * time.Second)
+		looks := w.prober.Counters().Looks
+		wait(time.Minute)
+		if a.Avoided() || w.prober.Evidence(a).Refused != "" || w.prober.Counters().Looks != looks {
+			t.Errorf("avoided %v, %d looks more", a.Avoided(), w.prober.Counters().Looks-looks)
+		}
+		w.prober.Failed(a, syscall.ECONNREFUSED)
+		if a.Avoided() {
+			t.Error("a request that was under way counts though the verdict says as much")
+		}
+	})
+}

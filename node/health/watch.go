@@ -223,7 +223,7 @@ func (t *turn) watchRefusal(p *Prober, refused refusal, now time.Time) {
 	switch {
 	case refused.reason == "":
 		t.look, t.pause = time.Time{}, 0
-	case t.course.verdict.State == upstream.Unhealthy:
+	case t.course.verdict.State == upstream.Unhealthy && !t.backend.FailsOpen():
 		p.forgive(t.watch, refused) // the verdict says as much, and will say when it is over
 		t.look, t.pause = time.Time{}, 0
 	case t.look.IsZero():

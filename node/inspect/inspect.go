@@ -211,7 +211,7 @@ func (s *Service) ListBackends(_ *operatorv1.ListBackendsRequest, stream grpc.Se
 			weight, of := r.BackendOf(r.Routes[b.GetRoute()], b.GetAddress())
 			m.Backends = append(m.Backends, &operatorv1.BackendSummary{
 				Route: b.GetRoute(), Address: b.GetAddress(), Weight: weight, Part: of, State: stateName(b.GetState()),
-				Reason: b.GetReason(), Since: b.GetSince(),
+				Reason: b.GetReason(), Since: b.GetSince(), FailOpen: b.GetFailOpen(),
 			})
 		}
 		if err := stream.Send(m); err != nil {

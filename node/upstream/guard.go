@@ -55,8 +55,8 @@ func (p *Pool) Ejection(b *Backend) (e outlier.Ejection, stands bool) {
 	return outlier.Ejection{}, false
 }
 
-// passedOver are the members that are ejected and would take traffic otherwise, those of weight 0 with them; nil where ejections do
-// not count, since too few would be left.
+// passedOver are the members that are ejected, those of weight 0 with them; nil where ejections do not count, since too few would
+// be left.
 func (p *Pool) passedOver() map[*Backend]bool {
 	g := p.guard.Load()
 	if g == nil {
@@ -65,14 +65,13 @@ func (p *Pool) passedOver() map[*Backend]bool {
 	ejected := make(map[*Backend]bool)
 	able, left := 0, 0
 	for _, m := range p.members {
-		takes := m.Backend.takes()
 		_, stands := p.Ejection(m.Backend)
-		if takes && stands {
+		if stands {
 			ejected[m.Backend] = true
 		}
 		if m.Weight > 0 {
 			able++
-			if takes && !stands {
+			if m.Backend.takes() && !stands {
 				left++
 			}
 		}

@@ -29,6 +29,7 @@ type takers struct {
 	cold     *cold               // nil: all have their whole share
 	ejected  map[*Backend]bool   // those that passive health passes over
 	avoided  bool                // backends has those that are to be avoided: there is nobody else
+	open     bool                // verdicts do not count
 	detours  atomic.Uint64       // picks that the policy could not serve
 }
 

@@ -25,6 +25,8 @@ type PoolOptions struct {
 	Balancing *resourcev1.LoadBalancing
 	// Over how long a backend that begins to take traffic comes to its share. 0: at once. Pools that pick by hash know none.
 	SlowStart time.Duration
+	// Where fewer than so many in a hundred members are healthy, but not none, verdicts do not count. 0: they always do.
+	PanicPercent uint32
 	// Any 64 bits. Called concurrently. Nil: math/rand/v2.
 	Random func() uint64
 }
@@ -121,14 +123,14 @@ func (p *Pool) Takes() bool { return len(p.takers.Load().backends) > 0 }
 // has. Where nobody is left but those that are avoided or ejected, and the pool asks them all the same, their clients stay with them.
 func (p *Pool) TakesBack(b *Backend) bool {
 	t := p.takers.Load()
-	return b.takes() && (t.avoided || !b.Avoided()) && !t.ejected[b]
+	return (t.open || b.takes()) && (t.avoided || !b.Avoided()) && !t.ejected[b]
 }
 
 // rebuild lays out the order anew from the verdicts of this moment.
 func (p *Pool) rebuild() {
 	p.rebuilding.Lock()
 	defer p.rebuilding.Unlock()
-	next := &takers{ejected: p.passedOver()}
+	next := &takers{ejected: p.passedOver(), open: p.looksDead()}
 	weights := p.gather(next)
 	if len(weights) == 0 {
 		next.avoided = true
@@ -141,7 +143,7 @@ func (p *Pool) rebuild() {
 // gather puts the members into t that take traffic, and gives their weights.
 func (p *Pool) gather(t *takers) (weights []uint32) {
 	for _, m := range p.members {
-		if m.Weight > 0 && m.Backend.takes() && (t.avoided || !m.Backend.Avoided()) && !t.ejected[m.Backend] {
+		if m.Weight > 0 && (t.open || m.Backend.takes()) && (t.avoided || !m.Backend.Avoided()) && !t.ejected[m.Backend] {
 			t.backends = append(t.backends, m.Backend)
 			weights = append(weights, m.Weight)
 		}

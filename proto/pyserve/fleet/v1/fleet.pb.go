@@ -2144,7 +2144,9 @@ type BackendStatus struct {
 	// Why it is unhealthy, for people; empty otherwise.
 	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	// When it came into this state.
-	Since         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
+	Since *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
+	// It is unhealthy, and that does not count: so few backends of the pool are healthy that all are used.
+	FailOpen      bool `protobuf:"varint,6,opt,name=fail_open,json=failOpen,proto3" json:"fail_open,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2212,6 +2214,13 @@ func (x *BackendStatus) GetSince() *timestamppb.Timestamp {
 		return x.Since
 	}
 	return nil
+}
+
+func (x *BackendStatus) GetFailOpen() bool {
+	if x != nil {
+		return x.FailOpen
+	}
+	return false
 }
 
 // Question asks what the node would do with a request; nothing is sent to a backend. With drain or take set it asks for
@@ -3311,13 +3320,14 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x05notes\x18\b \x03(\tR\x05notes\x12\x1c\n" +
 	"\tauthority\x18\x14 \x01(\fR\tauthority\x12\x1f\n" +
 	"\vgossip_keys\x18\x15 \x01(\fR\n" +
-	"gossipKeys\"\xbf\x01\n" +
+	"gossipKeys\"\xdc\x01\n" +
 	"\rBackendStatus\x12\x14\n" +
 	"\x05route\x18\x01 \x01(\tR\x05route\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x124\n" +
 	"\x05state\x18\x03 \x01(\x0e2\x1e.pyserve.fleet.v1.BackendStateR\x05state\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x120\n" +
-	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xbb\x01\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1b\n" +
+	"\tfail_open\x18\x06 \x01(\bR\bfailOpen\"\xbb\x01\n" +
 	"\bQuestion\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12-\n" +
 	"\x05drain\x18\x04 \x01(\v2\x17.pyserve.fleet.v1.DrainR\x05drain\x120\n" +

@@ -1550,7 +1550,9 @@ type BackendSummary struct {
 	// What each node says, by name, where they differ.
 	Nodes map[string]string `protobuf:"bytes,7,rep,name=nodes,proto3" json:"nodes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Of a split, counted from 1. 0: the route is not split.
-	Part          uint32 `protobuf:"varint,8,opt,name=part,proto3" json:"part,omitempty"`
+	Part uint32 `protobuf:"varint,8,opt,name=part,proto3" json:"part,omitempty"`
+	// It is unhealthy, and a node uses it all the same: so few backends are healthy there that all are used.
+	FailOpen      bool `protobuf:"varint,9,opt,name=fail_open,json=failOpen,proto3" json:"fail_open,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1639,6 +1641,13 @@ func (x *BackendSummary) GetPart() uint32 {
 		return x.Part
 	}
 	return 0
+}
+
+func (x *BackendSummary) GetFailOpen() bool {
+	if x != nil {
+		return x.FailOpen
+	}
+	return false
 }
 
 type ListControlsRequest struct {
@@ -3338,7 +3347,7 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"conditions\"\x15\n" +
 	"\x13ListBackendsRequest\"W\n" +
 	"\x14ListBackendsResponse\x12?\n" +
-	"\bbackends\x18\x01 \x03(\v2#.pyserve.operator.v1.BackendSummaryR\bbackends\"\xcc\x02\n" +
+	"\bbackends\x18\x01 \x03(\v2#.pyserve.operator.v1.BackendSummaryR\bbackends\"\xe9\x02\n" +
 	"\x0eBackendSummary\x12\x14\n" +
 	"\x05route\x18\x01 \x01(\tR\x05route\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
@@ -3347,7 +3356,8 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
 	"\x06weight\x18\x06 \x01(\rR\x06weight\x12D\n" +
 	"\x05nodes\x18\a \x03(\v2..pyserve.operator.v1.BackendSummary.NodesEntryR\x05nodes\x12\x12\n" +
-	"\x04part\x18\b \x01(\rR\x04part\x1a8\n" +
+	"\x04part\x18\b \x01(\rR\x04part\x12\x1b\n" +
+	"\tfail_open\x18\t \x01(\bR\bfailOpen\x1a8\n" +
 	"\n" +
 	"NodesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +

@@ -1543,7 +1543,9 @@ type LoadBalancing struct {
 	// Set with RING_HASH and MAGLEV alone.
 	HashOn HashOn `protobuf:"varint,2,opt,name=hash_on,json=hashOn,proto3,enum=pyserve.resource.v1.HashOn" json:"hash_on,omitempty"`
 	// With HEADER, in lower case, and COOKIE: its name.
-	HashName      string `protobuf:"bytes,3,opt,name=hash_name,json=hashName,proto3" json:"hash_name,omitempty"`
+	HashName string `protobuf:"bytes,3,opt,name=hash_name,json=hashName,proto3" json:"hash_name,omitempty"`
+	// Where fewer than so many in a hundred backends of the pool are healthy, but not none, all are used. 0: never. Unset: 50.
+	PanicPercent  *uint32 `protobuf:"varint,4,opt,name=panic_percent,json=panicPercent,proto3,oneof" json:"panic_percent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1597,6 +1599,13 @@ func (x *LoadBalancing) GetHashName() string {
 		return x.HashName
 	}
 	return ""
+}
+
+func (x *LoadBalancing) GetPanicPercent() uint32 {
+	if x != nil && x.PanicPercent != nil {
+		return *x.PanicPercent
+	}
+	return 0
 }
 
 // OutlierDetection ejects backends by how the requests to them end. All defaults are filled in.
@@ -2189,11 +2198,13 @@ const file_pyserve_resource_v1_resource_proto_rawDesc = "" +
 	"\n" +
 	"slow_start\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tslowStart\x12R\n" +
 	"\x11outlier_detection\x18\x06 \x01(\v2%.pyserve.resource.v1.OutlierDetectionR\x10outlierDetection\x12L\n" +
-	"\x0fcircuit_breaker\x18\a \x01(\v2#.pyserve.resource.v1.CircuitBreakerR\x0ecircuitBreaker\"\xa0\x01\n" +
+	"\x0fcircuit_breaker\x18\a \x01(\v2#.pyserve.resource.v1.CircuitBreakerR\x0ecircuitBreaker\"\xdc\x01\n" +
 	"\rLoadBalancing\x12<\n" +
 	"\x06policy\x18\x01 \x01(\x0e2$.pyserve.resource.v1.BalancingPolicyR\x06policy\x124\n" +
 	"\ahash_on\x18\x02 \x01(\x0e2\x1b.pyserve.resource.v1.HashOnR\x06hashOn\x12\x1b\n" +
-	"\thash_name\x18\x03 \x01(\tR\bhashName\"\xb7\x03\n" +
+	"\thash_name\x18\x03 \x01(\tR\bhashName\x12(\n" +
+	"\rpanic_percent\x18\x04 \x01(\rH\x00R\fpanicPercent\x88\x01\x01B\x10\n" +
+	"\x0e_panic_percent\"\xb7\x03\n" +
 	"\x10OutlierDetection\x121\n" +
 	"\x14consecutive_failures\x18\x01 \x01(\rR\x13consecutiveFailures\x12G\n" +
 	"\x12base_ejection_time\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x10baseEjectionTime\x120\n" +
@@ -2373,6 +2384,7 @@ func file_pyserve_resource_v1_resource_proto_init() {
 		(*FieldMatch_Regex)(nil),
 		(*FieldMatch_Present)(nil),
 	}
+	file_pyserve_resource_v1_resource_proto_msgTypes[14].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
