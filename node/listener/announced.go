@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/pyserve/pyserve/node/proxyproto"
@@ -45,8 +46,11 @@ func (l *Listener) announced(tcp *net.TCPConn) (client netip.Addr, ok bool) {
 		return header.Source.Addr(), true
 	}
 	defer tcp.Close() // who sees the end finds it counted
-	if errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+	switch {
+	case errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
 		return netip.Addr{}, false // a probe of the proxy's: it connects, and that is all
+	case errors.Is(err, net.ErrClosed):
+		return netip.Addr{}, false // by a drain that could not wait for the header
 	}
 	l.proxies.refused.Add(1)
 	if times, due := l.unannounced.due(time.Now()); due {

@@ -163,11 +163,31 @@ func TestTheDeadlineOfAHeaderIsLifted(t *testing.T) {
 }
 
 func TestAHeaderIsNotWaitedForWhenTheDrainIsOver(t *testing.T) {
-	l := bound(t, Options{Proxies: announcedBy("127.0.0.0/8"), HandshakeTimeout: time.Hour})
+	log, p := &record{}, announcedBy("127.0.0.0/8")
+	l := bound(t, Options{Proxies: p, HandshakeTimeout: time.Hour, Logger: log.logger()})
 	l.Start()
 	nodetest.Dial(t, l.Address())
 	nodetest.Eventually(t, "the header is waited for", func() bool { return underWay(l) == 1 })
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	l.Drain(ctx) // returns
+	if _, refused := p.Counts(); refused > 0 || len(log.lines("must begin with")) > 0 {
+		t.Errorf("the proxy is blamed: %d refused, %q", refused, log.lines("must begin with"))
+	}
+}
+
+func TestAProbeThatResetsItsConnectionIsNoNews(t *testing.T) {
+	log, p := &record{}, announcedBy("127.0.0.0/8")
+	l := bound(t, Options{Proxies: p, Logger: log.logger()})
+	l.Start()
+	c := nodetest.Dial(t, l.Address())
+	nodetest.Eventually(t, "the header is waited for", func() bool { return underWay(l) == 1 })
+	c.(*net.TCPConn).SetLinger(0)
+	c.Close()
+	if err := l.Drain(t.Context()); err != nil { // which waits for it
+		t.Error(err)
+	}
+	if _, refused := p.Counts(); refused > 0 || len(log.lines("must begin with")) > 0 {
+		t.Errorf("the proxy is blamed: %d refused, %q", refused, log.lines("must begin with"))
+	}
 }
