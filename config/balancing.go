@@ -136,12 +136,8 @@ func (r *reader) token(v value, form string) (string, bool) {
 	return name, true
 }
 
-// The bounds of slow starts and of cookies. Browsers cut a cookie's life at 400 days.
-const (
-	leastSlowStart, mostSlowStart = time.Second, time.Hour
-	leastStickyTTL, mostStickyTTL = time.Second, 400 * 24 * time.Hour
-	defaultStickyCookie           = "pyserve_backend"
-)
+// The bounds of slow starts.
+const leastSlowStart, mostSlowStart = time.Second, time.Hour
 
 // slowStart reads how long a slow start takes; none at all is no message.
 func (r *reader) slowStart(v value) (*durationpb.Duration, bool) {
@@ -156,26 +152,4 @@ func (r *reader) slowStart(v value) (*durationpb.Duration, bool) {
 		return nil, false
 	}
 	return durationpb.New(d), true
-}
-
-var stickySection = section[resourcev1.Sticky]{
-	form: "a mapping such as {cookie: pyserve_backend, ttl: 1h}",
-	keys: []key[resourcev1.Sticky]{
-		{name: "cookie", form: "name of a cookie", initial: defaultStickyCookie, about: "the cookie that a client is given with its first answer",
-			read: func(r *reader, v value, s *resourcev1.Sticky) {
-				if name, ok := r.token(v, "a name such as "+defaultStickyCookie); ok {
-					s.Cookie = name
-				}
-			}},
-		{name: "ttl", form: "time, 1s to 9600h", about: "how long the client keeps it; without it until its session ends, which for a browser is when it is closed",
-			read: func(r *reader, v value, s *resourcev1.Sticky) {
-				r.durationInto(v, leastStickyTTL, mostStickyTTL, &s.Ttl)
-			}},
-	},
-}
-
-func (r *reader) sticky(v value) (*resourcev1.Sticky, bool) {
-	before := r.errorCount()
-	s := &resourcev1.Sticky{Cookie: defaultStickyCookie}
-	return s, stickySection.read(r, v, s) && r.errorCount() == before
 }

@@ -182,6 +182,7 @@ func agree[V any](r *reader, have *option[V], other option[V], same func(a, b V)
 func (s *routeSet) resources(out *Resources) {
 	check := defaultHealthCheck() // one for all who say nothing: resources are not changed
 	size := 0
+	s.sharedCookies()
 	for _, g := range s.groups {
 		route := g.route()
 		parts, pools := g.pools(s.r, check)

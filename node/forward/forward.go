@@ -89,7 +89,7 @@ func NewRoute(name string, r *resourcev1.Route, pool *upstream.Pool) (*Route, er
 	}
 	made := &Route{
 		name: name, pool: pool, path: r.GetPath(), match: r.GetMatch(), stripPath: r.GetStripPath(), preserveHost: r.GetPreserveHost(), prefix: prefix,
-		conditions: config.ConditionsOf(r).String(), timeouts: config.TimeoutsOf(r), hashing: hashingOf(pool.Balancing()), sticky: newSticky(name, r.GetSticky(), pool),
+		conditions: config.ConditionsOf(r).String(), timeouts: config.TimeoutsOf(r), hashing: hashingOf(pool.Balancing()), sticky: newSticky(r.GetSticky(), pool),
 		retries: retriesOf(r.GetRetries()),
 		maxBody: int64(min(r.GetMaxBodyBytes(), math.MaxInt64)),
 	}

@@ -81,9 +81,9 @@ const (
 )
 
 // point is where a request lies between 0 and 2^64: by its hash, where the route has hashes, and otherwise after the one before.
-func (x *exchange) point(turn uint64) uint64 {
-	if x.route.hashing != nil {
-		return balance.Rehash(x.hash(), partRehash)
+func (r *Route) point(hash, turn uint64) uint64 {
+	if r.hashing != nil {
+		return balance.Rehash(hash, partRehash)
 	}
 	return turn * golden
 }
@@ -135,7 +135,7 @@ func (x *exchange) pick(tried []*upstream.Backend) *upstream.Backend {
 	}
 	hash := x.hash()
 	if x.part == nil {
-		if x.part = s.choose(x.point(s.picks.Add(1))); x.part == nil {
+		if x.part = s.choose(x.route.point(hash, s.picks.Add(1))); x.part == nil {
 			return nil
 		}
 	}
@@ -184,10 +184,11 @@ func (x *exchange) upcoming() (b *upstream.Backend, takes bool) {
 	if s == nil {
 		return x.route.pool.First(x.hash())
 	}
-	if x.part = s.choose(x.point(s.picks.Load() + 1)); x.part == nil {
+	hash := x.hash()
+	if x.part = s.choose(x.route.point(hash, s.picks.Load()+1)); x.part == nil {
 		return nil, false
 	}
-	return x.part.pool.First(x.hash())
+	return x.part.pool.First(hash)
 }
 
 // partNumber is that of the request's part, 0 for none.

@@ -212,7 +212,7 @@ func TestAnExplanationTakesNoPartsTurn(t *testing.T) {
 func TestAStickyClientStaysWithItsPart(t *testing.T) {
 	r, of := splitRoute(t, []uint32{0, 1})
 	pools := []*upstream.Pool{r.split.parts[0].pool, r.split.parts[1].pool}
-	r.sticky = newSticky("/", &resourcev1.Sticky{Cookie: "stay"}, pools[0])
+	r.sticky = newSticky(&resourcev1.Sticky{Cookie: "stay"}, pools[0])
 	r.Split([]*resourcev1.Part{{}, {Weight: 1}}, pools)
 	p := &Proxy{}
 	p.secrets.Store(ownSecrets())

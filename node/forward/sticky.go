@@ -17,7 +17,6 @@ import (
 
 // sticky keeps the clients of a route with the backends that they were given, by a cookie.
 type sticky struct {
-	route  string
 	cookie string
 	ttl    time.Duration // 0: until the client's session ends
 	pools  []*upstream.Pool
@@ -25,15 +24,16 @@ type sticky struct {
 }
 
 // newSticky is that of a route; nil: clients are not kept. Backends are looked for in the pools in turn.
-func newSticky(route string, s *resourcev1.Sticky, pools ...*upstream.Pool) *sticky {
+func newSticky(s *resourcev1.Sticky, pools ...*upstream.Pool) *sticky {
 	if s == nil {
 		return nil
 	}
-	return &sticky{route: route, cookie: s.GetCookie(), ttl: s.GetTtl().AsDuration(), pools: pools}
+	return &sticky{cookie: s.GetCookie(), ttl: s.GetTtl().AsDuration(), pools: pools}
 }
 
-// token is what a cookie holds: the first half of a keyed hash of a backend's address, and of the route, so that a cookie of one is
-// worth nothing in another. Who does not have the key can neither read an address in it nor make one up.
+// token is what a cookie holds: the first half of a keyed hash of a backend's address. Who does not have the key can neither read an
+// address in it nor make one up. The route is not in it: two routes to the same backends, pages and their WebSockets say, are to lead
+// a client to the same one, and a route that is given one more host has another name, and should not lose its clients.
 type token [sha256.Size / 2]byte
 
 // tokenLength is that of a token in a cookie.
@@ -105,7 +105,7 @@ func (s *sticky) known(with *secrets) *tokens {
 			for _, m := range pool.Members() {
 				// The address alone: another interval of its health check makes it no other backend.
 				h.Reset()
-				fmt.Fprintf(h, "%s\x00%s", s.route, m.Backend.Address())
+				h.Write([]byte(m.Backend.Address()))
 				token := token(h.Sum(nil)[:len(token{})])
 				if k == 0 {
 					t.of[m.Backend] = token

@@ -173,15 +173,21 @@ func TestNodesOfAClusterKnowEachOthersCookies(t *testing.T) {
 	}
 }
 
-func TestCookiesOfOneRouteAreNothingToAnother(t *testing.T) {
-	s := stickyOf(t, 2, hourly)
-	other := to("/other", s.backends[0].Port, s.backends[1].Port)
+func TestRoutesToTheSameBackendsShareTheirClients(t *testing.T) {
+	s := stickyOf(t, 3, hourly)
+	other := to("/other", s.backends[0].Port, s.backends[1].Port, s.backends[2].Port)
 	other.route.Sticky = hourly
-	p := start(t, s, other)
-	_, set := visit(t, p, "")
-	r, _ := get(t, http.DefaultClient, "http://"+p.address+"/other", "Cookie", pair(set))
-	if r.Header.Get("Set-Cookie") == "" {
-		t.Error("it was taken")
+	apart := to("/apart", portOf(backend(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "z") })))
+	apart.route.Sticky = hourly
+	p := start(t, s, other, apart)
+	for range 5 {
+		name, set := visit(t, p, "")
+		if r, body := get(t, http.DefaultClient, p.url("/other"), "Cookie", pair(set)); body != name || r.Header.Get("Set-Cookie") != "" {
+			t.Errorf("%s after %s, Set-Cookie %q", body, name, r.Header.Get("Set-Cookie"))
+		}
+		if r, _ := get(t, http.DefaultClient, p.url("/apart"), "Cookie", pair(set)); r.Header.Get("Set-Cookie") == "" {
+			t.Error("a route that has not the backend has taken its cookie")
+		}
 	}
 }
 
