@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
@@ -31,7 +32,7 @@ var redirectSection = section[redirectSettings]{
 			}},
 		{name: "status", form: "301, 302, 303, 307 or 308", initial: "308", about: "308 and 301 are for good, and browsers remember them; 303 makes a GET of every request, 307 and 308 leave method and body as they are",
 			read: func(r *reader, v value, s *redirectSettings) {
-				take(&s.status, v, func(v value) (uint32, bool) { return r.integer(v, 300, 399) })
+				take(&s.status, v, r.redirectStatus)
 			}},
 	},
 }
@@ -43,11 +44,6 @@ func (r *reader) redirect(v value, e *entry) (*resourcev1.Redirect, bool) {
 		return nil, false
 	}
 	status := s.status.or(http.StatusPermanentRedirect)
-	switch status {
-	case 301, 302, 303, 307, 308:
-	default:
-		r.errorf(s.status.at, "%d does not send clients elsewhere: write 301, 302, 303, 307 or 308", status)
-	}
 	switch to := s.to.value; {
 	case r.errorCount() > before:
 	case !s.to.isSet():
@@ -60,6 +56,21 @@ func (r *reader) redirect(v value, e *entry) (*resourcev1.Redirect, bool) {
 		e.useTemplate(s.to.at, to, checkLocation)
 	}
 	return &resourcev1.Redirect{To: s.to.value, Status: status}, r.errorCount() == before
+}
+
+// redirectStatuses are those that send a client elsewhere.
+var redirectStatuses = []uint32{301, 302, 303, 307, 308}
+
+func (r *reader) redirectStatus(v value) (uint32, bool) {
+	if r.told(v, func() shape { return shape{"type": "integer", "enum": redirectStatuses} }) {
+		return 0, false
+	}
+	status, ok := r.integer(v, 0, 999)
+	if ok && !slices.Contains(redirectStatuses, status) {
+		r.errorf(v, "%d does not send clients elsewhere: write 301, 302, 303, 307 or 308", status)
+		return 0, false
+	}
+	return status, ok
 }
 
 // checkLocation lets a redirect lead only where its author wanted: what a client writes into its path must not become a

@@ -185,6 +185,11 @@ func TestProblemsOfLocations(t *testing.T) {
 		`"/a": {proxy_pass: "http://b", headers: ["Content-Length: 1"]}`: `"/a".headers[0]: Content-Length says how long the body is, which passes as it is: leave it out`,
 		`"/a": {proxy_pass: "http://b", timeout: 5s}`:                    `"/a".timeout: "5s" is no number of seconds from 0.001 to 3.16224e+07: write one such as 30`,
 		`"/a": {proxypass: "http://b"}`:                                  `"/a".proxypass: unknown key: did you mean proxy_pass?`,
+		`"/a": {return: 200 ok, timeout: 5}`:                             `"/a".timeout: warning: is not used: return answers without a backend`,
+		`"/a": {return: 404, content_type: text/html}`:                   `"/a".content_type: warning: is not used: it is said of the text of return, and none stands here`,
+		`"/a": {proxy_pass: "http://b", content_type: text/html}`:        `"/a".content_type: warning: is not used: it is said of the text of return, and none stands here`,
+		`"/a": {return: 301 /b, content_type: text/html}`:                `"/a".content_type: warning: is not used: it is said of the text of return, and none stands here`,
+		`'~^/[a]++': ` + back:                                            `"~^/[a]++": "^/[a]++" gives nothing back of what it has matched, which RE2 cannot: write it without the last + or the ?>`,
 		`"/a": {}`:                                                       `"/a": warning: has neither proxy_pass nor return, so what it matches is answered 404`,
 	} {
 		wantProblems(t, routing(location), nil, "5: extensions[0].config.regex_locations."+want)
@@ -193,7 +198,7 @@ func TestProblemsOfLocations(t *testing.T) {
 
 // What only looks like Python's is RE2's too.
 func TestExpressionsThatBothUnderstand(t *testing.T) {
-	for _, expression := range []string{`^/a\++`, `^/\(\?=`, `^/a\\1`, `^/(?P<x>[a-z]+)/(?:b|c)`, `^/[0-9]{1,3}$`, `(?i)a`, `^/\{,3\}`} {
+	for _, expression := range []string{`^/a\++`, `^/\(\?=`, `^/a\\1`, `^/(?P<x>[a-z]+)/(?:b|c)`, `^/[0-9]{1,3}$`, `(?i)a`, `^/\{,3\}`, `^/[*+]+$`, `^/[(?=]x`, `^/[]+]+`} {
 		if _, problems := parse([]byte(routing(`'~`+expression+`': {return: 200 ok}`)), nil, today); len(problems) > 0 {
 			t.Errorf("%s: %s", expression, joined(problems))
 		}

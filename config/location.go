@@ -99,9 +99,20 @@ func (l *location) entry(r *reader) *entry {
 		e.respond = option[*resourcev1.Respond]{&resourcev1.Respond{Status: 404}, l.at}
 		return e
 	}
+	l.warnUnused(r, e)
 	l.edits(r, e)
 	r.checkTemplates(e)
 	return e
+}
+
+// warnUnused tells of what has no meaning beside the rest of the location.
+func (l *location) warnUnused(r *reader, e *entry) {
+	if l.timeout.isSet() && l.answer.isSet() {
+		r.warnf(l.timeout.at, "is not used: return answers without a backend")
+	}
+	if l.contentType.isSet() && e.respond.value.GetBody() == "" {
+		r.warnf(l.contentType.at, "is not used: it is said of the text of return, and none stands here")
+	}
 }
 
 // prefix makes an expression of a prefix, which PyServe compares letter by letter: "/api" is for "/apix" too.
@@ -136,12 +147,16 @@ var pythonOnly = []struct {
 	{regexp.MustCompile(`\{,[0-9]+\}`), false, "has a repetition without a beginning: write {0, and so on"},
 }
 
-var escape = regexp.MustCompile(`\\.`)
+// escape and class are what stands for itself in an expression, whatever it looks like.
+var (
+	escape = regexp.MustCompile(`\\.`)
+	class  = regexp.MustCompile(`\[\^?\]?[^\]]*\]`)
+)
 
 // checkPython says what to write instead of what only Python understands.
 func (l *location) checkPython(r *reader, expression string) bool {
 	escapes := strings.Join(escape.FindAllString(expression, -1), "")
-	bare := escape.ReplaceAllString(expression, " ")
+	bare := class.ReplaceAllString(escape.ReplaceAllString(expression, " "), " ")
 	for _, only := range pythonOnly {
 		text := bare
 		if only.escapes {
@@ -160,7 +175,7 @@ func (l *location) answerInto(r *reader, e *entry) {
 	word, text, _ := strings.Cut(strings.TrimSpace(l.answer.value), " ")
 	text = strings.TrimSpace(text)
 	status, err := strconv.ParseUint(word, 10, 16)
-	redirects := slices.Contains([]uint64{301, 302, 303, 307, 308}, status)
+	redirects := slices.Contains(redirectStatuses, uint32(status))
 	switch {
 	case err != nil || status < 200 || status > 599:
 		r.errorf(l.answer.at, `%s does not begin with a status from 200 to 599: write one such as "200 OK"`, quote(l.answer.value))

@@ -134,6 +134,7 @@ func TestSchemaRefusesWhatIsRefusedForItsStructure(t *testing.T) {
 		"number with a fraction": routeEntry("port: 80.5"),
 		"boolean that is text":   routeEntry("ssl: 'true'"),
 		"unknown word":           routeEntry("match: suffix"),
+		"status of no redirect":  routeEntry("redirect: {to: /a, status: 304}"),
 		"time without unit":      routeEntry("timeouts: {idle: 5}"),
 		"time that is none":      routeEntry("timeouts: {idle: soon}"),
 		"key of a backend":       routeEntry("backends: [{host: a, prot: 1}]"),
