@@ -83,6 +83,8 @@ var entrySection = section[entry]{
 			read: func(r *reader, v value, e *entry) { take(&e.tls, v, r.backendTLS) }},
 		{name: "outlier_detection", form: "section", about: "when backends are passed over by how requests to them end; without it never",
 			read: func(r *reader, v value, e *entry) { take(&e.outliers, v, r.outlierDetection) }},
+		{name: "circuit_breaker", form: "section", about: "how much may be under way with the backends at a time; without it there is no limit",
+			read: func(r *reader, v value, e *entry) { take(&e.breaker, v, r.circuitBreaker) }},
 		{name: "rate_limit", form: "section", about: "how many requests pass; without it all",
 			read: func(r *reader, v value, e *entry) { take(&e.rateLimit, v, r.rateLimit) }},
 		{name: "retries", form: "section", about: "when a request is sent again; without it once, where its connection failed and it may be repeated",
@@ -105,7 +107,6 @@ var entrySection = section[entry]{
 			read: func(r *reader, v value, e *entry) { take(&e.respond, v, r.respond) }},
 		{name: "websocket", use: unused, note: "is no longer used: upgrades are seen by their headers. Leave it out"},
 		{name: "weight", use: misplaced, note: "write backends, and a weight for each"},
-		{name: "circuit_breaker", use: later},
 	},
 }
 

@@ -97,6 +97,9 @@ func (c *compiler) addPool(resource bundle.Resource) {
 		c.refusals.addf("", "%v", err)
 	}
 	made.Pool = upstream.NewPool(members, made.options)
+	if before := c.before.pool(resource.Name); before != nil {
+		made.Inherit(before.Pool)
+	}
 	c.g.guard(resource.Name, made)
 }
 
@@ -128,6 +131,9 @@ func (c *compiler) members(made *pool, resource bundle.Resource) ([]upstream.Mem
 	made.options.PanicPercent = config.PanicPercentOf(p.GetLoadBalancing())
 	if l := p.GetLoadBalancing(); l.GetPolicy() > resourcev1.BalancingPolicy_BALANCING_POLICY_ROUND_ROBIN {
 		made.options.Balancing = proto.CloneOf(l)
+	}
+	if b := p.GetCircuitBreaker(); b != nil {
+		made.options.CircuitBreaker = proto.CloneOf(b)
 	}
 	if o := p.GetOutlierDetection(); o != nil {
 		made.outliers = proto.CloneOf(o)
@@ -182,6 +188,9 @@ func (c *compiler) routing(gone gonePools) {
 	for _, r := range c.g.routes {
 		if r != nil && r.Limiter() != nil {
 			c.g.limited = append(c.g.limited, r)
+		}
+		if r != nil && r.Bounded() {
+			c.g.bounded = append(c.g.bounded, r)
 		}
 	}
 	if c.before == nil || len(c.refusals) > 0 || len(made) > section.Len()/4 || !c.changeTable(made, kept) {

@@ -26,6 +26,7 @@ type gauges struct {
 	limited, limitKeys, limitsForgotten   *prometheus.Desc
 	requests, sticky                      *prometheus.Desc
 	parts, failOpen                       *prometheus.Desc
+	breakerRequests, breakerRejected      *prometheus.Desc
 }
 
 func newGauges(n *Node) *gauges {
@@ -52,6 +53,8 @@ func newGauges(n *Node) *gauges {
 		limited:          desc("rate_limited_requests_total", "Requests that were over the rate limit of their route.", "route"),
 		limitKeys:        desc("rate_limit_keys", "Keys, clients mostly, that a rate limit remembers.", "route"),
 		limitsForgotten:  desc("rate_limit_keys_forgotten_total", "Keys that a rate limit has forgotten for want of room.", "route"),
+		breakerRequests:  desc("circuit_breaker_requests", "Requests and upgraded connections under way, of routes with a circuit breaker, and requests that wait for a place.", "route", "state"),
+		breakerRejected:  desc("circuit_breaker_rejected_total", "Requests that were answered 503 because a circuit breaker had no place for them: at once, or after a wait.", "route", "reason"),
 		parts:            desc("part_requests_total", "Requests that have ended, of routes with a split, by part and the class of their status.", "route", "part", "code_class"),
 		ejections:        desc("outlier_ejections_total", "Backends ejected by outlier detection: because of own requests, or because other nodes had; and those that would have been too many.", "by"),
 		announced:        desc("proxy_protocol_connections_total", "Connections that have to begin with a PROXY protocol header: it was read, or they were closed because it was missing or malformed.", "header"),
@@ -83,7 +86,7 @@ func (g *gauges) Describe(out chan<- *prometheus.Desc) {
 		g.tunnels, g.tunnelBytes, g.webSocketMessage, g.revision, g.backendUp,
 		g.connections, g.opened, g.reused, g.unopened, g.accessLogged, g.accessDropped,
 		g.probes, g.votes, g.votesRefused, g.decisions, g.ejections, g.announced, g.limited, g.limitKeys, g.limitsForgotten,
-		g.requests, g.sticky, g.parts, g.failOpen,
+		g.requests, g.sticky, g.parts, g.failOpen, g.breakerRequests, g.breakerRejected,
 	} {
 		out <- d
 	}
@@ -124,6 +127,7 @@ func (g *gauges) collectHealth(out chan<- prometheus.Metric) {
 	out <- total(g.decisions, c.OwnProbes, "own_probes")
 	out <- total(g.decisions, c.OwnConnections, "own_connections")
 	g.collectLimits(g.node.live.Load(), out)
+	g.collectBreakers(g.node.live.Load(), out)
 	e := g.node.outliers.totals()
 	out <- total(g.ejections, e.Own, "own_requests")
 	out <- total(g.ejections, e.Heard, "other_nodes")

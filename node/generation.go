@@ -48,8 +48,8 @@ type Generation struct {
 	// Pools and routes in the bundle's order, those of the generation before among them where nothing about them changed.
 	pools  []*pool
 	routes []*forward.Route
-	// Those of the routes that have a rate limit.
-	limited []*forward.Route
+	// Those of the routes that have a rate limit, and a circuit breaker.
+	limited, bounded []*forward.Route
 	// Those of the pools that have outlier detection, by name. Nil: none has.
 	guarded map[string]*pool
 	// The certificate's name, and what is made of it; empty and nil: plain HTTP. Tickets of sessions are good for as long
@@ -124,6 +124,14 @@ func (g *Generation) section(kind config.Kind) bundle.Section {
 func (g *Generation) route(name string) *forward.Route {
 	if at, ok := g.section(config.KindRoute).Find(name); ok {
 		return g.routes[at]
+	}
+	return nil
+}
+
+// pool is that of a name; nil: there is none.
+func (g *Generation) pool(name string) *pool {
+	if at, ok := g.section(config.KindPool).Find(name); ok {
+		return g.pools[at]
 	}
 	return nil
 }

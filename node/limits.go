@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/pyserve/pyserve/node/forward"
+	"github.com/pyserve/pyserve/node/upstream"
 )
 
 // tidyInterval is how soon the memory of idle keys is given back.
@@ -40,5 +41,26 @@ func (g *gauges) collectLimits(live *Generation, out chan<- prometheus.Metric) {
 		out <- total(g.limited, u.Limited, r.Name())
 		out <- total(g.limitsForgotten, u.Evicted, r.Name())
 		out <- level(g.limitKeys, float64(u.Keys), r.Name())
+	}
+}
+
+// collectBreakers gives what circuit breakers have let in and have not, over all parts of a route.
+func (g *gauges) collectBreakers(live *Generation, out chan<- prometheus.Metric) {
+	if live == nil {
+		return
+	}
+	for _, r := range live.bounded {
+		var sum upstream.Occupancy
+		for _, p := range r.EachPool {
+			o := p.Occupancy()
+			sum.Requests += o.Requests
+			sum.Pending += o.Pending
+			sum.Refused += o.Refused
+			sum.Expired += o.Expired
+		}
+		out <- level(g.breakerRequests, float64(sum.Requests), r.Name(), "running")
+		out <- level(g.breakerRequests, float64(sum.Pending), r.Name(), "pending")
+		out <- total(g.breakerRejected, sum.Refused, r.Name(), "full")
+		out <- total(g.breakerRejected, sum.Expired, r.Name(), "timeout")
 	}
 }

@@ -1,7 +1,9 @@
 package node
 
 import (
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"testing"
 	"time"
 
@@ -36,5 +38,45 @@ func TestAnApplyLeavesTheCountsOfRateLimitsAlone(t *testing.T) {
 	apply(t, n, 3, limited(4, a.port, b.port)) // another rate
 	if status := get(t, n); status != http.StatusOK {
 		t.Errorf("with another rate: %d", status)
+	}
+}
+
+func TestAnApplyCountsOnWhatIsUnderWay(t *testing.T) {
+	n := newNode(t, Options{})
+	reached, open := make(chan bool), make(chan bool)
+	s := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		reached <- true
+		<-open
+	}))
+	t.Cleanup(s.Close)
+	other := newMoody(t, http.StatusOK)
+	port := uint32(s.Listener.Addr().(*net.TCPAddr).Port)
+	bounded := func(requests uint32, ports ...uint32) *nodetest.Build {
+		b := nodetest.NewBuild().Route("/", ports...)
+		b.Pools["/"].CircuitBreaker = &resourcev1.CircuitBreaker{MaxRequests: requests, MaxConnections: 1}
+		return b
+	}
+	apply(t, n, 1, bounded(1, port))
+	status := make(chan int)
+	go func() { status <- get(t, n) }()
+	<-reached
+	apply(t, n, 2, bounded(1, port, other.port))
+	if got := get(t, n); got != http.StatusServiceUnavailable {
+		t.Errorf("with as many under way as may be: %d", got)
+	}
+	apply(t, n, 3, bounded(2, port, other.port))
+	if got := get(t, n); got != http.StatusOK { // the backend that is busy is not asked
+		t.Errorf("with room at another backend: %d", got)
+	}
+	for _, r := range n.live.Load().bounded {
+		for _, p := range r.EachPool {
+			if o := p.Occupancy(); o.Refused != 1 || o.Requests == 0 {
+				t.Errorf("%+v after two applies, want the request that is held and one refused", o)
+			}
+		}
+	}
+	close(open)
+	if got := <-status; got != http.StatusOK {
+		t.Errorf("the one that was under way: %d", got)
 	}
 }

@@ -24,14 +24,16 @@ func (x *exchange) send() *failure {
 	if p := x.route.retries; p != nil {
 		p.budget.earn(x.shard, x.begun)
 	}
-	b := x.first()
-	if b == nil {
-		return noBackend()
+	b, f := x.first()
+	if f != nil {
+		return f
 	}
 	for {
+		x.takePlace()
 		f := x.attempt(b)
 		next := x.another(f)
 		if next == nil {
+			x.spare()
 			if f != nil {
 				x.closeBackend()
 			}

@@ -99,6 +99,7 @@ type exchange struct {
 	// attemptEnd is the limit of the attempt under way; never: it has only those of its phases.
 	attemptEnd int64
 	body       keptBody
+	places     places
 
 	uploading bool               // the pump runs, or its result has not been taken
 	pumped    bool               // the pump has taken some of the body
@@ -171,6 +172,7 @@ func (x *exchange) carry() *failure {
 	x.table = table
 	x.meter.InFlight(x.shard, 1)
 	defer x.meter.InFlight(x.shard, -1)
+	defer x.leave()        // once the connection is nobody's any more
 	defer x.closeBackend() // unless endBackend has decided on it
 	f := x.guarded()
 	if f != nil {

@@ -91,8 +91,7 @@ func (s *stream) join() *failure {
 	s.joined = newStreamConn(s.w, s.in)
 	t := x.tunnel(s.joined, backend)
 	t.Ended = s.joined.ended(t.Ended)
-	if err := x.tunnels.Start(t); err != nil {
-		x.logger.Debug("tunnel not begun", "route", x.route.name, "request_id", string(x.origin.id), "error", err)
+	if err := x.startTunnel(t); err != nil {
 		s.joined.end(err)
 	}
 	return nil

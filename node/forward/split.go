@@ -131,7 +131,7 @@ func (x *exchange) pick(tried []*upstream.Backend) *upstream.Backend {
 	s := x.route.split
 	if s == nil {
 		x.pool = x.route.pool
-		return x.pool.Pick(x.hash(), tried)
+		return x.pickFrom(x.pool, x.hash(), tried)
 	}
 	hash := x.hash()
 	if x.part == nil {
@@ -140,7 +140,7 @@ func (x *exchange) pick(tried []*upstream.Backend) *upstream.Backend {
 		}
 	}
 	x.pool = x.part.pool
-	if b := x.pool.Pick(hash, tried); b != nil {
+	if b := x.pickFrom(x.pool, hash, tried); b != nil || x.places.full { // what is too much for a part is not for the others
 		return b
 	}
 	for i := range s.parts {
@@ -148,7 +148,7 @@ func (x *exchange) pick(tried []*upstream.Backend) *upstream.Backend {
 		if p == x.part || p.weight == 0 {
 			continue
 		}
-		if b := p.pool.Pick(hash, tried); b != nil {
+		if b := x.pickFrom(p.pool, hash, tried); b != nil || x.places.full {
 			x.part, x.pool = p, p.pool
 			return b
 		}

@@ -224,7 +224,7 @@ func TestAStickyClientStaysWithItsPart(t *testing.T) {
 		if _, err := x.request.Parse([]byte(head)); err != nil {
 			t.Fatal(err)
 		}
-		if got := x.first(); got != b || x.pool != pools[i] || x.partNumber() != i+1 {
+		if got, f := x.first(); f != nil || got != b || x.pool != pools[i] || x.partNumber() != i+1 {
 			t.Errorf("the client of a backend in part %d went to part %d", i+1, x.partNumber())
 		}
 	}

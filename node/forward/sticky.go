@@ -146,16 +146,33 @@ func (x *exchange) stuck() (stuck, bool) {
 	return s.where(value, x.secrets.Load())
 }
 
-// first is the backend of the first attempt: the client's own, or the pool's pick. Nil: there is none.
-func (x *exchange) first() *upstream.Backend {
-	if at, ok := x.stuck(); ok {
-		if !at.old {
-			x.holds = at.backend
-		}
+// first is the backend of the first attempt: the client's own, or the pool's pick. A client whose backend is full is served by
+// another, and comes back to its own with the next request: the cookie stays.
+func (x *exchange) first() (*upstream.Backend, *failure) {
+	at, stuck := x.stuck()
+	if stuck {
 		x.goTo(at.pool)
-		return at.backend
+		if x.mayAsk(at.pool, at.backend) {
+			if !at.old {
+				x.holds = at.backend
+			}
+			return at.backend, nil
+		}
 	}
-	return x.pick(nil)
+	b := x.pick(nil)
+	switch {
+	case b == nil && x.places.full:
+		var f *failure
+		if b, f = x.await(); f != nil {
+			return nil, f
+		}
+	case b == nil:
+		return nil, noBackend()
+	}
+	if stuck && !at.old {
+		x.holds = b
+	}
+	return b, nil
 }
 
 // likely is the backend that would be asked, without a pick. takes is that it takes requests.

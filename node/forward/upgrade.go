@@ -58,9 +58,17 @@ func (c *conn) handOver() *failure {
 		backend.Close()
 		return &failure{class: ClassClient, err: errClientGone}
 	}
-	if err := c.front.tunnels.Start(x.tunnel(c.nc, backend)); err != nil {
+	x.startTunnel(x.tunnel(c.nc, backend)) // which has closed both where it failed
+	return nil
+}
+
+// startTunnel hands the request's place on with the connections.
+func (x *exchange) startTunnel(t tunnel.Tunnel) error {
+	if err := x.tunnels.Start(t); err != nil {
 		x.logger.Debug("tunnel not begun", "route", x.route.name, "request_id", string(x.origin.id), "error", err)
+		return err
 	}
+	x.places.held = upstream.Place{}
 	return nil
 }
 
@@ -71,7 +79,8 @@ func (x *exchange) tunnel(client net.Conn, backend *upstream.Conn) tunnel.Tunnel
 		FromClient: bytes.Clone(x.in[x.at:x.have]), FromBackend: bytes.Clone(x.back[x.from:x.to]),
 		WebSocket: x.response.WebSocket, Idle: tunnelIdle(x.route.timeouts.WebSocketIdle),
 		Owner: Lane{Route: x.route.name, Backend: backend.Backend()},
-		Ended: tunnelLog(x.logger, x.begun, "route", x.route.name, "request_id", string(x.origin.id), "client", x.origin.real),
+		Ended: leaving(x.places.held,
+			tunnelLog(x.logger, x.begun, "route", x.route.name, "request_id", string(x.origin.id), "client", x.origin.real)),
 	}
 }
 

@@ -65,14 +65,18 @@ func (p *Pool) arrange(t *takers, weights []uint32) {
 const (
 	// rehashes is how often a hash whose backend cannot take it is hashed again before a place is looked for.
 	rehashes = 32
-	// coldDraws is how often another backend is drawn where one is too cold.
+	// coldDraws is how often another backend is drawn where one is too cold, and fullDraws where one is full.
 	coldDraws = 4
+	fullDraws = 4
 )
 
 // Pick is the backend for the next request, one that takes traffic and is not in tried, the backends on which this request has
 // failed already. hash stands for what the requests of one client have in common, where the pool picks by that; elsewhere it is
 // not looked at. Nil: there is none. It allocates nothing and takes no lock.
-func (p *Pool) Pick(hash uint64, tried []*Backend) *Backend {
+func (p *Pool) Pick(hash uint64, tried []*Backend) *Backend { return p.pick(hash, tried, nil) }
+
+// pick is Pick among the backends that have room; bounds, whose lock is held then, says which. Nil: all have.
+func (p *Pool) pick(hash uint64, tried []*Backend, bounds *breaker) *Backend {
 	t := p.takers.Load()
 	if len(t.backends) == 0 {
 		return nil
@@ -85,19 +89,22 @@ func (p *Pool) Pick(hash uint64, tried []*Backend) *Backend {
 	if t.cold != nil {
 		draws, luck = draws+coldDraws, fraction(p.options.Random())
 	}
+	if bounds != nil {
+		draws += fullDraws
+	}
 	for n := range draws {
 		b := p.draw(t, hash, n)
-		if b != nil && !slices.Contains(tried, b) && (t.cold == nil || t.cold.admits(b, luck)) {
+		if b != nil && !slices.Contains(tried, b) && (bounds == nil || !bounds.full(b)) && (t.cold == nil || t.cold.admits(b, luck)) {
 			return b
 		}
 	}
-	return p.detour(t, hash, tried, luck)
+	return p.detour(t, hash, tried, bounds, luck)
 }
 
-// detour is for when a heavy backend that failed, or is cold, comes up again and again before its turn is over: whoever is left,
-// then, from a place that moves, lest all of a dead backend's requests fall on its neighbour. With hashes it must not move. Where
-// all that are left are cold, they share by weight.
-func (p *Pool) detour(t *takers, hash uint64, tried []*Backend, luck float64) *Backend {
+// detour is for when a heavy backend that failed, or is cold or full, comes up again and again before its turn is over: whoever is
+// left, then, from a place that moves, lest all of a dead backend's requests fall on its neighbour. With hashes it must not move.
+// Where all that are left are cold, they share by weight.
+func (p *Pool) detour(t *takers, hash uint64, tried []*Backend, bounds *breaker, luck float64) *Backend {
 	start, n := hash, uint64(len(t.backends))
 	if t.up == nil {
 		start = t.detours.Add(1)
@@ -106,14 +113,14 @@ func (p *Pool) detour(t *takers, hash uint64, tried []*Backend, luck float64) *B
 	for i := range n {
 		b := t.backends[(start%n+i)%n]
 		switch {
-		case slices.Contains(tried, b):
+		case slices.Contains(tried, b), bounds != nil && bounds.full(b):
 		case t.cold == nil || t.cold.admits(b, luck):
 			return b
 		case spare == nil:
 			spare = b
 		}
 	}
-	if spare != nil && len(tried) == 0 {
+	if spare != nil && len(tried) == 0 && bounds == nil {
 		return t.backends[t.shares.Pick(p.options.Random())]
 	}
 	return spare

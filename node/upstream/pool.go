@@ -23,6 +23,8 @@ type Member struct {
 type PoolOptions struct {
 	// Nil: round robin. It is kept and must not be changed. Supports must have found nothing wrong with it.
 	Balancing *resourcev1.LoadBalancing
+	// Nil, or without max_connections and max_requests: nothing is bounded.
+	CircuitBreaker *resourcev1.CircuitBreaker
 	// Over how long a backend that begins to take traffic comes to its share. 0: at once. Pools that pick by hash know none.
 	SlowStart time.Duration
 	// Where fewer than so many in a hundred members are healthy, but not none, verdicts do not count. 0: they always do.
@@ -51,7 +53,9 @@ type Pool struct {
 	// What Pick reads: replaced as a whole when a verdict changes, so that requests meet no lock.
 	takers atomic.Pointer[takers]
 
-	guard atomic.Pointer[guard] // nil: no passive health
+	guard   atomic.Pointer[guard] // nil: no passive health
+	breaker *breaker              // nil: no bounds
+	waiting int                   // for a place; guarded by breaker.mu
 
 	// rebuilding makes the last of several rebuilds the one that saw all verdicts. It is taken with no other lock held.
 	rebuilding sync.Mutex
@@ -59,7 +63,7 @@ type Pool struct {
 
 // NewPool makes a pool of members, which it copies. The references stay the caller's: it releases the backends after Close.
 func NewPool(members []Member, o PoolOptions) *Pool {
-	p := &Pool{members: slices.Clone(members), options: o, policy: o.Balancing.GetPolicy()}
+	p := &Pool{members: slices.Clone(members), options: o, policy: o.Balancing.GetPolicy(), breaker: newBreaker(o.CircuitBreaker)}
 	if p.options.Random == nil {
 		p.options.Random = rand.Uint64
 	}
@@ -138,6 +142,9 @@ func (p *Pool) rebuild() {
 	}
 	p.arrange(next, weights)
 	p.takers.Store(next)
+	if p.breaker != nil {
+		p.breaker.wakeFirst() // a backend may have come that has room
+	}
 }
 
 // gather puts the members into t that take traffic, and gives their weights.

@@ -1717,16 +1717,16 @@ func (x *OutlierDetection) GetPanicPercent() uint32 {
 	return 0
 }
 
-// CircuitBreaker bounds what a node has under way with a pool. 0: no bound.
+// CircuitBreaker bounds what a node has under way with a pool.
 type CircuitBreaker struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Connections that are in use to one backend, by requests and by upgraded connections. 0: no bound.
 	MaxConnections uint32 `protobuf:"varint,1,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`
-	// Requests that are under way to all backends. 0: no bound.
+	// Requests and upgraded connections that are under way to all backends. 0: no bound.
 	MaxRequests uint32 `protobuf:"varint,2,opt,name=max_requests,json=maxRequests,proto3" json:"max_requests,omitempty"`
-	// Requests that wait for a place. 0: no bound.
+	// Requests that may wait for a place. 0: none.
 	MaxPending uint32 `protobuf:"varint,3,opt,name=max_pending,json=maxPending,proto3" json:"max_pending,omitempty"`
-	// How long a request waits for a place. 0 or unset: none waits.
+	// How long a request waits for a place. Unset where none waits.
 	PendingTimeout *durationpb.Duration `protobuf:"bytes,4,opt,name=pending_timeout,json=pendingTimeout,proto3" json:"pending_timeout,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
