@@ -34,7 +34,7 @@ func TestWhatHasNotChangedIsTakenOver(t *testing.T) {
 		}
 	}
 	for path, want := range map[string]string{"/a": "/a", "/b": "/b", "/c": "/c", "/d": "", "/e": "/e"} {
-		got, _ := second.table.Routes.Lookup(nil, []byte(path), nil)
+		got, _, _ := second.table.Routes.Lookup(nil, []byte(path), nil)
 		if got == nil && want != "" || got != nil && (got.Name() != want || got != second.route(want)) {
 			t.Errorf("%s leads to %v, want %q", path, got, want)
 		}
@@ -115,7 +115,7 @@ func told(g *Generation) string {
 	}
 	for _, host := range []string{"", "h", "x.h"} {
 		for _, path := range []string{"/", "/a", "/a/b", "/a/b/c", "/c", "/d"} {
-			r, _ := g.table.Routes.Lookup([]byte(host), []byte(path), nil)
+			r, _, _ := g.table.Routes.Lookup([]byte(host), []byte(path), nil)
 			tell(host+path, r)
 			fmt.Fprintln(&out, len(g.table.Routes.Trace([]byte(host), []byte(path), nil)))
 		}

@@ -75,7 +75,7 @@ func TestLocationsTakeWhatTheyTakeInPyServe(t *testing.T) {
 			path := path.Draw(t, "path")
 			want, _ := pyServe(unescaped(patterns), path)
 			got := ""
-			if found, ok := g.table.Routes.Lookup(nil, []byte(path), nil); ok {
+			if found, ok, _ := g.table.Routes.Lookup(nil, []byte(path), nil); ok {
 				body := resources.Routes[found.Name()].GetRespond().GetBody()
 				got = unescaped(patterns)[int(body[0]-'0')]
 			}

@@ -47,7 +47,7 @@ func brownOut(t *testing.T, r *resourcev1.Retries, requests int, oneIn ...int) (
 		s = again(r, s)
 	}
 	p := start(t, s)
-	if route, _ := p.table.Routes.Lookup(nil, []byte("/"), nil); r != nil {
+	if route, _, _ := p.table.Routes.Lookup(nil, []byte("/"), nil); r != nil {
 		route.retries.budget.half = 1000 * time.Hour
 	}
 	w := connect(t, p)

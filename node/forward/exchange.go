@@ -258,8 +258,11 @@ func (x *exchange) find() *failure {
 	if r.Has(http1.Via) && x.laps() >= maxLaps {
 		return refused(http.StatusLoopDetected, "The request has come by here too often.", errors.New("loop"))
 	}
-	found, ok := x.table.Routes.Lookup(route.CanonicalHost(x.hostBuffer, r.Authority()), path, r)
-	if !ok {
+	found, ok, err := x.table.Routes.Lookup(route.CanonicalHost(x.hostBuffer, r.Authority()), path, r)
+	switch {
+	case err != nil:
+		return refused(http.StatusRequestHeaderFieldsTooLarge, "The request is too long to be compared with the routes here.", err)
+	case !ok:
 		return refused(http.StatusNotFound, "No route matches this request.", nil)
 	}
 	x.route = found

@@ -119,7 +119,7 @@ func (e *Explanation) decided(x *exchange) {
 	e.Host = string(host)
 	e.Steps = x.table.Routes.Trace(host, x.path, &x.request)
 	if e.Route == nil {
-		e.Near, _ = x.table.Routes.Lookup(host, bytes.ToLower(x.path), &x.request)
+		e.Near, _, _ = x.table.Routes.Lookup(host, bytes.ToLower(x.path), &x.request)
 	}
 }
 

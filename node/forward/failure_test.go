@@ -406,7 +406,7 @@ func TestAPanicOnTheWayOutHoldsNothing(t *testing.T) {
 			p := start(t, whole(b.Port()))
 			source := &pinned{table: p.table}
 			p.proxy.source = source
-			route, ok := p.table.Routes.Lookup([]byte("x"), rootPath, nil)
+			route, ok, _ := p.table.Routes.Lookup([]byte("x"), rootPath, nil)
 			if !ok {
 				t.Fatal("no route")
 			}

@@ -1,7 +1,6 @@
 package route
 
 import (
-	"bytes"
 	"fmt"
 	"regexp"
 	"strings"
@@ -123,22 +122,22 @@ const (
 )
 
 // miss is the first condition that does not hold for a request.
-func (c *conditions) miss(r Request) int {
+func (c *conditions) miss(l *look) int {
 	if c == nil {
 		return holds
 	}
-	if len(c.methods) > 0 && !c.hasMethod(r.MethodName()) {
+	if len(c.methods) > 0 && !c.hasMethod(l.request.MethodName()) {
 		return missMethod
 	}
 	for i := range c.headers {
-		if !c.headers[i].headerHolds(r) {
+		if !c.headers[i].headerHolds(l) {
 			return i
 		}
 	}
 	if len(c.query) > 0 {
-		query, _ := r.Query()
+		query, _ := l.request.Query()
 		for i := range c.query {
-			if !c.query[i].parameterHolds(query) {
+			if !c.query[i].parameterHolds(query, l) {
 				return len(c.headers) + i
 			}
 		}
@@ -180,38 +179,49 @@ func (c *condition) reason(what string) string {
 
 // headerHolds compares the value that all lines of a field make together, so that it does not matter how a sender cut it:
 // joined by a comma (RFC 9110 section 5.3), of Cookie by a semicolon (RFC 9113 section 8.2.3).
-func (c *condition) headerHolds(r Request) bool {
-	i := r.Lookup(c.name, 0)
-	if i < 0 || c.exact == nil && c.expression == nil {
-		return (i >= 0) == c.present && c.exact == nil && c.expression == nil
+func (c *condition) headerHolds(l *look) bool {
+	i := l.request.Lookup(c.name, 0)
+	switch {
+	case c.exact != nil:
+		return i >= 0 && c.isJoined(l.request, i)
+	case c.expression != nil:
+		return i >= 0 && l.matches(c.expression, l.joined(c, i))
 	}
-	value := r.Value(i)
-	if next := r.Lookup(c.name, i+1); next >= 0 {
-		value = c.joined(r, value, next)
-	}
-	if c.exact != nil {
-		return *c.exact == string(value)
-	}
-	return c.expression.Match(value)
+	return (i >= 0) == c.present
 }
 
-// joined allocates, which only requests with several lines of such a field pay for.
-func (c *condition) joined(r Request, first []byte, next int) []byte {
-	separator := ", "
+// separator is what joins the lines of the field.
+func (c *condition) separator() string {
 	if c.name == "cookie" {
-		separator = "; "
+		return "; "
 	}
-	value := bytes.Clone(first)
-	for ; next >= 0; next = r.Lookup(c.name, next+1) {
-		if value = append(append(value, separator...), r.Value(next)...); c.exact != nil && len(value) > len(*c.exact) {
-			break // it is another already
+	return ", "
+}
+
+// isJoined compares the lines of the field, of which the first is at i, with the exact value.
+func (c *condition) isJoined(r Request, i int) bool {
+	rest := *c.exact
+	for {
+		line := r.Value(i)
+		if len(line) > len(rest) || rest[:len(line)] != string(line) {
+			return false
+		}
+		rest = rest[len(line):]
+		if i = r.Lookup(c.name, i+1); i < 0 {
+			return rest == ""
+		}
+		var more bool
+		if rest, more = strings.CutPrefix(rest, c.separator()); !more {
+			return false
 		}
 	}
-	return value
 }
 
 // parameterHolds compares the first parameter of that name.
-func (c *condition) parameterHolds(query []byte) bool {
+func (c *condition) parameterHolds(query []byte, l *look) bool {
+	if !l.spend(len(query)) {
+		return false
+	}
 	value, there := parameter(query, c.name)
 	switch {
 	case c.exact == nil && c.expression == nil:
@@ -221,5 +231,5 @@ func (c *condition) parameterHolds(query []byte) bool {
 	case c.exact != nil:
 		return sameDecoded(value, *c.exact)
 	}
-	return c.expression.Match(decoded(value))
+	return l.matches(c.expression, decoded(value))
 }

@@ -205,7 +205,7 @@ func TestConditions(t *testing.T) {
 		"an empty name is not that of empty text": {query(exactly("q", "")), asked{query: "&&="}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, ok := compile(t, with(root, c.asks)).Lookup(nil, []byte("/x"), c.of)
+			_, ok, _ := compile(t, with(root, c.asks)).Lookup(nil, []byte("/x"), c.of)
 			if ok != c.want || ok != c.of.fits(c.asks) {
 				t.Errorf("%s for %+v: %t, want %t; the slow twin says %t", c.asks, c.of, ok, c.want, c.of.fits(c.asks))
 			}
@@ -247,7 +247,7 @@ func TestConditionsDecideWithinOnePath(t *testing.T) {
 		"conditions at the root":                 {"", "/z", asked{method: "POST"}, "prefix / [POST]"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, _ := compile(t, rules...).Lookup([]byte(c.host), []byte(c.path), c.of)
+			got, _, _ := compile(t, rules...).Lookup([]byte(c.host), []byte(c.path), c.of)
 			if slow, _ := slowLookup(rules, c.host, c.path, c.of); got != c.want || got != slow {
 				t.Errorf("%q, want %q; the slow twin says %q", got, c.want, slow)
 			}
@@ -256,7 +256,7 @@ func TestConditionsDecideWithinOnePath(t *testing.T) {
 	expressions := compile(t, first, second, third)
 	for request, want := range map[string]string{"PUT /rx": "regex ^/r.", "PUT /r": "regex ^/r [PUT]", "GET /r": "regex ^/r"} {
 		method, path, _ := strings.Cut(request, " ")
-		if got, _ := expressions.Lookup(nil, []byte(path), asked{method: method}); got != want {
+		if got, _, _ := expressions.Lookup(nil, []byte(path), asked{method: method}); got != want {
 			t.Errorf("%s: %q, want %q", request, got, want)
 		}
 	}
@@ -299,7 +299,7 @@ func TestConditionsAllocateNothing(t *testing.T) {
 	table := compile(t, with(rule(prefix, "/a"), c), with(rule(prefix, "/a"), methods("PUT")), rule(prefix, "/"))
 	var r Request = &still{asked: asked{method: "GET", fields: [][2]string{{"X-A", "1"}, {"X-B", "2"}}, query: "a+b=c%20d"}}
 	path := []byte("/a/b")
-	if got, _ := table.Lookup(nil, path, r); !strings.Contains(got, "GET") {
+	if got, _, _ := table.Lookup(nil, path, r); !strings.Contains(got, "GET") {
 		t.Fatal(got)
 	}
 	checkAllocations(t, "conditions", func() { table.Lookup(nil, path, r) })

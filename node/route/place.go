@@ -16,7 +16,7 @@ type candidate struct {
 	asks *conditions // nil: nothing more
 }
 
-// misses hears of each rule whose host and path match but not its conditions; nil: nobody wants to know.
+// misses hears of each rule whose host and path match but not its conditions.
 type misses func(rule int32, asks *conditions, miss int)
 
 // join puts a rule into a slot. It returns false where one with the same conditions is there.
@@ -81,17 +81,17 @@ func (t *Table[T]) member(at slot, text string) int32 {
 }
 
 // pick is the rule of a slot that takes a request, counted from 1; 0 for none.
-func (t *Table[T]) pick(at slot, r Request, missed misses) int32 {
+func (t *Table[T]) pick(at slot, l *look) int32 {
 	if at >= 0 {
 		return at
 	}
 	for _, c := range t.crowds[-at-1] {
-		miss := c.asks.miss(r)
+		miss := c.asks.miss(l)
 		if miss == holds {
 			return c.rule + 1
 		}
-		if missed != nil {
-			missed(c.rule, c.asks, miss)
+		if l.missed != nil {
+			l.missed(c.rule, c.asks, miss)
 		}
 	}
 	return 0
@@ -100,14 +100,14 @@ func (t *Table[T]) pick(at slot, r Request, missed misses) int32 {
 // among is for a slot with conditions, which the tree found at a node: where none of its rules takes the request, the next
 // best place is tried, which is the node's prefix after its exact path, and then a shorter prefix. The number counts from 1;
 // 0 is none.
-func (t *Table[T]) among(found slot, number int32, r Request, missed misses) int32 {
+func (t *Table[T]) among(found slot, number int32, l *look) int32 {
 	if found == t.paths.nodes[number].exact {
-		if rule := t.pick(found, r, missed); rule != 0 {
+		if rule := t.pick(found, l); rule != 0 {
 			return rule
 		}
 	}
 	for ; number != 0; number = t.paths.nodes[number].parent {
-		if rule := t.pick(t.paths.nodes[number].prefix, r, missed); rule != 0 {
+		if rule := t.pick(t.paths.nodes[number].prefix, l); rule != 0 {
 			return rule
 		}
 	}
@@ -141,23 +141,23 @@ func (c class) sortRegexes() {
 }
 
 // matching is the rule of the first expression found in path that takes a request, -1 if there is none.
-func (t *Table[T]) matching(regexes []regex, path []byte, r Request, missed misses) int32 {
+func (t *Table[T]) matching(regexes []regex, path []byte, l *look) int32 {
 	var last *regexp.Regexp
 	found := false
 	for i := range regexes {
 		one := &regexes[i]
 		if one.expression != last {
-			last, found = one.expression, one.expression.Match(path)
+			last, found = one.expression, l.matches(one.expression, path)
 		}
 		if !found {
 			continue
 		}
-		miss := one.asks.miss(r)
+		miss := one.asks.miss(l)
 		if miss == holds {
 			return one.rule
 		}
-		if missed != nil {
-			missed(one.rule, one.asks, miss)
+		if l.missed != nil {
+			l.missed(one.rule, one.asks, miss)
 		}
 	}
 	return -1

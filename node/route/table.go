@@ -257,37 +257,41 @@ func (r *Rule[T]) in(n *node) *slot {
 // whose conditions come first as text. A host class in which no rule matches does not end the search, and neither does a path
 // whose rules have conditions that do not hold: the request falls to the next, as the same sentence read over single rules
 // says. It keeps none of its arguments, and allocates nothing but for conditions on headers of several lines and expressions
-// for encoded parameters.
-func (t *Table[T]) Lookup(host, path []byte, r Request) (value T, ok bool) {
-	rule := t.find(host, path, r)
-	if rule < 0 {
-		return value, false
+// for encoded parameters. The error is ErrTooLong; then there is no value.
+func (t *Table[T]) Lookup(host, path []byte, r Request) (value T, ok bool, err error) {
+	l := look{request: r, left: maxWork}
+	rule := t.find(host, path, &l)
+	switch {
+	case l.left < 0:
+		return value, false, ErrTooLong
+	case rule < 0:
+		return value, false, nil
 	}
-	return t.values[rule], true
+	return t.values[rule], true, nil
 }
 
 // find is the number of the winning rule, -1 if there is none.
-func (t *Table[T]) find(host, path []byte, r Request) int32 {
+func (t *Table[T]) find(host, path []byte, l *look) int32 {
 	if len(path) == 0 || path[0] != '/' { // not a normalised path
 		return -1
 	}
 	if len(t.hosts) > 0 {
-		if rule := t.in(t.hosts[string(host)], path, r, nil); rule >= 0 {
+		if rule := t.in(t.hosts[string(host)], path, l); rule >= 0 {
 			return rule
 		}
 	}
 	if len(t.wild) > 0 {
-		if rule := t.inWild(host, path, r); rule >= 0 {
+		if rule := t.inWild(host, path, l); rule >= 0 {
 			return rule
 		}
 	}
-	return t.in(t.any, path, r, nil)
+	return t.in(t.any, path, l)
 }
 
 // inWild tries the ends of host, the longest first.
-func (t *Table[T]) inWild(host, path []byte, r Request) int32 {
+func (t *Table[T]) inWild(host, path []byte, l *look) int32 {
 	for end := t.wildEnd(host); end != nil; end = t.wildEnd(end) {
-		if rule := t.in(t.wild[string(end)], path, r, nil); rule >= 0 {
+		if rule := t.in(t.wild[string(end)], path, l); rule >= 0 {
 			return rule
 		}
 	}
@@ -314,11 +318,11 @@ func (t *Table[T]) wildEnd(host []byte) []byte {
 }
 
 // in finds the winning rule of one class.
-func (t *Table[T]) in(c class, path []byte, r Request, missed misses) int32 {
+func (t *Table[T]) in(c class, path []byte, l *look) int32 {
 	if c.root != 0 {
 		rule, node := t.paths.find(c.root, path)
 		if rule < 0 {
-			rule = t.among(rule, node, r, missed)
+			rule = t.among(rule, node, l)
 		}
 		if rule != 0 {
 			return rule - 1
@@ -327,5 +331,5 @@ func (t *Table[T]) in(c class, path []byte, r Request, missed misses) int32 {
 	if len(c.regexes) == 0 {
 		return -1
 	}
-	return t.matching(c.regexes, path, r, missed)
+	return t.matching(c.regexes, path, l)
 }

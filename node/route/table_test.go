@@ -99,7 +99,7 @@ func TestLookup(t *testing.T) {
 		{"an empty path", "", "", hosts, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, ok := compile(t, c.rules...).Lookup([]byte(c.host), []byte(c.path), nil)
+			got, ok, _ := compile(t, c.rules...).Lookup([]byte(c.host), []byte(c.path), nil)
 			if got != c.want || ok != (c.want != "") {
 				t.Errorf("%q on %q leads to %q, want %q", c.path, c.host, got, c.want)
 			}
@@ -259,7 +259,7 @@ func TestLookupIsTheSlowTwins(t *testing.T) {
 		for range 20 {
 			host, path := someHost.Draw(t, "host"), somePath.Draw(t, "path")
 			request := someRequest.Draw(t, "request")
-			got, ok := table.Lookup([]byte(host), []byte(path), request)
+			got, ok, _ := table.Lookup([]byte(host), []byte(path), request)
 			want, wantOK := slowLookup(rules, host, path, request)
 			if got != want || ok != wantOK {
 				t.Fatalf("%+v for %q on %q leads to %q, the slow twin says %q", request, path, host, got, want)
@@ -293,7 +293,7 @@ func FuzzLookup(f *testing.F) {
 			return // no host: the twin need not know how it is cut
 		}
 		a := asked{method: method, fields: [][2]string{{"x-a", one}, {"x-b", two}}, query: query}
-		got, _ := table.Lookup([]byte(host), normal, a)
+		got, _, _ := table.Lookup([]byte(host), normal, a)
 		if want, _ := slowLookup(rules, host, path, a); got != want {
 			t.Errorf("%+v for %q on %q leads to %q, the slow twin says %q", a, path, host, got, want)
 		}
@@ -360,10 +360,10 @@ func TestEachOfManyRulesIsFound(t *testing.T) {
 		if len(r.Hosts) > 0 {
 			host = strings.Replace(r.Hosts[0], "*", "api", 1)
 		}
-		if got, _ := table.Lookup([]byte(host), []byte(r.Path), nil); got != r.Value {
+		if got, _, _ := table.Lookup([]byte(host), []byte(r.Path), nil); got != r.Value {
 			t.Fatalf("%q on %q leads to %q", r.Path, host, got)
 		}
-		if got, ok := table.Lookup([]byte(host), []byte(r.Path+"x"), nil); ok {
+		if got, ok, _ := table.Lookup([]byte(host), []byte(r.Path+"x"), nil); ok {
 			t.Fatalf("%q on %q leads to %q", r.Path+"x", host, got)
 		}
 	}
@@ -387,7 +387,7 @@ func TestHostileInputIsCheap(t *testing.T) {
 				if err != nil || !bytes.Equal(path, raw) {
 					t.Fatal(err)
 				}
-				if _, ok := table.Lookup(host, path, nil); !ok {
+				if _, ok, _ := table.Lookup(host, path, nil); !ok {
 					t.Fatal("no route")
 				}
 			}
@@ -425,7 +425,7 @@ func TestLookupAllocatesNothing(t *testing.T) {
 		{long, "/none", ""},
 	} {
 		host, path := []byte(c.host), []byte(c.path)
-		if got, _ := table.Lookup(host, path, nil); got != c.want {
+		if got, _, _ := table.Lookup(host, path, nil); got != c.want {
 			t.Errorf("%q on %q leads to %q, want %q", path, host, got, c.want)
 		}
 		checkAllocations(t, c.host+c.path, func() { table.Lookup(host, path, nil) })
@@ -458,7 +458,7 @@ func benchmarkLookup(b *testing.B, name string, rules []Rule[string]) {
 		b.ReportAllocs()
 		for i := 0; b.Loop(); i++ {
 			r := requests[i%len(requests)]
-			if _, ok := table.Lookup(r.host, r.path, r.asks); !ok {
+			if _, ok, _ := table.Lookup(r.host, r.path, r.asks); !ok {
 				b.Fatal("no route")
 			}
 		}

@@ -26,30 +26,31 @@ const maxMissed = 10
 // step at all says that no rule is for such a host.
 func (t *Table[T]) Trace(host, path []byte, r Request) []Step[T] {
 	var steps []Step[T]
-	look := func(name string, c class, known bool) (found bool) {
+	l := look{request: r, left: maxWork}
+	into := func(name string, c class, known bool) (found bool) {
 		if !known || len(path) == 0 || path[0] != '/' {
 			return false
 		}
 		step := Step[T]{Host: name}
-		missed := func(rule int32, asks *conditions, miss int) {
+		l.missed = func(rule int32, asks *conditions, miss int) {
 			if len(step.Missed) < maxMissed {
 				step.Missed = append(step.Missed, Miss[T]{Value: t.values[rule], Reason: asks.reason(miss)})
 			}
 		}
-		if rule := t.in(c, path, r, missed); rule >= 0 {
+		if rule := t.in(c, path, &l); rule >= 0 && l.left >= 0 {
 			step.Found, step.Value = true, t.values[rule]
 		}
 		steps = append(steps, step)
 		return step.Found
 	}
-	if c, known := t.hosts[string(host)]; look(string(host), c, known) {
+	if c, known := t.hosts[string(host)]; into(string(host), c, known) {
 		return steps
 	}
 	for end := t.wildEnd(host); end != nil; end = t.wildEnd(end) {
-		if c, known := t.wild[string(end)]; look("*."+string(end), c, known) {
+		if c, known := t.wild[string(end)]; into("*."+string(end), c, known) {
 			return steps
 		}
 	}
-	look("", t.any, !t.any.empty())
+	into("", t.any, !t.any.empty())
 	return steps
 }

@@ -52,7 +52,7 @@ func TestTraceEndsWhereLookupDoes(t *testing.T) {
 		}
 		host, path := []byte(someHost.Draw(t, "host")), []byte(somePath.Draw(t, "path"))
 		request := someRequest.Draw(t, "request")
-		value, found := table.Lookup(host, path, request)
+		value, found, _ := table.Lookup(host, path, request)
 		steps := table.Trace(host, path, request)
 		for i, step := range steps {
 			if step.Found != (found && i == len(steps)-1) {
