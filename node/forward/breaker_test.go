@@ -69,7 +69,7 @@ func begin(t testing.TB, ctx context.Context, c *http.Client, url string) <-chan
 
 // occupancy is that of the only route's pool.
 func (p *proxy) occupancy() upstream.Occupancy {
-	r, _ := p.table.Routes.Lookup(nil, []byte("/"), nil)
+	r, _, _ := p.table.Routes.Lookup(nil, []byte("/"), nil)
 	return r.pool.Occupancy()
 }
 
