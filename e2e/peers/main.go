@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"regexp"
 	"runtime"
 	"slices"
@@ -61,6 +62,8 @@ type options struct {
 	seconds time.Duration
 	// Whose names match.
 	scenario, proxy *regexp.Regexp
+	// Another version of PyServe that takes part; empty: none.
+	before string
 	// Where every measurement is written, and where the tables are written too; empty: nowhere.
 	json, markdown string
 }
@@ -71,12 +74,13 @@ func parseFlags(args []string) (options, error) {
 	seconds := f.Float64("seconds", 2, "how long each measurement lasts")
 	scenario := f.String("scenario", "", "measure only the scenarios that match this regular `expression`")
 	proxy := f.String("proxy", "", "measure only the proxies that match this regular `expression`")
+	before := f.String("before", "", "measure the pyserve in this `file`, of another version, as well, and what this one costs beside it")
 	file := f.String("json", "", "write every measurement to this `file`")
 	markdown := f.String("markdown", "", "write the tables to this `file` as well")
 	if err := f.Parse(args); err != nil {
 		return options{}, err
 	}
-	o := options{rounds: *rounds, seconds: time.Duration(*seconds * float64(time.Second)), json: *file, markdown: *markdown}
+	o := options{rounds: *rounds, seconds: time.Duration(*seconds * float64(time.Second)), before: *before, json: *file, markdown: *markdown}
 	var errScenario, errProxy error
 	o.scenario, errScenario = regexp.Compile(*scenario)
 	o.proxy, errProxy = regexp.Compile(*proxy)
@@ -108,6 +112,13 @@ func compare(ctx context.Context, o options) error {
 	peers, missing, err := findPeers(ctx, dir, o.proxy)
 	if err != nil {
 		return err
+	}
+	if o.before != "" {
+		path, err := filepath.Abs(o.before) // proxies run in folders of their own
+		if err != nil {
+			return err
+		}
+		peers = append(peers, pyserve(beforePeer, path, firstLine(ctx, path, "version")))
 	}
 	for _, line := range missing {
 		fmt.Fprintln(os.Stderr, line)

@@ -18,6 +18,7 @@ import (
 // pyservePeer is the one that all this is about; the names of the others that its figures are compared with.
 const (
 	pyservePeer = "pyserve"
+	beforePeer  = "before" // PyServe in another version
 	nginxPeer   = "nginx"
 	haproxyPeer = "haproxy"
 )
@@ -114,7 +115,7 @@ func findPeers(ctx context.Context, dir string, names *regexp.Regexp) (found []p
 		if err != nil {
 			return nil, nil, err
 		}
-		found = append(found, pyserve(path, firstLine(ctx, path, "version")))
+		found = append(found, pyserve(pyservePeer, path, firstLine(ctx, path, "version")))
 	}
 	return found, missing, nil
 }
@@ -177,8 +178,8 @@ func caddy(path, name, version string) peer {
 	}}
 }
 
-func pyserve(path, version string) peer {
-	return peer{pyservePeer, version, func(s setup) ([]string, error) {
+func pyserve(name, path, version string) peer {
+	return peer{name, version, func(s setup) ([]string, error) {
 		file, err := s.configure("pyserve.yaml")
 		return []string{path, "node", "--name", "bench", "--config", file, "--listen", s.Listen, "--admin", "127.0.0.1:0"}, err
 	}}

@@ -88,6 +88,12 @@ func TestWithoutNginx(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantsText(t, out.String(), "| small: GET | 20.0 (–) | 30.0 (–) | 1.50 |\n")
+	r.Peers, r.Measurements = append(r.Peers, peerNote{beforePeer, ""}), append(r.Measurements, worked(1, beforePeer, 24))
+	out.Reset()
+	if err := r.writeTables(&out); err != nil {
+		t.Fatal(err)
+	}
+	wantsText(t, out.String(), "\nBeside the version before, in the same round, small costs 1.250 times as much (median).\n")
 }
 
 func TestProgress(t *testing.T) {

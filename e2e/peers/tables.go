@@ -96,6 +96,9 @@ func (r *report) costTable(b *bytes.Buffer, scenarios []scenarioNote) {
 		fmt.Fprintf(b, " %s |\n", times(r.ratio(sc.Name, pyservePeer, nginxPeer, haproxyPeer)))
 	}
 	for _, sc := range scenarios {
+		if ratio := r.ratio(sc.Name, pyservePeer, beforePeer); ratio > 0 {
+			fmt.Fprintf(b, "\nBeside the version before, in the same round, %s costs %.3f times as much (median).\n", sc.Name, ratio)
+		}
 		if ratio := r.beside(pyservePeer, sc.Name, sc.Like); ratio > 0 {
 			fmt.Fprintf(b, "\nBeside %s in the same round, %s costs %s %.2f times as much (median).\n", sc.Like, sc.Name, pyservePeer, ratio)
 		}
