@@ -154,6 +154,7 @@ func splitURL(url string) (scheme, host, target string) {
 func explained(name string, a *fleetv1.Answer) *operatorv1.ExplainResponse {
 	m := &operatorv1.ExplainResponse{
 		Route: a.GetRoute(), Reason: a.GetReason(), Status: a.GetStatus(), Node: name, Revision: a.GetRevision(),
+		Policies: a.GetPolicies(), Part: a.GetPart(),
 	}
 	if f := a.GetForward(); f != nil {
 		m.Forward = &operatorv1.ExplainedForward{Method: f.GetMethod(), Path: f.GetPath(), Host: f.GetHost(), Headers: f.GetHeaders()}

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/pyserve/pyserve/config"
 	"github.com/pyserve/pyserve/node/forward"
 	"github.com/pyserve/pyserve/node/http1"
 	"github.com/pyserve/pyserve/node/route"
@@ -29,7 +30,8 @@ func (n *Node) Explain(q *fleetv1.Question) *fleetv1.Answer {
 	if e.Route == nil {
 		return a
 	}
-	a.Route = e.Route.Name()
+	a.Route, a.Part = e.Route.Name(), uint32(e.Part)
+	a.Policies = n.policiesOf(a.Route, e.Part)
 	if e.Target != "" {
 		a.Forward = &fleetv1.Forward{Method: text(e.Method), Path: text(e.Target), Host: text(e.Authority)}
 		for _, field := range e.Fields {
@@ -43,6 +45,25 @@ func (n *Node) Explain(q *fleetv1.Question) *fleetv1.Answer {
 		return true
 	})
 	return a
+}
+
+// policiesOf tells the policies of a live route, as its resources have them. With a split they are those of a part; 0: of the first.
+func (n *Node) policiesOf(name string, part int) []string {
+	g := n.live.Load()
+	r, p := &resourcev1.Route{}, &resourcev1.Pool{}
+	if !g.decode(config.KindRoute, name, r) {
+		return nil // it has gone meanwhile
+	}
+	pool := r.GetPool()
+	if parts := r.GetSplit(); len(parts) > 0 {
+		pool = parts[min(max(part-1, 0), len(parts)-1)].GetPool()
+	}
+	g.decode(config.KindPool, pool, p)
+	lines := config.PoliciesOf(r, p)
+	for i := range lines {
+		lines[i] = text(lines[i])
+	}
+	return lines
 }
 
 // text is what a message can carry.

@@ -177,3 +177,22 @@ func TestExplainSaysHowTheBackendIsPicked(t *testing.T) {
 		t.Errorf("20 paths go to %v", to)
 	}
 }
+
+func TestExplainTellsOfPoliciesAndThePart(t *testing.T) {
+	n := newNode(t, Options{})
+	b := splitBuild(3001, 3002)
+	b.Routes["/"].Split[0].Weight = 0
+	b.Routes["/"].Retries = &resourcev1.Retries{Attempts: 2, ConnectFailure: true}
+	b.Pools["/ [part 2]"].LoadBalancing = &resourcev1.LoadBalancing{Policy: resourcev1.BalancingPolicy_BALANCING_POLICY_RANDOM}
+	apply(t, n, 1, b)
+	a := ask(n, "x", "/y")
+	all := strings.Join(a.GetPolicies(), "\n")
+	for _, want := range []string{"timeouts: connect 5s, ", "retries: attempts 2, connect_failure true", "load_balancing: policy random"} {
+		if !strings.Contains(all, want) {
+			t.Errorf("%q is not told: %s", want, all)
+		}
+	}
+	if a.GetPart() != 2 {
+		t.Errorf("part %d", a.GetPart())
+	}
+}

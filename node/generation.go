@@ -120,6 +120,13 @@ func (g *Generation) section(kind config.Kind) bundle.Section {
 	return g.bundle.Section(kind)
 }
 
+// decode reads the resource of a kind and name. False: there is none, or it cannot be read.
+func (g *Generation) decode(kind config.Kind, name string, into proto.Message) bool {
+	section := g.section(kind)
+	at, ok := section.Find(name)
+	return ok && section.At(at).Decode(into) == nil
+}
+
 // route is that of a name; nil: there is none.
 func (g *Generation) route(name string) *forward.Route {
 	if at, ok := g.section(config.KindRoute).Find(name); ok {

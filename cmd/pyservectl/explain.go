@@ -21,6 +21,9 @@ type explainOutput struct {
 	Status   uint32         `json:"status"`
 	Node     string         `json:"node"`
 	Revision uint64         `json:"revision"`
+	// Policies are what else the route does with the request, for people.
+	Policies []string `json:"policies"`
+	Part     uint32   `json:"part"` // of a split; 0: the route has none
 
 	states []string
 }
@@ -38,8 +41,8 @@ func newExplainCommand(s *settings) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "explain METHOD URL",
 		Short: "What a node would do with a request, and why",
-		Long: `What a node would do with a request, and why: which route takes it, what a backend would be sent, and which backends
-there are. A node that serves answers by its own live table, and sends nothing to a backend. URL is the public one,
+		Long: `What a node would do with a request, and why: which route takes it, what a backend would be sent, which backends
+there are, and the route's policies. A node that serves answers by its own live table, and sends nothing to a backend. URL is the public one,
 http://host/path or https://…; a path alone is a request without a host.
 
 Exit code 1 says that no route takes the request; the reason says how near it came.`,
@@ -78,6 +81,7 @@ func (s *settings) explain(ctx context.Context, c *client, request *operatorv1.E
 func explainOf(m *operatorv1.ExplainResponse) explainOutput {
 	e := explainOutput{
 		Route: m.GetRoute(), Backends: []string{}, Reason: m.GetReason(), Status: m.GetStatus(), Node: m.GetNode(), Revision: m.GetRevision(),
+		Policies: orEmpty(m.GetPolicies()), Part: m.GetPart(),
 	}
 	if f := m.GetForward(); f != nil {
 		e.Forward = &forwardOutput{f.GetMethod(), f.GetPath(), f.GetHost(), orEmpty(f.GetHeaders())}
@@ -120,6 +124,9 @@ func (s *settings) printExplain(out io.Writer, e explainOutput) error {
 	}
 	for i, state := range e.states {
 		line(strings.Repeat("backends", 1-min(i, 1)), state)
+	}
+	for i, policy := range e.Policies {
+		line(strings.Repeat("policies", 1-min(i, 1)), policy)
 	}
 	line("node", fmt.Sprintf("%s, revision %d", e.Node, e.Revision))
 	return nil

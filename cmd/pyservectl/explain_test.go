@@ -11,7 +11,7 @@ import (
 
 func sampleExplain() explainOutput {
 	return explainOf(&operatorv1.ExplainResponse{
-		Route: "/api", Reason: "because", Node: "n1", Revision: 3,
+		Route: "/api", Reason: "because", Node: "n1", Revision: 3, Part: 2, Policies: []string{"retries: attempts 2", "sticky: cookie \"a\""},
 		Forward: &operatorv1.ExplainedForward{Method: "GET", Path: "/users?x=1", Host: "api.internal:8000"},
 		Backends: []*operatorv1.ExplainedBackend{
 			{Address: "10.0.0.1:8000", State: "healthy"}, {Address: "10.0.0.2:8000", State: "unhealthy", Reason: "connection\x1b refused"},
@@ -25,7 +25,7 @@ func TestExplainForPeople(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := "route     /api\nreason    because\nforward   GET /users?x=1, Host: api.internal:8000\n" +
-		"backends  10.0.0.1:8000 healthy\n          10.0.0.2:8000 unhealthy: connection  refused\nnode      n1, revision 3\n"
+		"backends  10.0.0.1:8000 healthy\n          10.0.0.2:8000 unhealthy: connection  refused\npolicies  retries: attempts 2\n          sticky: cookie \"a\"\nnode      n1, revision 3\n"
 	if out.String() != want {
 		t.Errorf("printed\n%s\nwant\n%s", out.String(), want)
 	}
@@ -42,7 +42,7 @@ func TestExplainForPrograms(t *testing.T) {
 	if err := s.printExplain(&out, sampleExplain()); err != nil {
 		t.Fatal(err)
 	}
-	if keys := keysOf(t, out.Bytes()); !slices.Equal(keys, []string{"route", "forward", "method", "path", "host", "headers", "backends", "reason", "status", "node", "revision"}) {
+	if keys := keysOf(t, out.Bytes()); !slices.Equal(keys, []string{"route", "forward", "method", "path", "host", "headers", "backends", "reason", "status", "node", "revision", "policies", "part"}) {
 		t.Errorf("the keys are %v", keys)
 	}
 	out.Reset()

@@ -16,7 +16,7 @@
 //
 //	192.0.2.7 - - [23/Nov/2026:19:01:43 +0000] "GET /a?b=1 HTTP/1.1" 200 512 "https://example.com/" "curl/8.9"
 //	    host="example.com" route="/a" backend="10.0.0.1:3000" request_id="0f1e2d3c" class="-" took=0.001234
-//	    upstream_took=0.001100 received=0 retries=0
+//	    upstream_took=0.001100 received=0 retries=0 part=0
 //
 // (in one line). Times are in UTC, took and upstream_took in seconds, received and sent (the number after the status) in
 // bytes of bodies. An empty value is "-"; a status of 0, for a request that was cut without an answer, is 000. A quote, a
@@ -28,7 +28,7 @@
 //	{"time":"2026-11-23T19:01:43.123456Z","client":"192.0.2.7","method":"GET","host":"example.com","target":"/a?b=1",
 //	    "proto":"HTTP/1.1","status":200,"received":0,"sent":512,"took":0.001234,"upstream_took":0.001100,"route":"/a",
 //	    "backend":"10.0.0.1:3000","request_id":"0f1e2d3c","user_agent":"curl/8.9","referer":"https://example.com/","class":"",
-//	    "retries":0}
+//	    "retries":0,"part":0}
 //
 // Characters that are not printable are written as \uNNNN, line separators and those that change the direction of text among
 // them. Bytes that are not UTF-8, which JSON cannot hold, become \ufffd each: only Text tells them apart.

@@ -34,12 +34,14 @@ type Entry struct {
 	Class string
 	// How often the request was sent again.
 	Retries int
+	// The part of the route's split that the request went to, counted from 1; 0: it has none.
+	Part int
 }
 
 // An entry in the queue, a record: numbers of 8 bytes each, the client's address, and values, each with its length before
 // it.
 const (
-	recordNumbers = 8
+	recordNumbers = 9
 	recordValues  = 11
 	recordFixed   = recordNumbers*8 + 1 + 16 + recordValues*2
 
@@ -67,7 +69,7 @@ func (e *Entry) size(limit int) int {
 func (e *Entry) encode(b []byte, limit int) []byte {
 	for _, n := range [recordNumbers]int64{
 		e.Time.Unix(), int64(e.Time.Nanosecond()), int64(e.Status), e.Received, e.Sent, int64(e.Took), int64(e.UpstreamTook),
-		int64(e.Retries),
+		int64(e.Retries), int64(e.Part),
 	} {
 		b = binary.LittleEndian.AppendUint64(b, uint64(n))
 	}
@@ -129,7 +131,7 @@ type record struct {
 	status                    int64
 	received, sent            int64
 	took, upstreamTook        time.Duration
-	retries                   int64
+	retries, part             int64
 	client                    netip.Addr // without its zone
 	zone                      value
 	method, host, target      value
@@ -150,7 +152,7 @@ func (r *record) decode(b []byte) {
 		numbers[i] = int64(binary.LittleEndian.Uint64(b[i*8:]))
 	}
 	r.seconds, r.nanoseconds, r.status, r.received, r.sent = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
-	r.took, r.upstreamTook, r.retries = time.Duration(numbers[5]), time.Duration(numbers[6]), numbers[7]
+	r.took, r.upstreamTook, r.retries, r.part = time.Duration(numbers[5]), time.Duration(numbers[6]), numbers[7], numbers[8]
 	b = b[recordNumbers*8:]
 	r.client = decodeAddress(b[0], [16]byte(b[1:17]))
 	b = b[17:]

@@ -87,6 +87,7 @@ func (f *formatter) appendText(dst []byte, r *record) []byte {
 	dst = appendSeconds(append(dst, ` upstream_took=`...), r.upstreamTook)
 	dst = strconv.AppendInt(append(dst, ` received=`...), r.received, 10)
 	dst = strconv.AppendInt(append(dst, ` retries=`...), r.retries, 10)
+	dst = strconv.AppendInt(append(dst, ` part=`...), r.part, 10)
 	return append(dst, '\n')
 }
 
@@ -154,6 +155,7 @@ func (f *formatter) appendJSON(dst []byte, r *record) []byte {
 	dst = appendJSON(append(dst, `","referer":"`...), r.referer)
 	dst = appendJSON(append(dst, `","class":"`...), r.class)
 	dst = strconv.AppendInt(append(dst, `","retries":`...), r.retries, 10)
+	dst = strconv.AppendInt(append(dst, `,"part":`...), r.part, 10)
 	return append(dst, '}', '\n')
 }
 

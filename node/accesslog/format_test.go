@@ -14,7 +14,7 @@ func TestTextIsTheCombinedFormatWithMore(t *testing.T) {
 	e := typical()
 	want := `192.0.2.7 - - [23/Nov/2026:19:01:43 +0000] "GET /a?b=1 HTTP/1.1" 200 512 "https://example.com/" "curl/8.9" ` +
 		`host="example.com" route="/a" backend="10.0.0.1:3000" request_id="0f1e2d3c" class="-" took=0.001234 ` +
-		`upstream_took=0.001100 received=3 retries=1` + "\n"
+		`upstream_took=0.001100 received=3 retries=1 part=2` + "\n"
 	if got := line(&e, Text, 100); got != want {
 		t.Errorf("\n%swant\n%s", got, want)
 	}
@@ -25,7 +25,7 @@ func TestJSONHasAllKeysInOrder(t *testing.T) {
 	want := `{"time":"2026-11-23T19:01:43.123456Z","client":"192.0.2.7","method":"GET","host":"example.com","target":"/a?b=1",` +
 		`"proto":"HTTP/1.1","status":200,"received":3,"sent":512,"took":0.001234,"upstream_took":0.001100,"route":"/a",` +
 		`"backend":"10.0.0.1:3000","request_id":"0f1e2d3c","user_agent":"curl/8.9","referer":"https://example.com/","class":"",` +
-		`"retries":1}` + "\n"
+		`"retries":1,"part":2}` + "\n"
 	if got := line(&e, JSON, 100); got != want {
 		t.Errorf("\n%swant\n%s", got, want)
 	}
@@ -33,7 +33,7 @@ func TestJSONHasAllKeysInOrder(t *testing.T) {
 
 func TestEmptyEntry(t *testing.T) {
 	want := `- - - [01/Jan/0001:00:00:00 +0000] "- - -" 000 0 "-" "-" host="-" route="-" backend="-" request_id="-" class="-" ` +
-		`took=0.000000 upstream_took=0.000000 received=0 retries=0` + "\n"
+		`took=0.000000 upstream_took=0.000000 received=0 retries=0 part=0` + "\n"
 	if got := line(&Entry{}, Text, 100); got != want {
 		t.Errorf("\n%swant\n%s", got, want)
 	}
@@ -153,12 +153,13 @@ type jsonEntry struct {
 	Referer      string      `json:"referer"`
 	Class        string      `json:"class"`
 	Retries      int         `json:"retries"`
+	Part         int         `json:"part"`
 }
 
 // textLine is the grammar of a line of Text; quoted values have escapes and nothing that would have to be one.
 var textLine = regexp.MustCompile(`^(\S+) - - \[([^]]+)\] "(\S+) (\S+) (\S+)" (\d{3,}|-\d+) (-?\d+) ` +
 	`"([^"]*)" "([^"]*)" host="([^"]*)" route="([^"]*)" backend="([^"]*)" request_id="([^"]*)" class="([^"]*)" ` +
-	`took=(-?\d+\.\d{6}) upstream_took=(-?\d+\.\d{6}) received=(-?\d+) retries=(-?\d+)\n$`)
+	`took=(-?\d+\.\d{6}) upstream_took=(-?\d+\.\d{6}) received=(-?\d+) retries=(-?\d+) part=(-?\d+)\n$`)
 
 // FuzzEntry: whatever is in an entry, it is one line in both formats, and reads as what it was.
 func FuzzEntry(f *testing.F) {
@@ -175,7 +176,7 @@ func FuzzEntry(f *testing.F) {
 			Method: method, Host: host, Target: target, Proto: proto, Status: int(status),
 			Received: sent ^ status, Sent: sent, Took: time.Duration(took),
 			UpstreamTook: time.Duration(sent), Route: route, Backend: backend, RequestID: id, UserAgent: agent, Referer: referer,
-			Class: class, Retries: int(took),
+			Class: class, Retries: int(took), Part: int(status),
 		}
 		if size, encoded := e.size(limit), e.encode(nil, limit); len(encoded) > size {
 			t.Fatalf("a record of %d bytes has %d", size, len(encoded))
@@ -211,7 +212,7 @@ func checkJSON(t *testing.T, e *Entry, limit int) {
 		Received: e.Received, Sent: e.Sent, Took: secondsText(e.Took), UpstreamTook: secondsText(e.UpstreamTook),
 		Route: asJSON(e.Route, limit), Backend: asJSON(e.Backend, limit), RequestID: asJSON(string(e.RequestID), limit),
 		UserAgent: asJSON(string(e.UserAgent), limit), Referer: asJSON(string(e.Referer), limit), Class: asJSON(e.Class, limit),
-		Retries: e.Retries,
+		Retries: e.Retries, Part: e.Part,
 	}
 	if decoded != want {
 		t.Fatalf("decoded as\n%+v, want\n%+v", decoded, want)

@@ -16,7 +16,7 @@ func typical() Entry {
 		Client: netip.MustParseAddr("192.0.2.7"), Method: []byte("GET"), Host: []byte("example.com"),
 		Target: []byte("/a?b=1"), Proto: "HTTP/1.1", Status: 200, Received: 3, Sent: 512,
 		Took: 1_234_567 * time.Nanosecond, UpstreamTook: 1100 * time.Microsecond, Route: "/a", Backend: "10.0.0.1:3000",
-		RequestID: []byte("0f1e2d3c"), UserAgent: []byte("curl/8.9"), Referer: []byte("https://example.com/"), Retries: 1,
+		RequestID: []byte("0f1e2d3c"), UserAgent: []byte("curl/8.9"), Referer: []byte("https://example.com/"), Retries: 1, Part: 2,
 	}
 }
 

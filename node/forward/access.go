@@ -17,7 +17,7 @@ func (x *exchange) logAccess(took time.Duration) {
 		Time: x.begun, Client: x.origin.real, Method: r.MethodName(), Host: r.Authority(), Target: r.RawTarget(),
 		Proto: protocols[x.peer.version()], Status: x.status, Received: x.received, Sent: x.sent,
 		Took: took, UpstreamTook: x.upstreamTook, Route: x.routeName(), RequestID: x.origin.id,
-		UserAgent: r.Get(http1.UserAgent), Referer: r.Get(http1.Referer), Class: string(x.class), Retries: max(x.tries-1, 0),
+		UserAgent: r.Get(http1.UserAgent), Referer: r.Get(http1.Referer), Class: string(x.class), Retries: max(x.tries-1, 0), Part: x.partNumber(),
 	}
 	if x.asked != nil {
 		x.entry.Backend = x.asked.Address()

@@ -2335,7 +2335,11 @@ type Answer struct {
 	// To take. Unset: the node is too old to know of samples.
 	Sample *Sample `protobuf:"bytes,10,opt,name=sample,proto3" json:"sample,omitempty"`
 	// To a question about a backend. Unset: the node is too old to know of them.
-	Verdicts      *Verdicts `protobuf:"bytes,11,opt,name=verdicts,proto3" json:"verdicts,omitempty"`
+	Verdicts *Verdicts `protobuf:"bytes,11,opt,name=verdicts,proto3" json:"verdicts,omitempty"`
+	// What else the route does with the request, for people, a line for each key of the document.
+	Policies []string `protobuf:"bytes,12,rep,name=policies,proto3" json:"policies,omitempty"`
+	// The part of the route's split that the request goes to, counted from 1; 0: it has none.
+	Part          uint32 `protobuf:"varint,13,opt,name=part,proto3" json:"part,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2445,6 +2449,20 @@ func (x *Answer) GetVerdicts() *Verdicts {
 		return x.Verdicts
 	}
 	return nil
+}
+
+func (x *Answer) GetPolicies() []string {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+func (x *Answer) GetPart() uint32 {
+	if x != nil {
+		return x.Part
+	}
+	return 0
 }
 
 // Verdicts are those on all backends of one address: they differ in their checks, or in how TLS is spoken.
@@ -3334,7 +3352,7 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x04take\x18\x05 \x01(\v2\x1c.pyserve.fleet.v1.TakeSampleR\x04take\x12\x18\n" +
 	"\abackend\x18\x06 \x01(\tR\abackend\x12\x12\n" +
 	"\x04head\x18\x02 \x01(\fR\x04head\x12\x10\n" +
-	"\x03tls\x18\x03 \x01(\bR\x03tls\"\xa7\x03\n" +
+	"\x03tls\x18\x03 \x01(\bR\x03tls\"\xd7\x03\n" +
 	"\x06Answer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05route\x18\x02 \x01(\tR\x05route\x123\n" +
@@ -3347,7 +3365,9 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x04load\x18\t \x01(\v2\x16.pyserve.fleet.v1.LoadR\x04load\x120\n" +
 	"\x06sample\x18\n" +
 	" \x01(\v2\x18.pyserve.fleet.v1.SampleR\x06sample\x126\n" +
-	"\bverdicts\x18\v \x01(\v2\x1a.pyserve.fleet.v1.VerdictsR\bverdicts\"B\n" +
+	"\bverdicts\x18\v \x01(\v2\x1a.pyserve.fleet.v1.VerdictsR\bverdicts\x12\x1a\n" +
+	"\bpolicies\x18\f \x03(\tR\bpolicies\x12\x12\n" +
+	"\x04part\x18\r \x01(\rR\x04part\"B\n" +
 	"\bVerdicts\x126\n" +
 	"\bevidence\x18\x01 \x03(\v2\x1a.pyserve.fleet.v1.EvidenceR\bevidence\"\x94\x03\n" +
 	"\bEvidence\x127\n" +

@@ -2252,8 +2252,12 @@ type ExplainResponse struct {
 	// The status of the proxy's own answer; 0: the answer is a backend's.
 	Status uint32 `protobuf:"varint,5,opt,name=status,proto3" json:"status,omitempty"`
 	// Who answered, and what it serves.
-	Node          string `protobuf:"bytes,6,opt,name=node,proto3" json:"node,omitempty"`
-	Revision      uint64 `protobuf:"varint,7,opt,name=revision,proto3" json:"revision,omitempty"`
+	Node     string `protobuf:"bytes,6,opt,name=node,proto3" json:"node,omitempty"`
+	Revision uint64 `protobuf:"varint,7,opt,name=revision,proto3" json:"revision,omitempty"`
+	// What else the route does with the request, for people, a line for each key of the document.
+	Policies []string `protobuf:"bytes,8,rep,name=policies,proto3" json:"policies,omitempty"`
+	// The part of the route's split that the request goes to, counted from 1; 0: it has none.
+	Part          uint32 `protobuf:"varint,9,opt,name=part,proto3" json:"part,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2333,6 +2337,20 @@ func (x *ExplainResponse) GetNode() string {
 func (x *ExplainResponse) GetRevision() uint64 {
 	if x != nil {
 		return x.Revision
+	}
+	return 0
+}
+
+func (x *ExplainResponse) GetPolicies() []string {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+func (x *ExplainResponse) GetPart() uint32 {
+	if x != nil {
+		return x.Part
 	}
 	return 0
 }
@@ -3398,7 +3416,7 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\x06method\x18\x01 \x01(\tR\x06method\x12\x10\n" +
 	"\x03url\x18\x02 \x01(\tR\x03url\x12\x18\n" +
 	"\aheaders\x18\x03 \x03(\tR\aheaders\x12\x12\n" +
-	"\x04node\x18\x04 \x01(\tR\x04node\"\x8b\x02\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\"\xbb\x02\n" +
 	"\x0fExplainResponse\x12\x14\n" +
 	"\x05route\x18\x01 \x01(\tR\x05route\x12?\n" +
 	"\aforward\x18\x02 \x01(\v2%.pyserve.operator.v1.ExplainedForwardR\aforward\x12A\n" +
@@ -3406,7 +3424,9 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06status\x18\x05 \x01(\rR\x06status\x12\x12\n" +
 	"\x04node\x18\x06 \x01(\tR\x04node\x12\x1a\n" +
-	"\brevision\x18\a \x01(\x04R\brevision\"l\n" +
+	"\brevision\x18\a \x01(\x04R\brevision\x12\x1a\n" +
+	"\bpolicies\x18\b \x03(\tR\bpolicies\x12\x12\n" +
+	"\x04part\x18\t \x01(\rR\x04part\"l\n" +
 	"\x10ExplainedForward\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\tR\x06method\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
