@@ -71,6 +71,7 @@ type exchange struct {
 	back       []byte // what the backend sent
 	from, to   int    // the part of back that is not used yet
 	scratch    []byte // path and host, where they are not as they came
+	rewritten  []byte
 	hostBuffer []byte
 	groups     []int  // where those of the route's expression are in path; nil: it was not asked yet
 	answering  bool   // the answer is the route's own, and tail the fields of its head
@@ -88,7 +89,7 @@ type exchange struct {
 	begun   time.Time
 	path    []byte // in normal form
 	removed int    // how much of path is stripped
-	target  []byte // what is forwarded instead of path; nil: path
+	target  []byte // what is forwarded instead of path; nil: path. It is in rewritten
 	origin  origin
 	// salvaged is what Accept said in a head that could not be read; empty otherwise.
 	salvaged string

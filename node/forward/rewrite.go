@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 
+	"github.com/pyserve/pyserve/node/http1"
 	"github.com/pyserve/pyserve/node/route"
 )
 
@@ -15,7 +16,11 @@ var errRewritten = errors.New("the path that would be forwarded is not in normal
 // ("/a../b") and climb where they come to stand. What is not in normal form any more is refused rather than mended: the
 // backend would have to be sent something that nobody has written.
 func (x *exchange) rewritePath() *failure {
-	made := x.appendTemplate(nil, x.route.forwardPath)
+	made := x.appendTemplate(x.rewritten[:0], x.route.forwardPath)
+	if len(made) > http1.MaxTarget {
+		return refused(http.StatusRequestURITooLong, "The path of the request is too long for what is made of it.", nil)
+	}
+	x.rewritten = made
 	path, err := route.NormalizePath(nil, made)
 	if err == nil && !bytes.Equal(path, made) {
 		err = errRewritten

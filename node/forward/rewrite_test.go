@@ -1,9 +1,11 @@
 package forward
 
 import (
+	"log/slog"
 	"strings"
 	"testing"
 
+	"github.com/pyserve/pyserve/node/http1"
 	"github.com/pyserve/pyserve/node/nodetest"
 	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
 )
@@ -68,5 +70,28 @@ func TestTheNextRequestOfAConnectionHasAPathOfItsOwn(t *testing.T) {
 	w.want("GET", 200, "")
 	if got, _, _ := strings.Cut(recorder.Head(t), " HTTP/1.1\r\n"); got != "GET /x" {
 		t.Errorf("got %s", got)
+	}
+}
+
+func TestARewrittenPathAllocatesNothing(t *testing.T) {
+	if raceDetector {
+		t.Skip("the race detector allocates")
+	}
+	a := newAskerOf(t, loads[1], site{route: &resourcev1.Route{ForwardPath: "/under{path}"}})
+	if n := testing.AllocsPerRun(1000, func() {
+		if err := a.ask(); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func TestARewrittenPathThatIsTooLongIsRefused(t *testing.T) {
+	b := nodetest.NewRecorder(t, emptyAnswer)
+	w := connect(t, startWith(t, settings{options: Options{Logger: slog.New(slog.DiscardHandler)}}, rewritten("^/", "/a{path}{path}", b.Port())))
+	w.say(ask("/" + strings.Repeat("x", http1.MaxTarget/2)))
+	if res, _, err := w.answer("GET"); err != nil || res.StatusCode != 414 || b.Requests() != 0 {
+		t.Errorf("%v, %v, and %d requests", res, err, b.Requests())
 	}
 }

@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"bytes"
 	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/rand"
@@ -206,7 +207,7 @@ func (x *exchange) appendSticky(out []byte) []byte {
 		out = strconv.AppendInt(out, int64((s.ttl+time.Second-1)/time.Second), 10)
 	}
 	out = append(out, "; HttpOnly; SameSite=Lax"...)
-	if string(x.origin.scheme) == "https" {
+	if bytes.EqualFold(x.origin.scheme, schemeHTTPS) { // as a trusted proxy may spell it
 		out = append(out, "; Secure"...)
 	}
 	return append(out, "\r\n"...)
