@@ -12,10 +12,7 @@ import (
 
 // proxyInto translates proxy_pass.
 func (l *location) proxyInto(r *reader, e *entry) {
-	whole := l.proxyPass.value
-	for _, same := range []string{"{path}", "$request_uri", "$uri"} { // the path as it came, which is what there is without
-		whole = strings.TrimSuffix(whole, same)
-	}
+	whole, asItCame := l.asItCame(e)
 	scheme, rest, ok := strings.Cut(whole, "://")
 	authority, path, slash := strings.Cut(rest, "/")
 	port, tls := uint32(80), scheme == "https"
@@ -58,9 +55,29 @@ func (l *location) proxyInto(r *reader, e *entry) {
 		t.ResponseHeader, t.Idle = l.timeout.value, l.timeout.value
 		e.timeouts = option[Timeouts]{t, l.timeout.at}
 	}
-	if slash && path != "" {
+	switch {
+	case !slash || path == "":
+	case asItCame:
+		l.forwardAs(e, strings.TrimRight(l.template("/"+path, e), "/")+"{path}")
+	default:
 		l.forwardPath(r, e, "/"+path)
 	}
+}
+
+// asItCame is proxy_pass without what stands for the path as it came at its end, and whether that is there. Alone it changes nothing;
+// a group of its name is not the path, and told elsewhere.
+func (l *location) asItCame(e *entry) (rest string, is bool) {
+	for _, word := range []string{"{path}", "$request_uri", "$uri"} {
+		if rest, is := strings.CutSuffix(l.proxyPass.value, word); is && !slices.Contains(e.groups(), strings.Trim(word, "{}")) {
+			return rest, true
+		}
+	}
+	return l.proxyPass.value, false
+}
+
+func (l *location) forwardAs(e *entry, template string) {
+	e.useTemplate(l.proxyPass.at, template, checkForwardPath)
+	e.forwardPath = template
 }
 
 // forwardPath lets proxy_pass's path take the place of what the pattern found at the beginning of the request's. One with
@@ -82,8 +99,7 @@ func (l *location) forwardPath(r *reader, e *entry, path string) {
 		}
 		e.path.value, template = fmt.Sprintf("(?:%s)(?P<%s>.*)$", e.path.value, group), template+"{"+group+"}"
 	}
-	e.useTemplate(l.proxyPass.at, template, checkForwardPath)
-	e.forwardPath = template
+	l.forwardAs(e, template)
 }
 
 // beginsAtStart says whether an expression can match nowhere else than at the beginning.
