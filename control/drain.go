@@ -93,9 +93,17 @@ func (c *Control) beginDrain(ctx context.Context, m *operatorv1.DrainRequest, te
 			if ctx.Err() != nil {
 				return nil, context.Cause(ctx)
 			}
-			return nil, fmt.Errorf("%s drains already, and with this many nodes no more do at a time: %w", strings.Join(others, ", "), ErrDrains)
+			return nil, fmt.Errorf("node %s is not drained: %s, and with this many nodes no more do at a time: %w", m.GetNode(), drainAlready(others), ErrDrains)
 		}
 	}
+}
+
+// drainAlready names nodes, and says what ends it: that they have no clients left does not.
+func drainAlready(nodes []string) string {
+	if len(nodes) == 1 {
+		return nodes[0] + " drains already, until it is restarted or undrained"
+	}
+	return strings.Join(nodes, ", ") + " drain already, until they are restarted or undrained"
 }
 
 // tryDrain asks the node if there is room; others are those that take it.
@@ -147,7 +155,7 @@ func (c *Control) roomToDrain(name string) (others []string, err error) {
 	case !there:
 		return nil, fmt.Errorf("node %s %w", name, fleet.ErrNotConnected)
 	case serving == 0:
-		return nil, fmt.Errorf("no other node serves, so that its clients could not go anywhere: %w", ErrDrains)
+		return nil, fmt.Errorf("node %s is not drained: no other node serves, so that its clients could not go anywhere: %w", name, ErrDrains)
 	case len(others) < max(1, connected/drainShare):
 		return nil, nil
 	}

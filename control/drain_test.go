@@ -115,6 +115,9 @@ func TestOneNodeInFourDrainsAndNeverTheLast(t *testing.T) {
 	if len(events) != 1 || strings.Join(events[0].GetWaitingFor(), ",") != "n1" || nodes["n2"].drains() {
 		t.Errorf("got %v", events)
 	}
+	if !strings.Contains(err.Error(), "node n2 is not drained: n1 drains already, until it is restarted or undrained") {
+		t.Errorf("it says %q", err)
+	}
 	// It only gets another deadline.
 	if _, err := drain(c, "n1", detached); err != nil {
 		t.Error(err)

@@ -48,6 +48,7 @@ func TestAnyNodeShowsWhatThereIs(t *testing.T) {
 		})
 		ctl("why", backend.address()).must(t, 0, backend.address(), n.name)
 		ctl("get", "nodes").must(t, 0, "n1", "n2", "n3")
+		ctl("get", "controls").must(t, 0, c.control.listen)
 		ctl("top", "--interval", "100ms").must(t, 0, "n1", "n2", "n3")
 	}
 	n1 := c.nodes[0]
@@ -56,5 +57,9 @@ func TestAnyNodeShowsWhatThereIs(t *testing.T) {
 	if !strings.Contains(refused.stderr, "is a node's address") {
 		t.Errorf("an apply at a node says %q", refused.stderr)
 	}
-	c.ctl("--control", n1.gossip, "get", "config").must(t, 2)
+	for _, wantsControl := range [][]string{{"get", "config"}, {"explain", "GET", "/shop"}, {"history"}} {
+		if r := c.ctl(append([]string{"--control", n1.gossip}, wantsControl...)...); r.code != 2 || !strings.Contains(r.stderr, "this takes a control") {
+			t.Errorf("%v at a node: exit code %d, %q", wantsControl, r.code, r.stderr)
+		}
+	}
 }

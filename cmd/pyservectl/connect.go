@@ -115,7 +115,8 @@ func (s *settings) connect(ctx context.Context, warnings io.Writer) (*client, er
 type nodeError struct{ address string }
 
 func (e nodeError) Error() string {
-	return fmt.Sprintf("%s is a node's address: a node shows what it knows, and changes nothing; name a control with --control", e.address)
+	return fmt.Sprintf("%s is a node's address, and this takes a control: name one with --control. "+
+		"A node answers status, get routes, get backends, get nodes, get controls, why and top", e.address)
 }
 
 // admit says whether whoever answers at an address will do for the command.

@@ -37,7 +37,8 @@ undrain, or until it is started again.
 The command waits until nothing is left. Exit code 1 says that something was, when --deadline was over.
 
 At most one node in four drains at a time, and never the last one that serves: others are waited for as long as
---timeout. A node that is told to stop (SIGTERM) drains by itself, at once, and counts.`,
+--timeout. A node that drains counts until it is restarted or undrained, also with nothing left. One that is told to stop
+(SIGTERM) counts as well, but waits for nobody: nodes that are all told to stop at once all go.`,
 		Example: `  pyservectl drain n1 && ssh n1 systemctl restart pyserve
   pyservectl drain n1 --deadline 10m
   pyservectl undrain n1`,
@@ -77,7 +78,7 @@ func (s *settings) drain(cmd *cobra.Command, request *operatorv1.DrainRequest) e
 		m, err := stream.Recv()
 		switch {
 		case status.Code(err) == codes.FailedPrecondition:
-			fmt.Fprintf(cmd.ErrOrStderr(), "pyservectl: node %s is not drained: %v\n", request.GetNode(), plain(err))
+			fmt.Fprintf(cmd.ErrOrStderr(), "pyservectl: %v\n", plain(err))
 			return errNo
 		case errors.Is(err, io.EOF):
 			return errors.New("control ended the call before the drain was over")
@@ -95,8 +96,11 @@ func (s *settings) drain(cmd *cobra.Command, request *operatorv1.DrainRequest) e
 
 // drainLine says how far it is.
 func drainLine(node string, m *operatorv1.DrainEvent) string {
-	if others := m.GetWaitingFor(); len(others) > 0 {
-		return fmt.Sprintf("%s: waiting for %s, which drains already", node, strings.Join(others, ", "))
+	switch others := m.GetWaitingFor(); {
+	case len(others) == 1:
+		return fmt.Sprintf("%s: waiting for %s, which drains already", node, others[0])
+	case len(others) > 1:
+		return fmt.Sprintf("%s: waiting for %s, which drain already", node, strings.Join(others, ", "))
 	}
 	return fmt.Sprintf("%s: draining, %s left", node, underWay(m))
 }

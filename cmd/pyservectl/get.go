@@ -297,8 +297,12 @@ func (s *settings) getControls(ctx context.Context, c *client, out io.Writer) er
 		controls = append(controls, controlOutput{
 			ctl.GetName(), ctl.GetAddress(), ctl.GetRole(), ctl.GetVersion(), ctl.GetReachable(), ctl.GetLag(), ctl.GetVoter(), ctl.GetGossip(),
 		})
+		lag := ""
+		if ctl.GetRole() != "" { // a node knows addresses alone
+			lag = strconv.FormatUint(ctl.GetLag(), 10)
+		}
 		rows = append(rows, []string{
-			ctl.GetName(), ctl.GetAddress(), ctl.GetRole(), yesNo(ctl.GetReachable()), strconv.FormatUint(ctl.GetLag(), 10), ctl.GetGossip(), ctl.GetVersion(),
+			ctl.GetName(), ctl.GetAddress(), ctl.GetRole(), yesNo(ctl.GetReachable()), lag, ctl.GetGossip(), ctl.GetVersion(),
 		})
 	}
 	switch s.output {

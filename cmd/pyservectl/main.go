@@ -58,7 +58,7 @@ type settings struct {
 // readers are the commands that a node can answer as well as a control, from what it does and what it hears.
 var readers = map[string]bool{
 	"pyservectl status": true, "pyservectl get routes": true, "pyservectl get backends": true, "pyservectl get nodes": true,
-	"pyservectl explain": true, "pyservectl why": true, "pyservectl top": true,
+	"pyservectl get controls": true, "pyservectl why": true, "pyservectl top": true,
 }
 
 func newRoot() *cobra.Command {

@@ -196,6 +196,7 @@ func TestSentenceOfAStatus(t *testing.T) {
 	}{
 		{statusOutput{}, "nothing was applied yet: pyservectl apply FILE"},
 		{statusOutput{Revision: 2, Digest: "abc"}, "revision 2 (abc): no node is there to serve it"},
+		{statusOutput{Revision: 2, Digest: "abc", Nodes: []nodeOutput{{State: "left"}}}, "revision 2 (abc): no node is there to serve it"},
 		{statusOutput{Revision: 2, Digest: "abc", Nodes: []nodeOutput{{}}}, "revision 2 (abc): not converged, not every node serves it"},
 		{statusOutput{Revision: 2, Digest: "abc", Nodes: []nodeOutput{{}}, Converged: true}, "revision 2 (abc): converged, every node serves it"},
 	} {

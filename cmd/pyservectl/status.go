@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"time"
 
@@ -204,7 +205,7 @@ func sentence(status statusOutput, p painter) string {
 		return p.paint(yellow, "nothing was applied yet: pyservectl apply FILE")
 	case status.Converged:
 		return fmt.Sprintf("revision %d (%s): %s", status.Revision, short(status.Digest), p.paint(green, "converged, every node serves it"))
-	case len(status.Nodes) == 0:
+	case !slices.ContainsFunc(status.Nodes, func(n nodeOutput) bool { return n.State != "left" }):
 		return fmt.Sprintf("revision %d (%s): %s", status.Revision, short(status.Digest), p.paint(yellow, "no node is there to serve it"))
 	}
 	return fmt.Sprintf("revision %d (%s): %s", status.Revision, short(status.Digest), p.paint(yellow, "not converged, not every node serves it"))

@@ -3,12 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -21,6 +19,8 @@ import (
 // leaves are the WebSockets of a node that was drained.
 type leaves struct {
 	Sockets int `json:"sockets"`
+	// OverHTTP2 are those of them that are streams.
+	OverHTTP2 int `json:"over_http2"`
 	// ByApply is how many ended because of an apply that had nothing to do with them.
 	ByApply int           `json:"by_apply"`
 	Drain   time.Duration `json:"drain"` // the deadline
@@ -32,15 +32,19 @@ type leaves struct {
 }
 
 const (
-	leaveSockets  = 9000
+	leaveSockets  = 10_000
 	leaveDeadline = 30 * time.Second
+	// leaveNodes are so many that the others have room for all: each lets its tunnels have three quarters of its descriptors.
+	leaveNodes = 3
+	// spareDescriptors are for all that is no WebSocket's, and for those whose handshake is under way, which have more.
+	spareDescriptors = 500
 	// leaveQuiet is how long is waited for what an apply might break.
 	leaveQuiet = 2 * time.Second
 	// dialAtOnce is how many handshakes are under way at a time.
 	dialAtOnce = 64
 )
 
-// measureLeave drains one of two nodes that holds many WebSockets, whose clients go to the other.
+// measureLeave drains one of three nodes that holds many WebSockets, whose clients go to the others.
 func (b *bench) measureLeave(ctx context.Context, r *report) error {
 	c, err := b.startCluster(ctx, "leave")
 	if err != nil {
@@ -52,7 +56,7 @@ func (b *bench) measureLeave(ctx context.Context, r *report) error {
 		return err
 	}
 	defer closeEcho()
-	nodes, err := c.startRealNodes(ctx, "n", 2)
+	nodes, err := c.startRealNodes(ctx, "n", leaveNodes)
 	defer func() { killAll(nodes) }()
 	if err != nil {
 		return err
@@ -66,13 +70,13 @@ func (b *bench) measureLeave(ctx context.Context, r *report) error {
 			return err
 		}
 	}
-	l := &leaves{Sockets: b.sockets(), Drain: leaveDeadline}
-	if b.options.rounds == 1 { // a look
-		l.Sockets, l.Drain = 50, 2*time.Second
+	l, err := b.planLeave()
+	if err != nil {
+		return err
 	}
-	crowd := &crowd{path: "/service/000000", home: nodes[0].listen, elsewhere: nodes[1].listen}
+	crowd := newCrowd("/service/000000", nodes[0].listen, nodes[1].listen, nodes[2].listen)
 	defer crowd.end()
-	if err := crowd.gather(ctx, l.Sockets); err != nil {
+	if err := crowd.gather(ctx, l.Sockets, l.OverHTTP2); err != nil {
 		return err
 	}
 	note("%d WebSockets stand", l.Sockets)
@@ -93,13 +97,26 @@ func (b *bench) measureLeave(ctx context.Context, r *report) error {
 	return nil
 }
 
-// sockets is how many this process has descriptors for: one for each client and one for each connection of the backend.
-func (b *bench) sockets() int {
+// planLeave says how many WebSockets there are to be.
+func (b *bench) planLeave() (*leaves, error) {
+	if b.options.rounds == 1 { // a look
+		return &leaves{Sockets: 50, OverHTTP2: 10, Drain: 2 * time.Second}, nil
+	}
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
-		return leaveSockets
+		return nil, fmt.Errorf("read the limit of descriptors: %w", err)
 	}
-	return min(leaveSockets, int(limit.Max/2)-500)
+	l := &leaves{Drain: leaveDeadline}
+	l.Sockets, l.OverHTTP2 = socketsFor(limit.Max)
+	return l, nil
+}
+
+// socketsFor is how many WebSockets a process has descriptors for, and how many of them have to be streams of HTTP/2 for that. One of
+// HTTP/1.1 takes two of the node that has it, and two of this process, which is its client and its backend; a stream takes one.
+func socketsFor(descriptors uint64) (all, overHTTP2 int) {
+	free := int(min(descriptors, 10*leaveSockets)) - spareDescriptors
+	all = max(0, min(leaveSockets, free))
+	return all, min(all, max(0, 2*all-free))
 }
 
 // drain has a node drained and waits for it.
@@ -141,113 +158,6 @@ func (b *bench) startEcho() (port int, stop func(), err error) {
 	}, nil
 }
 
-// ending is a WebSocket's.
-type ending struct {
-	at      time.Time
-	inOrder bool
-	back    bool // another could be opened elsewhere
-}
-
-// crowd is many WebSockets that say nothing, each held by a client that goes elsewhere when it is closed.
-type crowd struct {
-	path, home, elsewhere string
-	over                  atomic.Bool
-	group                 sync.WaitGroup
-
-	mu      sync.Mutex // guards what follows
-	open    map[*websocket.Conn]struct{}
-	endings []ending
-}
-
-func (c *crowd) gather(ctx context.Context, count int) error {
-	places, failed := make(chan struct{}, dialAtOnce), make(chan error, count)
-	var dialling sync.WaitGroup
-	for range count {
-		places <- struct{}{}
-		dialling.Go(func() {
-			defer func() { <-places }()
-			conn, err := c.dial(ctx, c.home)
-			if err != nil {
-				failed <- err
-				return
-			}
-			c.group.Go(func() { c.hold(ctx, conn) })
-		})
-	}
-	dialling.Wait()
-	select {
-	case err := <-failed:
-		return err
-	default:
-		return nil
-	}
-}
-
-func (c *crowd) dial(ctx context.Context, address string) (*websocket.Conn, error) {
-	dialer := websocket.Dialer{HandshakeTimeout: readyTime, ReadBufferSize: 512, WriteBufferSize: 512}
-	conn, _, err := dialer.DialContext(ctx, "ws://"+address+c.path, nil)
-	if err != nil {
-		return nil, err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.open == nil {
-		c.open = make(map[*websocket.Conn]struct{})
-	}
-	if c.over.Load() {
-		conn.Close()
-		return nil, errors.New("the measurement is over")
-	}
-	c.open[conn] = struct{}{}
-	return conn, nil
-}
-
-// hold waits for the end of a WebSocket, and of the one that takes its place.
-func (c *crowd) hold(ctx context.Context, conn *websocket.Conn) {
-	for again := true; again; again = false {
-		_, _, err := conn.ReadMessage()
-		c.drop(conn)
-		if c.over.Load() {
-			return
-		}
-		e := ending{at: time.Now(), inOrder: websocket.IsCloseError(err, websocket.CloseGoingAway)}
-		next, err := c.dial(ctx, c.elsewhere)
-		e.back = err == nil
-		c.mu.Lock()
-		c.endings = append(c.endings, e)
-		c.mu.Unlock()
-		if err != nil {
-			return
-		}
-		conn = next
-	}
-	conn.ReadMessage() // until end
-	c.drop(conn)
-}
-
-func (c *crowd) drop(conn *websocket.Conn) {
-	conn.Close()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.open, conn)
-}
-
-func (c *crowd) told() []ending {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return slices.Clone(c.endings)
-}
-
-func (c *crowd) end() {
-	c.over.Store(true)
-	c.mu.Lock()
-	for conn := range c.open {
-		conn.Close()
-	}
-	c.mu.Unlock()
-	c.group.Wait()
-}
-
 func (l *leaves) sum(endings []ending, began time.Time) {
 	for _, e := range endings {
 		switch {
@@ -268,9 +178,10 @@ func (l *leaves) sum(endings []ending, began time.Time) {
 
 func (l *leaves) table(b *bytes.Buffer) {
 	paced := float64(l.Sockets) / l.Drain.Seconds()
-	fmt.Fprintf(b, "\nOne of two nodes holds %d WebSockets, and is drained over %v:\n\n"+
-		"| closed with 1001, and opened at the other node | otherwise | most in one second | paced rate | until nothing was left |\n|---:|---:|---:|---:|---:|\n"+
-		"| %d | %d | %d | %.0f | %.1f s |\n", l.Sockets, l.Drain, l.InOrder, l.Broken+l.Refused, slices.Max(append(l.Seconds, 0)), paced, l.Took.Seconds())
+	fmt.Fprintf(b, "\nOne of %d nodes holds %d WebSockets, %d of them over HTTP/2, and is drained over %v:\n\n"+
+		"| closed with 1001, and opened at another node | otherwise | most in one second | paced rate | until nothing was left |\n|---:|---:|---:|---:|---:|\n"+
+		"| %d | %d | %d | %.0f | %.1f s |\n", leaveNodes, l.Sockets, l.OverHTTP2, l.Drain, l.InOrder, l.Broken+l.Refused,
+		slices.Max(append(l.Seconds, 0)), paced, l.Took.Seconds())
 	fmt.Fprintf(b, "\nAn apply of another route before that ended %d of them: %s. All closed in order: %s.\n", l.ByApply, met(l.ByApply == 0),
 		met(l.InOrder == l.Sockets))
 }

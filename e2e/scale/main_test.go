@@ -92,3 +92,22 @@ func checkApplies(t *testing.T, r *report) {
 		t.Errorf("three nodes were sent %d bytes for one route of %d", a.Bytes, r.Applies[0].Routes)
 	}
 }
+
+// The limit of descriptors decides how many WebSockets have one each to themselves.
+func TestWebSocketsForWhichThereAreDescriptors(t *testing.T) {
+	for _, c := range []struct {
+		descriptors    uint64
+		all, overHTTP2 int
+	}{
+		{1 << 40, leaveSockets, 0},
+		{2*leaveSockets + spareDescriptors, leaveSockets, 0},
+		{2*leaveSockets + spareDescriptors - 7, leaveSockets, 7},
+		{leaveSockets + spareDescriptors, leaveSockets, leaveSockets},
+		{1024, 1024 - spareDescriptors, 1024 - spareDescriptors},
+		{100, 0, 0},
+	} {
+		if all, overHTTP2 := socketsFor(c.descriptors); all != c.all || overHTTP2 != c.overHTTP2 {
+			t.Errorf("%d descriptors: %d WebSockets, %d of them over HTTP/2, want %d and %d", c.descriptors, all, overHTTP2, c.all, c.overHTTP2)
+		}
+	}
+}

@@ -231,12 +231,22 @@ func stateName(s fleetv1.BackendState) string {
 // ExplainBackend tells why this node thinks of a backend as it does. Another node is asked at its own address.
 func (s *Service) ExplainBackend(_ context.Context, request *operatorv1.ExplainBackendRequest) (*operatorv1.ExplainBackendResponse, error) {
 	if wanted := request.GetNode(); wanted != "" && wanted != s.options.Name {
-		return nil, status.Errorf(codes.FailedPrecondition, "this is node %s, and a node tells its own reasons alone: ask %s at its gossip address", s.options.Name, wanted)
+		return nil, s.askThere(wanted)
 	}
 	return &operatorv1.ExplainBackendResponse{
 		Node: s.options.Name, Revision: s.options.Node.Applied().GetRevision(),
 		Backends: s.options.Node.Why(request.GetAddress()).GetEvidence(),
 	}, nil
+}
+
+// askThere says where another node is asked itself.
+func (s *Service) askThere(name string) error {
+	for _, member := range s.options.Members() {
+		if member.Node && member.Name == name {
+			return status.Errorf(codes.FailedPrecondition, "this is node %s, and a node tells its own reasons alone: ask %s with --control %s", s.options.Name, name, member.Address)
+		}
+	}
+	return status.Errorf(codes.NotFound, "this is node %s, which knows of no node %s", s.options.Name, name)
 }
 
 // ListControls gives the controls that this node knows, by address. It is also how a caller finds out whether anybody

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -195,8 +196,11 @@ func TestReasonsAreTheNodesOwn(t *testing.T) {
 	if m, err := d.ExplainBackend(t.Context(), &operatorv1.ExplainBackendRequest{Address: "nowhere:1"}); err != nil || len(m.GetBackends()) != 0 {
 		t.Errorf("of a backend that there is not: %v, %v", m, err)
 	}
-	if _, err := d.ExplainBackend(t.Context(), &operatorv1.ExplainBackendRequest{Address: backend, Node: "n2"}); err == nil {
-		t.Error("it tells another node's")
+	d.members = []Member{{Name: "n2", Address: "10.0.0.9:7946"}, {Name: "n2", Node: true, Address: "10.0.0.2:7946"}}
+	for name, want := range map[string]string{"n2": "ask n2 with --control 10.0.0.2:7946", "n3": "knows of no node n3"} {
+		if _, err := d.ExplainBackend(t.Context(), &operatorv1.ExplainBackendRequest{Address: backend, Node: name}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("asked for what %s thinks: %v, want %q", name, err, want)
+		}
 	}
 }
 
