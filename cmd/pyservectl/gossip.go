@@ -137,7 +137,7 @@ func (k gossipKeyOutput) table(out io.Writer) (err error) {
 		line("these controls have not followed yet; one that is away has to be started, or taken out with pyservectl control remove: %s", printable(strings.Join(k.PendingControls, ", ")))
 	}
 	if len(k.PendingNodes) > 0 {
-		line("these nodes have not followed yet; one that does not by itself has a full disk or an older version: %s", printable(strings.Join(k.PendingNodes, ", ")))
+		line("these nodes have not followed yet; one that has gone is waited for 30 s, and one that is there and does not by itself has a full disk or an older version: %s", printable(strings.Join(k.PendingNodes, ", ")))
 	}
 	if len(k.Away) > 0 {
 		line("these nodes are away, and get the key when they are back: %s", printable(strings.Join(k.Away, ", ")))
