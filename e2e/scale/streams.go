@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 http.Transport does not let :protocol pass, which CONNECT needs.
+
 package main
 
 import (
