@@ -9,6 +9,9 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/pyserve/pyserve/control/identity"
 )
 
@@ -121,7 +124,14 @@ func (c *cluster) settle(ctx context.Context, document []byte) error {
 	if err := poll(ctx, 5*time.Millisecond, func() (bool, error) { return c.fleet.connected.Load() == 1, nil }); err != nil {
 		return fmt.Errorf("one node alone is to be connected: %w", err)
 	}
-	if _, _, err := c.operator.apply(ctx, document, time.Now()); err != nil {
+	err := poll(ctx, 100*time.Millisecond, func() (bool, error) {
+		_, _, err := c.operator.apply(ctx, document, time.Now())
+		if status.Code(err) == codes.Unavailable { // on a busy machine another control may have to lead first
+			return false, nil
+		}
+		return err == nil, err
+	})
+	if err != nil {
 		return fmt.Errorf("apply what is measured from: %w", err)
 	}
 	release, bundle := first.serving()
