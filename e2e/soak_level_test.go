@@ -42,11 +42,12 @@ type level struct {
 	sockets, pipes, other int // descriptors; all 0 where there is no /proc
 	kept, busy            int // connections to backends, those that are kept for the next request and those in use
 	tunnels, inFlight     int
+	places                int // of circuit breakers
 }
 
 func (l level) String() string {
-	return fmt.Sprintf("%d goroutines, %d sockets (to backends: %d kept, %d in use), %d pipes, %d other descriptors, %d tunnels, %d requests, %d MiB",
-		l.goroutines, l.sockets, l.kept, l.busy, l.pipes, l.other, l.tunnels, l.inFlight, l.memory>>20)
+	return fmt.Sprintf("%d goroutines, %d sockets (to backends: %d kept, %d in use), %d pipes, %d other descriptors, %d tunnels, %d requests, %d places, %d MiB",
+		l.goroutines, l.sockets, l.kept, l.busy, l.pipes, l.other, l.tunnels, l.inFlight, l.places, l.memory>>20)
 }
 
 // daemons are the processes that are weighed.
@@ -102,6 +103,8 @@ func (l *level) series(name string) *int {
 		return &l.inFlight
 	}
 	switch {
+	case strings.HasPrefix(name, "pyserve_circuit_breaker_requests{"):
+		return &l.places
 	case !strings.HasPrefix(name, "pyserve_backend_connections{"):
 		return nil
 	case strings.Contains(name, `state="idle"`):
@@ -153,7 +156,7 @@ func (s *soak) settles(before map[string]level) {
 // above says what there is too much of.
 func (l level) above(before level) string {
 	switch {
-	case l.tunnels > 0, l.inFlight > 0, l.busy > 0,
+	case l.tunnels > 0, l.inFlight > 0, l.busy > 0, l.places > 0,
 		l.goroutines > before.goroutines+goroutineSlack,
 		l.sockets-l.kept > before.sockets-before.kept+socketSlack,
 		l.pipes > before.pipes+pipeSlack,

@@ -123,6 +123,7 @@ func (s *soak) document(i int) string {
 	if s.tls != nil {
 		b.WriteString("      tls: {ca_file: ./ca.pem}\n")
 	}
+	b.WriteString(mixedPolicies(i))
 	b.WriteString("      backends:\n")
 	for k, m := range s.mixed {
 		if k > 0 && i%5 == k { // now and then one is taken out
@@ -136,6 +137,27 @@ func (s *soak) document(i int) string {
 		b.WriteString("ssl:\n  enabled: true\n  cert_file: ./cert.pem\n  key_file: ./key.pem\n")
 	}
 	return b.String()
+}
+
+// mixedPolicies are those of /mixed in the i-th document: every one that clients must not notice, in changing company.
+func mixedPolicies(i int) string {
+	ways := []string{"round_robin", "least_request", "random", "p2c_ewma", "ring_hash, hash: {on: path}", "maglev, hash: {on: client_ip}"}
+	text := fmt.Sprintf("      load_balancing: {policy: %s}\n", ways[i%len(ways)])
+	for k, policy := range []string{
+		"circuit_breaker: {max_connections: 5000, max_requests: 10000, max_pending: 10}",
+		"outlier_detection: {consecutive_failures: 3, base_ejection_time: 300ms}",
+		"retries: {attempts: 3, on: [connect_failure], budget_percent: 1000}",
+		"rate_limit: {requests: 1000000, key: route}",
+		"request_headers: {set: {X-Soak: \"{path}\"}, remove: [X-Nothing]}",
+		"response_headers: {add: {X-Soak: \"{client_ip}\"}}",
+		"sticky: {cookie: soak}",
+		"slow_start: 1s",
+	} {
+		if i%(k+2) == 0 { // all of them in the first
+			text += "      " + policy + "\n"
+		}
+	}
+	return text
 }
 
 // run is the whole story.
