@@ -171,6 +171,7 @@ func TestProblemsOfLocations(t *testing.T) {
 		`'~^/a\Z': ` + back:                                              `"~^/a\\Z": "^/a\\Z" has \Z: write \z`,
 		`'~^/(a': ` + back:                                               `"~^/(a": "^/(a" is not a regular expression (RE2): missing closing ) in "^/(a"`,
 		`"api": ` + back:                                                 `api: begins with none of the patterns there are: write "=/path", "~expression", "~*expression", "^~/prefix", "/prefix" or "__default__"`,
+		`"/{x}": {proxy_pass: "http://b/y"}`:                             `"/{x}": "/{x}" is not in the form that requests are matched in: write "/%7Bx%7D"`,
 		`"=api": ` + back:                                                `"=api": "api" does not begin with "/": write "/api"`,
 		`"/a/../b": ` + back:                                             `"/a/../b": "/a/../b" is not in the form that requests are matched in: write "/b"`,
 		`"/a": {proxy_pass: backend}`:                                    `"/a".proxy_pass: "backend" is not the URL of a backend: write one such as "http://localhost:3000"`,

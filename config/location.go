@@ -68,6 +68,7 @@ func (r *reader) seconds(v value) (time.Duration, bool) {
 }
 
 func (l *location) entry(r *reader) *entry {
+	before := r.errorCount()
 	e := &entry{at: l.at, path: option[string]{l.pattern, l.at}, match: option[string]{"regex", l.at}, stripPath: option[bool]{false, l.at}}
 	switch path := l.pattern; l.precedence() {
 	case 0:
@@ -85,6 +86,9 @@ func (l *location) entry(r *reader) *entry {
 		e.path.value = "^/"
 	default:
 		l.prefix(r, e)
+	}
+	if r.errorCount() > before {
+		return e // what depends on the pattern cannot be told
 	}
 	switch {
 	case l.answer.isSet() && l.proxyPass.isSet():
