@@ -136,7 +136,7 @@ func (p *Pool) draw(t *takers, hash uint64, n int) *Backend {
 	case p2cEWMA:
 		return t.quicker(t.shares.Two(p.options.Random(), p.options.Random()))
 	case ringHash, maglev:
-		return t.up[p.table.At(balance.Rehash(hash, n))]
+		return t.up[p.table().At(balance.Rehash(hash, n))]
 	}
 	return t.backends[t.order.Next()]
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -384,5 +385,38 @@ func TestClientsStayWhereThePoolHasNobodyElse(t *testing.T) {
 	backends[0].Avoid(false)
 	if !p.TakesBack(backends[0]) || p.TakesBack(backends[1]) {
 		t.Error("one is not avoided: want that one, and no other")
+	}
+}
+
+func TestTheTableOfASmallPoolIsLaidOutByItsFirstRequest(t *testing.T) {
+	for _, policy := range []resourcev1.BalancingPolicy{ringHash, maglev} {
+		_, backends := poolOf(t, 1, 1)
+		members := []Member{{backends[0], 1}, {backends[1], 1}}
+		allocated := func(f func()) uint64 {
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			f()
+			runtime.ReadMemStats(&after)
+			return after.TotalAlloc - before.TotalAlloc
+		}
+		var pools [16]*Pool
+		made := allocated(func() {
+			for i := range pools {
+				pools[i] = NewPool(members, PoolOptions{Balancing: &resourcev1.LoadBalancing{Policy: policy}})
+			}
+		})
+		asked := allocated(func() {
+			for _, p := range pools {
+				if p.Pick(7, nil) == nil {
+					t.Error("nothing was picked")
+				}
+			}
+		})
+		for _, p := range pools {
+			p.Close()
+		}
+		if made > 16*4<<10 || asked < 16*4<<10 {
+			t.Errorf("%v: %d bytes for %d pools, %d for their first requests", policy, made, len(pools), asked)
+		}
 	}
 }

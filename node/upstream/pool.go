@@ -48,7 +48,7 @@ type Pool struct {
 	members []Member
 	options PoolOptions
 	policy  resourcev1.BalancingPolicy
-	table   *balance.Table // of members, where the policy is one that hashes
+	table   func() *balance.Table // of members, where the policy is one that hashes; nil elsewhere
 
 	// What Pick reads: replaced as a whole when a verdict changes, so that requests meet no lock.
 	takers atomic.Pointer[takers]
@@ -69,9 +69,9 @@ func NewPool(members []Member, o PoolOptions) *Pool {
 	}
 	switch p.policy {
 	case ringHash:
-		p.table = balance.NewRing(p.places())
+		p.lay(balance.NewRing)
 	case maglev:
-		p.table = balance.NewMaglev(p.places())
+		p.lay(balance.NewMaglev)
 	}
 	// Joined first and built after: a verdict that changes in between is seen by one or the other.
 	for _, m := range p.members {
@@ -79,6 +79,18 @@ func NewPool(members []Member, o PoolOptions) *Pool {
 	}
 	p.rebuild()
 	return p
+}
+
+// laidLater is how many members a pool may have for its table to be laid out by its first request: that takes less than a millisecond
+// then. Of very many routes most are never asked for, and a table is 64 KiB.
+const laidLater = 100
+
+// lay makes the pool pick by a table.
+func (p *Pool) lay(table func([]balance.Place) *balance.Table) {
+	p.table = sync.OnceValue(func() *balance.Table { return table(p.places()) })
+	if len(p.members) > laidLater {
+		p.table()
+	}
 }
 
 // places are the members as a table knows them. A backend is its address there: were it its identity, another interval of its
