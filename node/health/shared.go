@@ -170,34 +170,25 @@ func (p *Prober) hold(votes []vote.Vote, now time.Time) (refused int) {
 func (p *Prober) State() iter.Seq2[string, time.Duration] {
 	now := time.Now()
 	p.mu.Lock()
-	fresh := p.table.Fresh(now)
+	bad, good := p.table.Messages(now)
 	p.mu.Unlock()
-	good := slices.IndexFunc(fresh, func(v vote.Vote) bool { return v.State == vote.Healthy })
-	if good < 0 {
-		good = len(fresh)
-	}
-	fresh = slices.Concat(p.fromAnywhere(fresh[:good]), p.fromAnywhere(fresh[good:]))
+	all := slices.Concat(p.fromAnywhere(bad), p.fromAnywhere(good))
 	return func(yield func(string, time.Duration) bool) {
-		told := make(map[string]bool)
-		for _, v := range fresh {
-			if v.Signed == "" || told[v.Signed] {
-				continue
-			}
-			told[v.Signed] = true
-			if !yield(v.Signed, now.Sub(v.Heard)) {
+		for _, m := range all {
+			if !yield(m.Message, now.Sub(m.Heard)) {
 				return
 			}
 		}
 	}
 }
 
-// fromAnywhere has votes begin at a random place and end before it.
-func (p *Prober) fromAnywhere(votes []vote.Vote) []vote.Vote {
-	if len(votes) == 0 {
+// fromAnywhere has messages begin at a random place and end before it.
+func (p *Prober) fromAnywhere(messages []vote.Told) []vote.Told {
+	if len(messages) == 0 {
 		return nil
 	}
-	start := int(p.random(time.Duration(len(votes))))
-	return slices.Concat(votes[start:], votes[:start])
+	start := int(p.random(time.Duration(len(messages))))
+	return slices.Concat(messages[start:], messages[:start])
 }
 
 // situation is what is known of w, and what its own requests have met with.

@@ -154,17 +154,39 @@ func (t *Table) Tidy(now time.Time) {
 	}
 }
 
-// Fresh gives the votes that count still, for whoever has heard none of them: unsure and unhealthy ones first, since those are
-// the ones that matter where not all can be sent, then by key and origin.
-func (t *Table) Fresh(now time.Time) []Vote {
-	var fresh []Vote
-	for _, key := range slices.SortedFunc(maps.Keys(t.votes), compareKeys) {
-		for _, v := range t.votes[key] {
-			if now.Before(v.FreshUntil()) {
-				fresh = append(fresh, v)
+// Told is a message in which votes came, and when it was said, at the latest.
+type Told struct {
+	Message string
+	Heard   time.Time
+}
+
+// Messages gives those of which any vote counts still, for whoever has heard none of them: in bad a vote is unsure or unhealthy,
+// which matters most where not all can be sent. Both are in the order of the messages' bytes, whatever came first.
+func (t *Table) Messages(now time.Time) (bad, good []Told) {
+	said := make(map[string]told)
+	for _, votes := range t.votes {
+		for _, v := range votes {
+			if v.Signed == "" || !now.Before(v.FreshUntil()) {
+				continue
+			}
+			isBad := v.State != Healthy
+			if known, found := said[v.Signed]; !found || isBad && !known.isBad {
+				said[v.Signed] = told{v.Heard, isBad}
 			}
 		}
 	}
-	slices.SortStableFunc(fresh, func(a, b Vote) int { return cmp.Compare(b.State, a.State) })
-	return fresh
+	for _, message := range slices.Sorted(maps.Keys(said)) {
+		if m := said[message]; m.isBad {
+			bad = append(bad, Told{message, m.heard})
+		} else {
+			good = append(good, Told{message, m.heard})
+		}
+	}
+	return bad, good
+}
+
+// told is what there is to know of a message.
+type told struct {
+	heard time.Time
+	isBad bool
 }

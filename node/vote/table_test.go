@@ -179,17 +179,43 @@ func TestFloodOfUnknownChecksIsRefused(t *testing.T) {
 	}
 }
 
-func TestFreshVotesBeginWithBadNews(t *testing.T) {
+func TestMessagesOfWhichAVoteCountsStill(t *testing.T) {
 	table := NewTable()
-	for i, state := range []State{Healthy, Unhealthy, Unsure, Healthy} {
-		table.Merge([]Vote{{Key: keyOf(fmt.Sprint(i)), Origin: "n1", State: state, Repeat: time.Second, Heard: epoch}}, epoch)
+	hear := func(key string, state State, signed string, age time.Duration) {
+		table.Merge([]Vote{{Key: keyOf(key), Origin: "n1", State: state, Repeat: time.Second, Heard: epoch.Add(-age), Signed: signed}}, epoch)
 	}
-	table.Merge([]Vote{{Key: keyOf("old"), Origin: "n1", State: Unsure, Repeat: time.Second, Heard: epoch.Add(-time.Minute + 1)}}, epoch)
-	var states []State
-	for _, v := range table.Fresh(epoch) {
-		states = append(states, v.State)
+	hear("a", Healthy, "mixed", time.Second)
+	hear("b", Unhealthy, "mixed", time.Second)
+	hear("c", Healthy, "mixed", time.Second)
+	hear("d", Unsure, "doubt", 0)
+	hear("e", Healthy, "well", 0)
+	hear("f", Healthy, "also well", 0)
+	hear("g", Unsure, "", 0) // nobody can prove it
+	hear("h", Unsure, "old", time.Minute-1)
+	bad, good := table.Messages(epoch)
+	if want := []Told{{"doubt", epoch}, {"mixed", epoch.Add(-time.Second)}}; !slices.Equal(bad, want) {
+		t.Errorf("with bad news: %v, want %v", bad, want)
 	}
-	if !slices.Equal(states, []State{Unsure, Unhealthy, Healthy, Healthy}) {
-		t.Errorf("%v", states)
+	if want := []Told{{"also well", epoch}, {"well", epoch}}; !slices.Equal(good, want) {
+		t.Errorf("without: %v, want %v", good, want)
+	}
+}
+
+// It is made anew for each full exchange, under the lock that every probe takes.
+func BenchmarkMessages(b *testing.B) {
+	table, signed := NewTable(), ""
+	for i := range 30_000 {
+		if i%27 == 0 {
+			signed = fmt.Sprintf("%-600d", i)
+		}
+		v := Vote{
+			Key: keyOf(fmt.Sprint(i % 10_000)), Origin: fmt.Sprint("n", i/10_000), Sequence: 1, State: Healthy, Repeat: time.Hour, Heard: epoch, Signed: signed,
+		}
+		table.Expect(v.Key)
+		table.Merge([]Vote{v}, epoch)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		table.Messages(epoch)
 	}
 }
