@@ -153,7 +153,7 @@ func (c *Control) roomToDrain(name string) (others []string, err error) {
 	}
 	switch {
 	case !there:
-		return nil, fmt.Errorf("node %s %w", name, fleet.ErrNotConnected)
+		return nil, c.orStranger(name, fmt.Errorf("node %s %w", name, fleet.ErrNotConnected))
 	case serving == 0:
 		return nil, fmt.Errorf("node %s is not drained: no other node serves, so that its clients could not go anywhere: %w", name, ErrDrains)
 	case len(others) < max(1, connected/drainShare):
@@ -215,7 +215,7 @@ func (c *Control) askDrain(ctx context.Context, name string, m *fleetv1.Drain) (
 	answer, err := c.fleet.Ask(ctx, name, &fleetv1.Question{Drain: m})
 	switch {
 	case err != nil:
-		return nil, err
+		return nil, c.orStranger(name, err)
 	case answer.GetLoad() == nil:
 		// A node of an older version takes it for a question about a request.
 		return nil, fmt.Errorf("node %s %w: %s", name, ErrUnwilling, answer.GetReason())

@@ -84,8 +84,13 @@ func TestDrainWaitsUntilNothingIsLeft(t *testing.T) {
 	if err := c.Undrain(t.Context(), "n1"); err != nil || nodes["n1"].drains() {
 		t.Errorf("undrained: %v", err)
 	}
-	_, err = drain(c, "n9", func(m *operatorv1.DrainRequest) { m.Force = true })
-	errorIs(t, err, fleet.ErrNotConnected)
+	for _, force := range []bool{false, true} {
+		_, err = drain(c, "n9", func(m *operatorv1.DrainRequest) { m.Force = force })
+		errorIs(t, err, fleet.ErrNotConnected)
+		if !strings.Contains(err.Error(), "none of that name is enrolled") {
+			t.Errorf("of a node that there is not: %v", err)
+		}
+	}
 	_, err = drain(c, "n1", func(m *operatorv1.DrainRequest) { m.Deadline = durationpb.New(-time.Second) })
 	errorIs(t, err, ErrInvalid)
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pyserve/pyserve/control/fleet"
 	fleetv1 "github.com/pyserve/pyserve/proto/pyserve/fleet/v1"
 	operatorv1 "github.com/pyserve/pyserve/proto/pyserve/operator/v1"
 )
@@ -68,7 +69,15 @@ func (c *Control) askOne(ctx context.Context, name string, question *fleetv1.Que
 	ctx, cancel := context.WithTimeout(ctx, explainTimeFor(ctx))
 	defer cancel()
 	answer, err := c.fleet.Ask(ctx, name, question)
-	return name, answer, err
+	return name, answer, c.orStranger(name, err)
+}
+
+// orStranger adds to the error of a question that nobody has the name, if that is so.
+func (c *Control) orStranger(name string, err error) error {
+	if _, enrolled := c.store.Node(name); !enrolled && errors.Is(err, fleet.ErrNotConnected) {
+		return fmt.Errorf("%w, and none of that name is enrolled", err)
+	}
+	return err
 }
 
 // explainTimeFor is how long to wait for a node: a caller with less time is to hear of it before it gives up itself.

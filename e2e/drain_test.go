@@ -278,7 +278,7 @@ func TestDrainAndUndrain(t *testing.T) {
 	}
 	c.ctl("drain", "n2", "--timeout", "1s").wants(t, 1, "no other node serves")
 	c.mustApply(fmt.Sprintf("server:\n  reverse_proxy:\n    - {path: /, host: 127.0.0.1, port: %d, strip_path: false}\n", backend.port))
-	c.ctl("drain", "n9").wants(t, 2, "node n9 is not connected")
+	c.ctl("drain", "n9").wants(t, 2, "node n9 is not connected, and none of that name is enrolled")
 	c.ctl("undrain", "n1").must(t, 0, "takes clients again")
 	c.ready(n1)
 	c.ctl("events").must(t, 0, "node-draining", "node-undrained")

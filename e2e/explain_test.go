@@ -77,7 +77,7 @@ func TestExplainTellsWhatHappens(t *testing.T) {
 	})
 	c.ctl("explain", "GET", "http://a/api/x").wants(t, 0, "route", "/api", "forward", "GET /x, Host: "+b.address(), "backends", b.address(), "node", "revision 1")
 	c.ctl("explain", "GET", "http://a/../x").wants(t, 1, "400", "climbs above the root")
-	c.ctl("explain", "GET", "http://a/", "--node", "n9").wants(t, 2, "node n9 is not connected")
+	c.ctl("explain", "GET", "http://a/", "--node", "n9").wants(t, 2, "node n9 is not connected, and none of that name is enrolled")
 	c.ctl("explain", "GET", "ftp://a/").wants(t, 2, "neither http:// nor https://")
 
 	// A node that hangs is said to, and one that is gone is not asked.
