@@ -86,16 +86,10 @@ func describe(b *upstream.Backend) string {
 	if b.Spec().TLS != nil {
 		over = " over TLS"
 	}
-	kind := strings.ToLower(strings.TrimPrefix(c.GetType().String(), "HEALTH_CHECK_TYPE_"))
 	switch c.GetType() {
 	case resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_UNSPECIFIED, resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_NONE:
 		return "not probed" + over
-	case resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_HTTP, resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_GRPC,
-		resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_WEBSOCKET:
-		if c.GetPath() != "" {
-			kind += " " + c.GetPath()
-		}
 	}
-	return fmt.Sprintf("%s%s every %s; %d failures or %d successes in a row count", kind, over, c.GetInterval().AsDuration(),
+	return fmt.Sprintf("%s%s every %s; %d failures or %d successes in a row count", health.Kind(c), over, c.GetInterval().AsDuration(),
 		max(1, c.GetUnhealthyThreshold()), max(1, c.GetHealthyThreshold()))
 }

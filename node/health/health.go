@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"time"
 
@@ -94,6 +95,15 @@ func Supports(c *resourcev1.HealthCheck) error {
 func checked(c *resourcev1.HealthCheck) bool {
 	t := c.GetType()
 	return t != resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_UNSPECIFIED && t != resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_NONE
+}
+
+// Kind says in a word or two what a check does: what tells those of one address apart.
+func Kind(c *resourcev1.HealthCheck) string {
+	kind := strings.ToLower(strings.TrimPrefix(c.GetType().String(), "HEALTH_CHECK_TYPE_"))
+	if c.GetPath() != "" && c.GetType() != resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_TCP {
+		kind += " " + c.GetPath()
+	}
+	return kind
 }
 
 // Watch begins to watch b by the check of its Spec, one that Supports, until Unwatch or Close. A backend without a check, or
@@ -196,12 +206,13 @@ func (p *Prober) jitter(interval time.Duration) time.Duration {
 }
 
 func (p *Prober) tell(b *upstream.Backend, before, v upstream.Verdict, source Source) {
+	check := Kind(b.Spec().Check)
 	switch {
 	case v.State == before.State:
-		p.logger.Debug("backend fails for another reason", "backend", b.Address(), "reason", v.Reason)
+		p.logger.Debug("backend fails for another reason", "backend", b.Address(), "check", check, "reason", v.Reason)
 	case v.State == upstream.Unhealthy:
-		p.logger.Warn("backend is unhealthy", "backend", b.Address(), "reason", v.Reason, "by", source.String())
+		p.logger.Warn("backend is unhealthy", "backend", b.Address(), "check", check, "reason", v.Reason, "by", source.String())
 	default:
-		p.logger.Info("backend is healthy", "backend", b.Address(), "by", source.String())
+		p.logger.Info("backend is healthy", "backend", b.Address(), "check", check, "by", source.String())
 	}
 }

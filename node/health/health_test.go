@@ -1,10 +1,12 @@
 package health
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -313,6 +315,28 @@ func TestTwoChecksOfOneAddressAreJudgedApart(t *testing.T) {
 			t.Errorf("%v by three failures, %v by one", a.Verdict().State, b.Verdict().State)
 		}
 	})
+}
+
+func TestTheLogTellsChecksOfOneAddressApart(t *testing.T) {
+	for want, c := range map[string]*resourcev1.HealthCheck{
+		"tcp":           {Type: resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_TCP, Path: "/unused"},
+		"http /healthz": {Type: resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_HTTP, Path: "/healthz"},
+		"grpc":          {Type: resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_GRPC},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(middle)
+			defer w.close()
+			var log bytes.Buffer
+			p := NewProber(Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+			defer p.Close()
+			b := w.acquire(t, "a", c)
+			p.tell(b, upstream.Verdict{}, upstream.Verdict{State: upstream.Unhealthy}, Majority)
+			p.tell(b, upstream.Verdict{}, upstream.Verdict{State: upstream.Healthy}, Majority)
+			if n := strings.Count(log.String(), fmt.Sprintf("check=%q", want)) + strings.Count(log.String(), "check="+want+" "); n != 2 {
+				t.Errorf("%d of two lines name the check %s:\n%s", n, want, &log)
+			}
+		})
+	}
 }
 
 func TestWithoutCheckABackendIsHealthyAndNotProbed(t *testing.T) {
