@@ -139,7 +139,7 @@ func (p *Proxy) take(f *Front, w *watch, by peer, shard uint32) *exchange {
 
 // giveBack is the end of an exchange's use.
 func (p *Proxy) giveBack(x *exchange) {
-	if cap(x.in) > keptSize || cap(x.back) > keptSize || cap(x.out) > keptSize {
+	if cap(x.in) > keptSize || cap(x.back) > keptSize || cap(x.out) > keptSize || cap(x.tail) > keptSize || cap(x.rewritten) > keptSize {
 		return
 	}
 	x.Proxy, x.watch, x.front, x.peer, x.table, x.route, x.conn, x.asked, x.holds = nil, nil, nil, nil, nil, nil, nil, nil, nil

@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -89,7 +90,9 @@ func (p *Proxy) SetStickySecrets(shared [][]byte) error {
 	if err != nil {
 		return err
 	}
-	p.secrets.Store(s)
+	if old := p.secrets.Load(); !slices.EqualFunc(old.keys, s.keys, bytes.Equal) { // or every route would make its tokens anew
+		p.secrets.Store(s)
+	}
 	return nil
 }
 

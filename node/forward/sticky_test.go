@@ -173,6 +173,21 @@ func TestNodesOfAClusterKnowEachOthersCookies(t *testing.T) {
 	}
 }
 
+func TestTokensOutliveTheSameSecrets(t *testing.T) {
+	p := start(t, stickyOf(t, 2, hourly))
+	shared := [][]byte{bytes.Repeat([]byte{1}, 32), bytes.Repeat([]byte{2}, 32)}
+	var made []*secrets
+	for range 2 { // as with every stream to control
+		if err := p.proxy.SetStickySecrets(shared); err != nil {
+			t.Fatal(err)
+		}
+		made = append(made, p.proxy.secrets.Load())
+	}
+	if made[0] != made[1] {
+		t.Error("the same secrets made other keys")
+	}
+}
+
 func TestRoutesToTheSameBackendsShareTheirClients(t *testing.T) {
 	s := stickyOf(t, 3, hourly)
 	other := to("/other", s.backends[0].Port, s.backends[1].Port, s.backends[2].Port)
