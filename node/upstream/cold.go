@@ -1,12 +1,24 @@
 package upstream
 
-import "time"
+import (
+	"sync/atomic"
+	"time"
+)
 
 // cold are takers that have not their whole share yet, since they have begun to take traffic a short time ago.
 type cold struct {
 	since map[*Backend]time.Time
 	last  time.Time     // when all of them have it
 	takes time.Duration // how long it takes
+	over  atomic.Bool   // that time has come
+}
+
+// untilWarm is c, and nil once all of them have their whole share: nobody has to ask for the time any more.
+func (c *cold) untilWarm() *cold {
+	if c == nil || c.over.Load() {
+		return nil
+	}
+	return c
 }
 
 // coldOf gives those of the backends that take traffic for less than so long; nil: there are none.
@@ -35,6 +47,7 @@ func coldOf(backends []*Backend, takes time.Duration) *cold {
 func (c *cold) admits(b *Backend, luck float64) bool {
 	now := time.Now()
 	if !now.Before(c.last) {
+		c.over.Store(true)
 		return true
 	}
 	since, is := c.since[b]

@@ -86,7 +86,8 @@ func (p *Pool) pick(hash uint64, tried []*Backend, bounds *breaker) *Backend {
 		draws += rehashes
 	}
 	var luck float64
-	if t.cold != nil {
+	cold := t.cold.untilWarm()
+	if cold != nil {
 		draws, luck = draws+coldDraws, fraction(p.options.Random())
 	}
 	if bounds != nil {
@@ -94,17 +95,17 @@ func (p *Pool) pick(hash uint64, tried []*Backend, bounds *breaker) *Backend {
 	}
 	for n := range draws {
 		b := p.draw(t, hash, n)
-		if b != nil && !slices.Contains(tried, b) && (bounds == nil || !bounds.full(b)) && (t.cold == nil || t.cold.admits(b, luck)) {
+		if b != nil && !slices.Contains(tried, b) && (bounds == nil || !bounds.full(b)) && (cold == nil || cold.admits(b, luck)) {
 			return b
 		}
 	}
-	return p.detour(t, hash, tried, bounds, luck)
+	return p.detour(t, hash, tried, bounds, cold, luck)
 }
 
 // detour is for when a heavy backend that failed, or is cold or full, comes up again and again before its turn is over: whoever is
 // left, then, from a place that moves, lest all of a dead backend's requests fall on its neighbour. With hashes it must not move.
 // Where all that are left are cold, they share by weight.
-func (p *Pool) detour(t *takers, hash uint64, tried []*Backend, bounds *breaker, luck float64) *Backend {
+func (p *Pool) detour(t *takers, hash uint64, tried []*Backend, bounds *breaker, cold *cold, luck float64) *Backend {
 	start, n := hash, uint64(len(t.backends))
 	if t.up == nil {
 		start = t.detours.Add(1)
@@ -114,7 +115,7 @@ func (p *Pool) detour(t *takers, hash uint64, tried []*Backend, bounds *breaker,
 		b := t.backends[(start%n+i)%n]
 		switch {
 		case slices.Contains(tried, b), bounds != nil && bounds.full(b):
-		case t.cold == nil || t.cold.admits(b, luck):
+		case cold == nil || cold.admits(b, luck):
 			return b
 		case spare == nil:
 			spare = b

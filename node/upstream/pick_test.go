@@ -420,3 +420,30 @@ func TestTheTableOfASmallPoolIsLaidOutByItsFirstRequest(t *testing.T) {
 		}
 	}
 }
+
+func TestASlowStartThatIsOverCostsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		drawn := 0
+		_, backends := poolOf(t, 1, 1)
+		p := NewPool([]Member{{backends[0], 1}, {backends[1], 1}}, PoolOptions{SlowStart: time.Minute, Random: func() uint64 {
+			drawn++
+			return 0
+		}})
+		defer p.Close()
+		backends[0].SetVerdict(Verdict{State: Unhealthy})
+		backends[0].SetVerdict(Verdict{State: Healthy})
+		p.Pick(0, nil)
+		if drawn == 0 {
+			t.Error("nothing was drawn while a backend starts slowly")
+		}
+		time.Sleep(time.Minute)
+		p.Pick(0, nil)
+		drawn = 0
+		for range 10 {
+			p.Pick(0, nil)
+		}
+		if drawn > 0 {
+			t.Errorf("%d random numbers for ten requests", drawn)
+		}
+	})
+}
