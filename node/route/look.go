@@ -11,6 +11,9 @@ import (
 // that others would not notice.
 const maxWork = 8 << 20
 
+// pathWork is how many bytes of a path are compared with every expression that there is, however many they are.
+const pathWork = 1 << 10
+
 // ErrTooLong is what Lookup returns for a request that would have to be compared for too long.
 var ErrTooLong = errors.New("the request is too long for the expressions and conditions that it would have to be compared with")
 

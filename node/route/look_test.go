@@ -34,11 +34,16 @@ func cookies(lines ...string) *still {
 func TestALookupDoesNotTakeLong(t *testing.T) {
 	byCookie, whole := alike(t, bySession), strings.Repeat("a", 8<<10)
 	byQuery := alike(t, func(i int) config.Conditions { return query(present(fmt.Sprint("q", i), true)) })
-	expressions := make([]Rule[string], 2000)
+	expressions := make([]Rule[string], 1000)
 	for i := range expressions {
 		expressions[i] = rule(expr, fmt.Sprintf("/x%d$", i))
 	}
 	byPath := compile(t, append(expressions, rule(expr, "^/"))...)
+	many := make([]Rule[string], 10_000)
+	for i := range many {
+		many[i] = rule(expr, fmt.Sprintf("/x%d$", i))
+	}
+	byVery := compile(t, append(many, rule(expr, "^/"))...)
 	for name, c := range map[string]struct {
 		table   *Table[string]
 		path    string
@@ -51,8 +56,9 @@ func TestALookupDoesNotTakeLong(t *testing.T) {
 		"in many lines":                {byCookie, "/", cookies(strings.Split(strings.Repeat(whole, 8), "aaa")...), true},
 		"a query":                      {byQuery, "/", &still{asked: asked{query: strings.Repeat("&", 4<<10)}}, false},
 		"a long query":                 {byQuery, "/", &still{asked: asked{query: strings.Repeat("&", 32<<10)}}, true},
-		"a path":                       {byPath, "/" + whole[:2<<10], &still{}, false},
-		"a long path":                  {byPath, "/" + whole, &still{}, true},
+		"a path":                       {byPath, "/" + whole, &still{}, false},
+		"a long path":                  {byPath, "/" + strings.Repeat(whole, 2), &still{}, true},
+		"a path and many expressions":  {byVery, "/" + whole[:1000], &still{}, false},
 		"whatever is asked of no rule": {compile(t, rule(prefix, "/")), "/" + whole, cookies(strings.Repeat(whole, 8)), false},
 	} {
 		got, ok, err := c.table.Lookup(nil, []byte(c.path), c.request)

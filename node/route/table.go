@@ -54,6 +54,8 @@ type Table[T any] struct {
 	shortestWild, longestWild int
 	// How many rules were taken out since Compile. Their places in paths stay.
 	worn int
+	// How much one lookup may compare, in bytes.
+	work int
 }
 
 // class is what one host, or one "*." host, or no host, holds.
@@ -78,6 +80,7 @@ func Compile[T any](rules []Rule[T], step func()) (*Table[T], error) {
 		paths:  newTree(len(rules)),
 		hosts:  make(map[string]class),
 		wild:   make(map[string]class),
+		work:   maxWork,
 	}
 	e := entering{places: make(map[place]int32)}
 	for i := range rules {
@@ -85,6 +88,9 @@ func Compile[T any](rules []Rule[T], step func()) (*Table[T], error) {
 		if err := t.add(int32(i), &rules[i], &e); err != nil {
 			err.Index = i
 			return nil, err
+		}
+		if isRegex(&rules[i]) {
+			t.work += pathWork
 		}
 		step()
 	}
@@ -259,7 +265,7 @@ func (r *Rule[T]) in(n *node) *slot {
 // says. It keeps none of its arguments, and allocates nothing but for conditions on headers of several lines and expressions
 // for encoded parameters. The error is ErrTooLong; then there is no value.
 func (t *Table[T]) Lookup(host, path []byte, r Request) (value T, ok bool, err error) {
-	l := look{request: r, left: maxWork}
+	l := look{request: r, left: t.work}
 	rule := t.find(host, path, &l)
 	switch {
 	case l.left < 0:

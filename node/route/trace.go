@@ -26,7 +26,7 @@ const maxMissed = 10
 // step at all says that no rule is for such a host.
 func (t *Table[T]) Trace(host, path []byte, r Request) []Step[T] {
 	var steps []Step[T]
-	l := look{request: r, left: maxWork}
+	l := look{request: r, left: t.work}
 	into := func(name string, c class, known bool) (found bool) {
 		if !known || len(path) == 0 || path[0] != '/' {
 			return false
