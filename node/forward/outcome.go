@@ -7,15 +7,15 @@ import (
 	"github.com/pyserve/pyserve/node/upstream"
 )
 
-// observe tells the pool how an attempt at b has ended. What the client has brought about says nothing of the backend. An answer that
-// has begun well has not ended yet: that is told by concluded.
+// observe tells the pool how an attempt at b has ended. What the client has brought about, or that this machine has run out of something,
+// says nothing of the backend. An answer that has begun well has not ended yet: that is told by concluded.
 func (x *exchange) observe(b *upstream.Backend, f *failure) {
 	switch {
 	case f == nil && outcomeOf(x.response.Status) == outlier.Fine:
 		x.begunWell = b
 	case f == nil:
 		x.pool.Observe(b, outlier.Answered)
-	case f.class == ClassUpstreamBefore:
+	case f.class == ClassUpstreamBefore && !upstream.Ours(f.err):
 		x.pool.Observe(b, outlier.Unanswered)
 	}
 }

@@ -1,6 +1,7 @@
 package health
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -31,6 +32,7 @@ type fleet struct {
 	// Whether a node reaches an address, and whether two nodes hear each other.
 	reaches func(node, address string) bool
 	hears   func(from, to string) bool
+	errno   syscall.Errno // of a node that does not reach an address; 0: ECONNREFUSED
 	dials   []dial
 
 	cancel context.CancelFunc
@@ -125,7 +127,7 @@ func (fl *fleet) start(ctx context.Context, name string, members []string, backe
 		},
 		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
 			if !fl.dialled(name, address) {
-				return nil, syscall.ECONNREFUSED
+				return nil, cmp.Or(fl.errno, syscall.ECONNREFUSED)
 			}
 			conn, other := net.Pipe()
 			other.Close()
@@ -389,6 +391,29 @@ func TestOneNodeThatIsCutOffFromABackendEjectsItForNobody(t *testing.T) {
 		}
 		for name, downs := range fl.downs() {
 			t.Errorf("%s took the backend for dead %d times", name, len(downs))
+		}
+	})
+}
+
+// Nodes that are out of descriptors are no majority.
+func TestNodesThatCannotProbeEjectABackendForNobody(t *testing.T) {
+	inFleet(t, 1, 5, []string{backend}, func(fl *fleet) {
+		fl.errno = syscall.EMFILE
+		wait(time.Minute)
+		starving := fl.rank()[:3]
+		fl.network(func(node, _ string) bool { return !slices.Contains(starving, node) })
+		since := time.Now()
+		wait(2 * time.Minute)
+		for name, downs := range fl.downs() {
+			t.Errorf("%s took the backend for dead %d times", name, len(downs))
+		}
+		if _, by := fl.probes(backend, since); by[fl.rank()[3]] == 0 || by[fl.rank()[4]] == 0 {
+			t.Errorf("nobody stands in for nodes that cannot probe: %v", by)
+		}
+		fl.network(func(string, string) bool { return false })
+		wait(time.Minute)
+		for name, downs := range fl.downs() {
+			t.Errorf("all starve, and %s took the backend for dead %d times", name, len(downs))
 		}
 	})
 }

@@ -268,7 +268,7 @@ func TestGRPCProbesShareAConnection(t *testing.T) {
 	target := targetOf(t, l.Addr(), grpcCheck(""))
 	probe := func(want string) {
 		t.Helper()
-		if got := target.try(t.Context()); got != want {
+		if got, _ := target.try(t.Context()); got != want {
 			t.Fatalf("%q, want %q", got, want)
 		}
 	}
@@ -286,7 +286,7 @@ func TestGRPCConnectionThatEndedIsReplacedWithinTheProbe(t *testing.T) {
 	l := serveGRPC(t, grpchealth.NewServer())
 	target := targetOf(t, l.Addr(), grpcCheck(""))
 	for round := range int32(3) {
-		if got := target.try(t.Context()); got != "" {
+		if got, _ := target.try(t.Context()); got != "" {
 			t.Fatalf("round %d: %q", round, got)
 		}
 		if n := l.accepted.Load(); n != round+1 {
@@ -316,13 +316,13 @@ func TestOldGRPCConnectionIsReplaced(t *testing.T) {
 func TestGRPCBackendThatReturnsIsSeenAtOnce(t *testing.T) {
 	l := serveGRPC(t, grpchealth.NewServer())
 	target := targetOf(t, l.Addr(), grpcCheck(""))
-	if got := target.try(t.Context()); got != "" {
+	if got, _ := target.try(t.Context()); got != "" {
 		t.Fatal(got)
 	}
 	l.Close()
 	l.cut()
 	for range 20 {
-		if got := target.try(t.Context()); got != "connection refused" {
+		if got, _ := target.try(t.Context()); got != "connection refused" {
 			t.Fatalf("%q", got)
 		}
 	}
@@ -335,7 +335,7 @@ func TestGRPCBackendThatReturnsIsSeenAtOnce(t *testing.T) {
 	done := make(chan struct{})
 	go func() { defer close(done); s.Serve(again) }()
 	defer func() { s.Stop(); <-done }()
-	if got := target.try(t.Context()); got != "" {
+	if got, _ := target.try(t.Context()); got != "" {
 		t.Errorf("the first probe after the return: %q", got)
 	}
 }

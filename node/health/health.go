@@ -60,6 +60,7 @@ type Prober struct {
 	watches map[*upstream.Backend]*watch
 	byKey   map[vote.Key]*watch
 	closed  bool
+	starved time.Time // when the log told last that probes cannot be made
 	shared
 }
 

@@ -52,6 +52,18 @@ func reasonFor(err error, now time.Time) string {
 	return clip(innermost(err))
 }
 
+// exhausted says of an error that this machine has run out of something, file descriptors above all, so that a probe says nothing of
+// the backend. That there is no address to connect from does: it may be one of a family that this machine does not have, and who asks
+// why has to be told.
+func exhausted(err error) bool {
+	for _, e := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
 // certificateReason is for the failures of a TLS handshake, nothing for others.
 func certificateReason(err error, now time.Time) string {
 	var (

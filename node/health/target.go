@@ -70,8 +70,9 @@ func (t *target) prepareHTTP(c *resourcev1.HealthCheck) {
 	t.wanted = []byte(c.GetExpectedBody())
 }
 
-// try probes once, and returns why the probe failed, in a few words, or nothing if it did not.
-func (t *target) try(ctx context.Context) (reason string) {
+// try probes once, and returns why the probe failed, in a few words, or nothing if it did not. It is void if the reason says nothing of
+// the backend.
+func (t *target) try(ctx context.Context) (reason string, void bool) {
 	ctx, cancel := context.WithTimeout(ctx, t.timeout)
 	defer cancel()
 	err := t.probe(ctx)
@@ -81,13 +82,15 @@ func (t *target) try(ctx context.Context) (reason string) {
 	)
 	switch {
 	case err == nil:
-		return ""
+		return "", false
+	case exhausted(err):
+		return reasonFor(err, time.Now()), true
 	case errors.As(err, &unknown), errors.As(err, &known):
-		return reasonFor(err, time.Now()) // even after the timeout: that was the lookup's, or is what the words are about
+		return reasonFor(err, time.Now()), false // even after the timeout: that was the lookup's, or is what the words are about
 	case errors.Is(ctx.Err(), context.DeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
-		return "timeout after " + t.timeout.String()
+		return "timeout after " + t.timeout.String(), false
 	default:
-		return reasonFor(err, time.Now())
+		return reasonFor(err, time.Now()), false
 	}
 }
 

@@ -49,7 +49,8 @@ func try(t *testing.T, address string, c *resourcev1.HealthCheck, settings *reso
 	}
 	target := newTarget(b)
 	defer target.close()
-	return target.try(t.Context())
+	reason, _ := target.try(t.Context())
+	return reason
 }
 
 // listen answers each connection by hand, one after the other.

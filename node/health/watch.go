@@ -144,22 +144,41 @@ func (t *turn) probe(ctx context.Context, p *Prober) bool {
 		t.looked = begin
 	}
 	p.counts.probed(regular)
-	reason := t.target.try(ctx)
+	reason, void := t.target.try(ctx)
 	if ctx.Err() != nil {
 		return false
 	}
 	now := time.Now()
+	if void {
+		p.starves(reason, now)
+	}
 	if regular {
-		t.judge.observe(reason, now)
-		t.spoke = true
 		t.next = p.nextProbe(t.watch, begin)
 		if t.next.Before(now) {
 			t.next = now
 		}
+	}
+	if regular && !void {
+		t.judge.observe(reason, now)
+		t.spoke = true
 		p.observed(t.watch, reason == "")
 	}
 	t.found(p, refused, reason == "", now)
 	return true
+}
+
+// starves tells that probes cannot be made. What was found before stands, and is not repeated to others, so that they do without this
+// node before long.
+func (p *Prober) starves(reason string, now time.Time) {
+	p.mu.Lock()
+	quiet := now.Sub(p.starved) < quietFor
+	if !quiet {
+		p.starved = now
+	}
+	p.mu.Unlock()
+	if !quiet {
+		p.logger.Error("health probes cannot be made, which says nothing of the backends: this machine has run out of something", "reason", reason)
+	}
 }
 
 // found takes in what a probe says about a refusal from before it.

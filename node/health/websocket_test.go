@@ -207,7 +207,7 @@ func TestEndOfTheWatchEndsAWebSocketProbe(t *testing.T) {
 			target := targetOf(t, l, check)
 			ctx, cancel := context.WithCancel(t.Context())
 			go func() { <-started; cancel() }()
-			if got := target.try(ctx); got == "" {
+			if got, _ := target.try(ctx); got == "" {
 				t.Error("healthy")
 			}
 		})

@@ -45,8 +45,9 @@ func (b *Backend) joined() []*Pool {
 	return pools
 }
 
-// ours says of an error that it tells nothing about the backend: the client went away, or this machine has run out of something.
-func ours(err error) bool {
+// Ours says of the error of a request that it tells nothing about the backend: the client went away, or this machine has run out of
+// something.
+func Ours(err error) bool {
 	if errors.Is(err, context.Canceled) {
 		return true
 	}

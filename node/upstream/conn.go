@@ -46,7 +46,7 @@ func (b *Backend) Open(ctx context.Context) (*Conn, error) {
 		if !errors.Is(err, context.Canceled) { // the client's going away is no fault of the backend
 			b.connectFailures.Add(1)
 		}
-		if !ours(err) {
+		if !Ours(err) {
 			b.registry.options.Failed(b, err)
 		}
 		return nil, err
