@@ -147,8 +147,8 @@ func TestWhereNoBackendIsLeftNothingIsFull(t *testing.T) {
 // Requests wait in the order of their coming, nobody overtakes them, and no place is lost.
 func TestWaitersTakeTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p, backends := poolOf(t, 1)
-		p = bounded(t, limits(1, 0, 3), roundRobin, backends)
+		_, backends := poolOf(t, 1)
+		p := bounded(t, limits(1, 0, 3), roundRobin, backends)
 		held := mustEnter(t, p, 0)
 		turns := make(chan int)
 		var waiting sync.WaitGroup
