@@ -38,9 +38,9 @@ var rateLimitSection = section[rateSettings]{
 			read: func(r *reader, v value, s *rateSettings) { take(&s.burst, v, r.rateCount) }},
 		{name: "key", form: "client_ip, route or header:NAME", initial: "client_ip", about: "what is counted apart: each client's address (of IPv6 the first 64 bits), each value of a header field, or nothing",
 			read: func(r *reader, v value, s *rateSettings) { take(&s.key, v, r.rateKey) }},
-		{name: "scope", form: "node", initial: "node", about: "node: each node lets that much through",
+		{name: "scope", form: "node or cluster", initial: "node", about: "node: each node lets that much through; cluster: all nodes together do",
 			read: func(r *reader, v value, s *rateSettings) {
-				take(&s.scope, v, func(v value) (string, bool) { return r.choice(v, []string{"node"}, []string{"cluster"}) })
+				take(&s.scope, v, func(v value) (string, bool) { return r.choice(v, []string{"node", "cluster"}, nil) })
 			}},
 	},
 }
@@ -89,6 +89,9 @@ func (r *reader) rateLimit(v value) (*resourcev1.RateLimit, bool) {
 	out := &resourcev1.RateLimit{
 		Requests: s.requests.value, Per: durationpb.New(per), Burst: burst,
 		Key: resourcev1.RateKey_RATE_KEY_CLIENT_IP, Scope: resourcev1.RateScope_RATE_SCOPE_NODE,
+	}
+	if s.scope.value == "cluster" {
+		out.Scope = resourcev1.RateScope_RATE_SCOPE_CLUSTER
 	}
 	switch name, isHeader := strings.CutPrefix(s.key.value, headerKey); {
 	case isHeader:

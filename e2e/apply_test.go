@@ -283,9 +283,6 @@ func TestBadFilesAreRefused(t *testing.T) {
 		{"unknown keys", "server:\n  prot: 8080\n  reverse_proxy:\n    - {paht: /api, hots: localhost, port: 1}\n", []string{
 			"2: server.prot: ", "port", "4: server.reverse_proxy[0].paht: ", "path", "4: server.reverse_proxy[0].hots: ", "host",
 		}},
-		{"keys of a later version", "server:\n  reverse_proxy:\n    - path: /api\n      port: 1\n      rate_limit: {requests: 1, scope: cluster}\n", []string{
-			"5: server.reverse_proxy[0].rate_limit.scope: ", "not supported yet",
-		}},
 		{"missing files", "ssl:\n  enabled: true\n  cert_file: ./nowhere.pem\n  key_file: ./nowhere-key.pem\n", []string{
 			"3: ssl.cert_file: ", "4: ssl.key_file: ", "nowhere.pem",
 		}},

@@ -186,7 +186,7 @@ func (c *compiler) routing(gone gonePools) {
 		}
 	}
 	for _, r := range c.g.routes {
-		if r != nil && r.Limiter() != nil {
+		if r != nil && r.IsLimited() {
 			c.g.limited = append(c.g.limited, r)
 		}
 		if r != nil && r.Bounded() {

@@ -24,6 +24,7 @@ type gauges struct {
 	probes, votes, votesRefused           *prometheus.Desc
 	decisions, ejections, announced       *prometheus.Desc
 	limited, limitKeys, limitsForgotten   *prometheus.Desc
+	limitPassed, limitLent, lendersAway   *prometheus.Desc
 	requests, sticky                      *prometheus.Desc
 	parts, failOpen                       *prometheus.Desc
 	breakerRequests, breakerRejected      *prometheus.Desc
@@ -53,6 +54,9 @@ func newGauges(n *Node) *gauges {
 		limited:          desc("rate_limited_requests_total", "Requests that were over the rate limit of their route.", "route"),
 		limitKeys:        desc("rate_limit_keys", "Keys, clients mostly, that a rate limit remembers.", "route"),
 		limitsForgotten:  desc("rate_limit_keys_forgotten_total", "Keys that a rate limit has forgotten for want of room.", "route"),
+		limitPassed:      desc("rate_limit_shared_requests_total", "Requests that a rate limit of all nodes has let through here: by the word of the key's owner, or by this node's share of the rate.", "route", "by"),
+		limitLent:        desc("rate_limit_lent_requests_total", "Requests that nodes, this one included, have let through by this one's word.", "route"),
+		lendersAway:      desc("rate_limit_owners_away", "Other nodes that do not answer when they are asked for requests of a rate limit."),
 		breakerRequests:  desc("circuit_breaker_requests", "Requests and upgraded connections under way, of routes with a circuit breaker, and requests that wait for a place.", "route", "state"),
 		breakerRejected:  desc("circuit_breaker_rejected_total", "Requests that were answered 503 because a circuit breaker had no place for them: at once, or after a wait.", "route", "reason"),
 		parts:            desc("part_requests_total", "Requests that have ended, of routes with a split, by part and the class of their status.", "route", "part", "code_class"),
@@ -86,6 +90,7 @@ func (g *gauges) Describe(out chan<- *prometheus.Desc) {
 		g.tunnels, g.tunnelBytes, g.webSocketMessage, g.revision, g.backendUp,
 		g.connections, g.opened, g.reused, g.unopened, g.accessLogged, g.accessDropped,
 		g.probes, g.votes, g.votesRefused, g.decisions, g.ejections, g.announced, g.limited, g.limitKeys, g.limitsForgotten,
+		g.limitPassed, g.limitLent, g.lendersAway,
 		g.requests, g.sticky, g.parts, g.failOpen, g.breakerRequests, g.breakerRejected,
 	} {
 		out <- d

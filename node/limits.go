@@ -23,7 +23,7 @@ func (n *Node) tidyLimits() {
 		case now := <-tick.C:
 			if g := n.live.Load(); g != nil {
 				for _, r := range g.limited {
-					r.Limiter().Tidy(forward.Clock(now))
+					r.TidyLimit(forward.Clock(now))
 				}
 			}
 		}
@@ -37,11 +37,18 @@ func (g *gauges) collectLimits(live *Generation, out chan<- prometheus.Metric) {
 	}
 	now := forward.Clock(time.Now())
 	for _, r := range live.limited {
-		u := r.Limiter().Usage(now)
+		u := r.LimitUsage(now)
 		out <- total(g.limited, u.Limited, r.Name())
 		out <- total(g.limitsForgotten, u.Evicted, r.Name())
 		out <- level(g.limitKeys, float64(u.Keys), r.Name())
+		if s := r.Shared(); s != nil {
+			_, did := s.Usage(now)
+			out <- total(g.limitPassed, did.Borrowed, r.Name(), "owner")
+			out <- total(g.limitPassed, did.Shared, r.Name(), "share")
+			out <- total(g.limitLent, s.Used(), r.Name())
+		}
 	}
+	out <- level(g.lendersAway, float64(g.node.lending.lenders.Away()))
 }
 
 // collectBreakers gives what circuit breakers have let in and have not, over all parts of a route.

@@ -33,8 +33,8 @@ var ErrPrepared = errors.New("node: another generation is prepared already")
 
 // Options of a Node. The zero value works.
 type Options struct {
-	// Names the node in logs, and among the others that share health checks with it; empty: logs do not name it, and it shares
-	// nothing.
+	// Names the node in logs, and among the others that share health checks and rate limits with it; empty: logs do not name it, and it
+	// shares nothing.
 	Name string
 	// The host:port to listen on, whatever the listener resource says; empty: what the listener resource says.
 	Listen string
@@ -52,6 +52,8 @@ type Options struct {
 	// For how many tunnels the other nodes together have room at this moment, which a Drain goes by. It must be quick. Nil: for any
 	// number.
 	PeerRoom func() int
+	// Asks the nodes that SetMembers names for requests of the rate limits that all share. Nil: this node is alone.
+	AskLender AskLender
 }
 
 // Node is a data plane. Its methods may be called concurrently.
@@ -61,6 +63,7 @@ type Node struct {
 	registry *upstream.Registry
 	prober   *health.Prober
 	outliers *outliers
+	lending  *lending
 	tunnels  *tunnel.Set
 	proxy    *forward.Proxy
 	meter    *meter.Set
@@ -79,7 +82,7 @@ type Node struct {
 
 	generations sync.WaitGroup // those whose backends are not released yet
 	drains      sync.WaitGroup // listeners that no generation uses any more
-	passive     sync.WaitGroup // the goroutines of outliers and limits
+	passive     sync.WaitGroup // the goroutines of outliers, limits and lending
 	cutting     context.Context
 	cut         context.CancelFunc // ends cutting: what still drains is cut
 
@@ -117,6 +120,8 @@ func New(o Options) (*Node, error) {
 	n.outliers = newOutliers(n.prober, logger, n.signal)
 	n.passive.Go(func() { n.outliers.run(n.cutting.Done()) })
 	n.passive.Go(n.tidyLimits)
+	n.lending = newLending(o.Name, o.AskLender)
+	n.passive.Go(func() { n.lending.run(n.cutting) })
 	n.registry = upstream.NewRegistry(upstream.Options{
 		Logger: logger, Added: n.prober.Watch, Removed: n.prober.Unwatch, Failed: n.prober.Failed,
 		Changed: n.verdictChanged,
@@ -205,6 +210,7 @@ func (n *Node) Apply(g *Generation) {
 	}
 	n.prepared = nil
 	n.outliers.serve(g)
+	n.lending.serve(g)
 	old := n.live.Swap(g)
 	n.registry.Serving()
 	if g.bound {

@@ -7,9 +7,12 @@ import (
 	"github.com/pyserve/pyserve/node/health"
 )
 
-// SetMembers says which nodes share health checks with this one, by their names; whether its own is among them does not matter.
-// Nil: it is alone.
-func (n *Node) SetMembers(names []string) { n.prober.SetMembers(names) }
+// SetMembers says which nodes share health checks and rate limits with this one, by their names; whether its own is among them does
+// not matter. Nil: it is alone.
+func (n *Node) SetMembers(names []string) {
+	n.prober.SetMembers(names)
+	n.lending.setMembers(names)
+}
 
 // HearVotes takes in what another node has published, as often as it comes. An error says what of it was refused.
 func (n *Node) HearVotes(h health.Heard) error { return n.prober.Hear(h) }

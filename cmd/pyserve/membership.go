@@ -15,6 +15,7 @@ import (
 	"github.com/pyserve/pyserve/node"
 	"github.com/pyserve/pyserve/node/agent"
 	"github.com/pyserve/pyserve/node/inspect"
+	"github.com/pyserve/pyserve/node/peer"
 )
 
 // membership joins the node to gossip as soon as it has the keys, and tells the others what it serves.
@@ -23,6 +24,8 @@ type membership struct {
 	logger  *slog.Logger
 	node    *node.Node
 	takeTLS func(net.Conn) // of other members, on the port of gossip
+	// borrower asks the other nodes for requests of shared rate limits. It is set before start, and nobody is asked before there are members.
+	borrower *peer.Borrower
 
 	elsewhere atomic.Int64 // what peerRoom gives
 
@@ -128,6 +131,7 @@ func (m *membership) tell(ctx context.Context, c *cluster.Cluster) {
 			copy(facts.DigestPrefix[:], applied.GetDigest())
 		}
 		c.Update(facts)
+		m.borrower.SetNodes(m.lenders(c))
 		m.node.SetMembers(m.nodes(c))
 		m.elsewhere.Store(int64(roomAmong(c.Members(), m.options.name)))
 		select {

@@ -182,7 +182,11 @@ func startNode(ctx context.Context, o nodeOptions, logger *slog.Logger) (_ *node
 			return peer.Sample(ctx, a.PeerIdentity(), peer.Node{Name: member.Name, Address: member.Address}, routes)
 		},
 	})
-	server := peer.NewServer(peer.ServerOptions{Identity: a.PeerIdentity, Holding: a.Holding, Operators: operators, Logger: logger})
+	m.borrower = peer.NewBorrower(a.PeerIdentity)
+	p.undo.add(m.borrower.Stop)
+	server := peer.NewServer(peer.ServerOptions{
+		Identity: a.PeerIdentity, Holding: a.Holding, Operators: operators, Lend: p.node.Lend, Logger: logger,
+	})
 	p.undo.add(server.Stop)
 	m.takeTLS = server.Take
 	registry.MustRegister(newPeerMetrics(a, server))
@@ -223,7 +227,7 @@ func (p *nodeProcess) openNode(o nodeOptions, registry *prometheus.Registry, m *
 	}
 	p.node, err = node.New(node.Options{
 		Name: o.name, Listen: o.listen, Logger: logger, Registerer: registry, AccessLog: requests,
-		PublishVotes: m.publishVotes, PeerRoom: m.peerRoom,
+		PublishVotes: m.publishVotes, PeerRoom: m.peerRoom, AskLender: m.askLender,
 	})
 	if err != nil {
 		return err

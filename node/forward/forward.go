@@ -95,7 +95,7 @@ func NewRoute(name string, r *resourcev1.Route, pool *upstream.Pool) (*Route, er
 	}
 	if r.GetRateLimit() != nil {
 		var err error
-		if made.rate, err = newRate(r.GetRateLimit()); err != nil {
+		if made.rate, err = newRate(name, r.GetRateLimit()); err != nil {
 			return nil, err
 		}
 	}

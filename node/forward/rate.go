@@ -1,6 +1,8 @@
 package forward
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"hash/maphash"
 	"net/http"
@@ -15,7 +17,10 @@ import (
 
 // rate is how many requests of a route pass.
 type rate struct {
-	*ratelimit.Limiter
+	// One of the two: what this node lets through, or what all nodes do together.
+	own    *ratelimit.Limiter
+	shared *ratelimit.Shared
+
 	resource *resourcev1.RateLimit
 	// policy is the RateLimit-Policy field.
 	policy string
@@ -31,36 +36,65 @@ var (
 // Clock is the time that limiters go by.
 func Clock(now time.Time) time.Duration { return now.Sub(clockStart) }
 
-func newRate(r *resourcev1.RateLimit) (*rate, error) {
+func newRate(route string, r *resourcev1.RateLimit) (*rate, error) {
 	per := r.GetPer().AsDuration()
-	switch {
-	case r.GetScope() > resourcev1.RateScope_RATE_SCOPE_NODE:
-		return nil, fmt.Errorf("rate_limit: the scope %v is not known here: bring this node to the version of control", r.GetScope())
-	case r.GetRequests() == 0 || r.GetBurst() == 0 || per < time.Duration(r.GetRequests()):
+	if r.GetRequests() == 0 || r.GetBurst() == 0 || per < time.Duration(r.GetRequests()) {
 		return nil, fmt.Errorf("rate_limit: %d requests in %s, %d at once, is no rate", r.GetRequests(), per, r.GetBurst())
 	}
 	window := wholeSeconds(per) // the field has whole seconds alone
 	quota := uint64(r.GetRequests()) * uint64(time.Duration(window)*time.Second) / uint64(per)
-	return &rate{
-		Limiter:  ratelimit.New(ratelimit.Rate{Requests: r.GetRequests(), Per: per, Burst: r.GetBurst()}),
-		resource: proto.CloneOf(r),
-		policy:   fmt.Sprintf("RateLimit-Policy: \"default\";q=%d;w=%d\r\n", quota, window),
-	}, nil
+	made := &rate{resource: proto.CloneOf(r), policy: fmt.Sprintf("RateLimit-Policy: \"default\";q=%d;w=%d\r\n", quota, window)}
+	allowed := ratelimit.Rate{Requests: r.GetRequests(), Per: per, Burst: r.GetBurst()}
+	switch r.GetScope() {
+	case resourcev1.RateScope_RATE_SCOPE_UNSPECIFIED, resourcev1.RateScope_RATE_SCOPE_NODE:
+		made.own = ratelimit.New(allowed)
+	case resourcev1.RateScope_RATE_SCOPE_CLUSTER:
+		made.shared = ratelimit.NewShared(sharedID(route, r), allowed)
+	default:
+		return nil, fmt.Errorf("rate_limit: the scope %v is not known here: bring this node to the version of control", r.GetScope())
+	}
+	return made, nil
 }
 
-// Limiter is the route's; nil: it has no rate.
-func (r *Route) Limiter() *ratelimit.Limiter {
+// IsLimited says whether the route has a rate limit; then it has TidyLimit and LimitUsage.
+func (r *Route) IsLimited() bool { return r.rate != nil }
+
+// Shared is what the route's rate limit has in common with that of other nodes; nil: nothing.
+func (r *Route) Shared() *ratelimit.Shared {
 	if r.rate == nil {
 		return nil
 	}
-	return r.rate.Limiter
+	return r.rate.shared
+}
+
+// TidyLimit gives back the memory of idle keys.
+func (r *Route) TidyLimit(now time.Duration) {
+	if r.rate.shared != nil {
+		r.rate.shared.Tidy(now)
+		return
+	}
+	r.rate.own.Tidy(now)
+}
+
+// LimitUsage is what the rate limit holds and has done.
+func (r *Route) LimitUsage(now time.Duration) ratelimit.Usage {
+	if r.rate.shared != nil {
+		u, _ := r.rate.shared.Usage(now)
+		return u
+	}
+	return r.rate.own.Usage(now)
 }
 
 // limit refuses a request that is over the route's rate.
 func (x *exchange) limit() *failure {
 	r := x.route.rate
 	var passes bool
-	if x.standing, passes = r.Allow(x.rateKey(r.resource), Clock(x.begun)); passes {
+	if r.shared != nil {
+		x.standing, passes = r.shared.Allow(x.sharedKey(r.shared.ID(), r.resource), Clock(x.begun))
+	} else {
+		x.standing, passes = r.own.Allow(x.rateKey(r.resource), Clock(x.begun))
+	}
+	if passes {
 		return nil
 	}
 	return refused(http.StatusTooManyRequests, "There were too many requests.", nil)
@@ -74,14 +108,42 @@ func (x *exchange) rateKey(r *resourcev1.RateLimit) uint64 {
 	case resourcev1.RateKey_RATE_KEY_HEADER:
 		return maphash.Bytes(keySeed, x.field(r.GetHeader()))
 	}
-	address := x.origin.real.Unmap()
-	if address.Is4() {
+	var space [16]byte
+	return maphash.Bytes(keySeed, x.clientKey(&space))
+}
+
+// clientKey is the part of the client's address that is counted.
+func (x *exchange) clientKey(space *[16]byte) []byte {
+	if address := x.origin.real.Unmap(); address.Is4() {
 		a := address.As4()
-		return maphash.Bytes(keySeed, a[:])
+		return space[:copy(space[:], a[:])]
 	}
-	// Whoever has one address of IPv6 mostly has 2^64 of them (RFC 6177).
-	a := address.As16()
-	return maphash.Bytes(keySeed, a[:8])
+	*space = x.origin.real.As16()
+	return space[:8] // whoever has one address of IPv6 mostly has 2^64 of them (RFC 6177)
+}
+
+// sharedKey is rateKey, alike on every node.
+func (x *exchange) sharedKey(limit uint64, r *resourcev1.RateLimit) uint64 {
+	switch r.GetKey() {
+	case resourcev1.RateKey_RATE_KEY_ROUTE:
+		return limit
+	case resourcev1.RateKey_RATE_KEY_HEADER:
+		return everywhere(limit, x.field(r.GetHeader()))
+	}
+	var space [16]byte
+	return everywhere(limit, x.clientKey(&space))
+}
+
+// sharedID is alike wherever a route has the same limit.
+func sharedID(route string, r *resourcev1.RateLimit) uint64 {
+	return everywhere(0, fmt.Appendf(nil, "%q %d %d %d %d %q", route, r.GetRequests(), r.GetPer().AsDuration(), r.GetBurst(), r.GetKey(), r.GetHeader()))
+}
+
+// everywhere hashes alike on every node. No client can aim at the key of another: SHA-256 keeps that from him, without a secret that
+// nodes would have to agree on.
+func everywhere(limit uint64, key []byte) uint64 {
+	sum := sha256.Sum256(key)
+	return binary.LittleEndian.Uint64(sum[:]) ^ limit
 }
 
 // appendStanding says where the client stands, as draft-ietf-httpapi-ratelimit-headers has it; nothing where nobody asked. Where no

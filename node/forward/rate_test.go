@@ -20,9 +20,17 @@ func slowRate(key resourcev1.RateKey, header string) *resourcev1.RateLimit {
 }
 
 func TestRequestsOverTheRateAreRefused(t *testing.T) {
+	for name, scope := range map[string]resourcev1.RateScope{"of the node": resourcev1.RateScope_RATE_SCOPE_NODE,
+		"of all nodes, where there is one": resourcev1.RateScope_RATE_SCOPE_CLUSTER} {
+		t.Run(name, func(t *testing.T) { overTheRate(t, scope) })
+	}
+}
+
+func overTheRate(t *testing.T, scope resourcev1.RateScope) {
 	b := nodetest.NewRecorder(t, emptyAnswer)
 	s := whole(b.Port())
 	s.route.RateLimit = slowRate(resourcev1.RateKey_RATE_KEY_CLIENT_IP, "")
+	s.route.RateLimit.Scope = scope
 	p := start(t, s)
 	const request = "GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 	answers := heads(p.exchange(t, strings.Repeat(request, 3)+"GET / HTTP/1.1\r\nHost: x\r\nAccept: application/json\r\nConnection: close\r\n\r\n"))
@@ -97,6 +105,41 @@ func TestRateKeys(t *testing.T) {
 	}
 }
 
+// Every node counts a client by the same number, which differs from limit to limit.
+func TestSharedRateKeys(t *testing.T) {
+	key := func(route, address string, by resourcev1.RateKey) uint64 {
+		r := slowRate(by, "x-key")
+		r.Scope = resourcev1.RateScope_RATE_SCOPE_CLUSTER
+		made, err := newRate(route, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		x := &exchange{}
+		x.origin.real = netip.MustParseAddr(address)
+		return x.sharedKey(made.shared.ID(), r)
+	}
+	const ip, route = resourcev1.RateKey_RATE_KEY_CLIENT_IP, resourcev1.RateKey_RATE_KEY_ROUTE
+	if got := key("/a", "10.0.0.1", ip); got != 0xa43ddededfeee7a0 {
+		t.Errorf("a client is %#x, and nodes of other versions would not know it", got)
+	}
+	if got := key("/a", "10.0.0.1", route); got != 0x38e8ee78a2be88b6 {
+		t.Errorf("a route is %#x, and nodes of other versions would not know it", got)
+	}
+	for _, c := range []struct {
+		a, b string
+		same bool
+	}{
+		{"10.0.0.1", "10.0.0.2", false}, {"10.0.0.1", "::ffff:10.0.0.1", true}, {"2001:db8::1", "2001:db8::2", true}, {"2001:db8::1", "2001:db8:0:1::1", false},
+	} {
+		if same := key("/a", c.a, ip) == key("/a", c.b, ip); same != c.same {
+			t.Errorf("%s and %s: one key %v, want %v", c.a, c.b, same, c.same)
+		}
+	}
+	if key("/a", "10.0.0.1", ip) == key("/b", "10.0.0.1", ip) {
+		t.Error("a client is the same for two routes")
+	}
+}
+
 func TestARouteInheritsWhatIsCountedWithItsRate(t *testing.T) {
 	made := func(burst uint32) *Route {
 		rate := slowRate(resourcev1.RateKey_RATE_KEY_ROUTE, "")
@@ -110,7 +153,7 @@ func TestARouteInheritsWhatIsCountedWithItsRate(t *testing.T) {
 	before, same, other := made(2), made(2), made(3)
 	same.Inherit(before)
 	other.Inherit(before)
-	if same.Limiter() != before.Limiter() || other.Limiter() == before.Limiter() || same.Limiter() == nil {
+	if same.rate != before.rate || other.rate == before.rate || !same.IsLimited() {
 		t.Error("the same rate has to be the same limiter, and no other")
 	}
 	same.Inherit(nil)
@@ -131,15 +174,37 @@ func TestARedirectIsLimitedToo(t *testing.T) {
 
 func TestARateThatIsNotKnownHereIsRefused(t *testing.T) {
 	for _, change := range []func(*resourcev1.RateLimit){
-		func(r *resourcev1.RateLimit) { r.Scope = resourcev1.RateScope_RATE_SCOPE_CLUSTER },
+		func(r *resourcev1.RateLimit) { r.Scope = resourcev1.RateScope_RATE_SCOPE_CLUSTER + 1 },
 		func(r *resourcev1.RateLimit) { r.Requests = 0 },
 		func(r *resourcev1.RateLimit) { r.Burst = 0 },
 		func(r *resourcev1.RateLimit) { r.Per = nil },
 	} {
 		rate := slowRate(resourcev1.RateKey_RATE_KEY_ROUTE, "")
 		change(rate)
-		if made, err := newRate(rate); err == nil || !strings.HasPrefix(err.Error(), "rate_limit: ") {
+		if made, err := newRate("/", rate); err == nil || !strings.HasPrefix(err.Error(), "rate_limit: ") {
 			t.Errorf("%v: %v %v", rate, made, err)
 		}
+	}
+}
+
+func TestASharedRateAllocatesNothingForARequest(t *testing.T) {
+	if raceDetector {
+		t.Skip("the race detector allocates")
+	}
+	r := slowRate(resourcev1.RateKey_RATE_KEY_CLIENT_IP, "")
+	r.Scope, r.Burst = resourcev1.RateScope_RATE_SCOPE_CLUSTER, 100_000
+	made, err := newRate("/", r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made.shared.SetNodes(3)
+	x := &exchange{route: &Route{rate: made}, begun: time.Now()}
+	x.origin.real = netip.MustParseAddr("2001:db8::1")
+	if n := testing.AllocsPerRun(1000, func() {
+		if x.limit() != nil {
+			t.Fatal("refused")
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
 	}
 }

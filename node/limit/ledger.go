@@ -133,10 +133,10 @@ func (o *loan) allow(l *Ledger, who uint64, a Ask, now int64) int64 {
 		c.allowed = min(there, int64(c.want+(spare-wanted)/float64(len(o.claims))))
 		c.credit = 0
 	} else {
-		// Of what comes back in a turn everybody has a share. Two turns' may lie about, since they do not all ask at the same time; what is there
-		// beyond that is a burst, or more than others have used, and is shared, too.
+		// Of what comes back in a turn everybody has a share. Two turns' may lie about, since they do not all ask at the same time; what is
+		// there beyond that is a burst, or more than others have used, and is shared, too.
 		turn := float64(Turn) / float64(l.emission)
-		share := o.level(turn + max(0, spare-2*turn))
+		share := o.level(turn + max(0, spare-2*math.Floor(turn)))
 		c.credit = min(c.credit+min(share, c.want)*elapsed, max(c.want, 1))
 		c.allowed = min(there, int64(min(c.want, c.credit)))
 		c.credit = max(0, c.credit-float64(c.allowed))

@@ -1,13 +1,13 @@
-// Package peer is a node's door for when control is away: nodes give one another the bundle that they serve, and operators are
-// shown what there is to see.
+// Package peer is a node's door for others than clients. While control is away nodes give one another the bundle that they serve, and
+// operators are shown what there is to see; at all times nodes ask one another for requests of the rate limits that all share.
 //
-// It owns who may call what, the service for nodes ([Server]) and its client ([Fetch]), the mutual TLS of both, and what is bounded of them. It does not
+// It owns who may call what, the service for nodes ([Server]) and its clients ([Fetch], [Borrower]), the mutual TLS of all, and what is bounded of them. It does not
 // know who the other members are or when to ask whom (package agent decides that), does not listen (connections are
 // handed to it, off the port of gossip), and applies nothing. What it gets is proved by control's signature before
 // anybody sees it; who gave it counts for nothing.
 //
-// Order of calls: [NewServer] → [Server.Take] for each connection → [Server.Stop]; and [Fetch] whenever there is
-// something newer to be had.
+// Order of calls: [NewServer] → [Server.Take] for each connection → [Server.Stop]; [Fetch] whenever there is something newer to be
+// had; [NewBorrower] → [Borrower.SetNodes] and [Borrower.Ask] → [Borrower.Stop].
 package peer
 
 import (

@@ -24,8 +24,9 @@ import (
 )
 
 const (
-	// maxConnections is how many are open at a time, handshakes included, and handshakeTime how long one of those may take.
-	maxConnections = 64
+	// maxConnections is how many are open at a time, handshakes included, and handshakeTime how long one of those may take. Where rate
+	// limits are shared, every other node keeps one.
+	maxConnections = 256
 	handshakeTime  = 5 * time.Second
 	// maxTransfers is how many manifests and bodies are given at a time; each holds a few parts in memory.
 	maxTransfers = 4
@@ -50,6 +51,8 @@ type ServerOptions struct {
 	Holding func() (*fleetv1.Release, *bundle.Bundle)
 	// Operators answers people; nil: nobody does.
 	Operators operatorv1.OperatorServer
+	// Lend answers what a node asks of the rate limits that all share; an error is the asker's mistake. Nil: nothing is lent.
+	Lend func(from string, m *peerv1.LendRequest) (*peerv1.LendResponse, error)
 	// Logger is required.
 	Logger *slog.Logger
 	// Now is the clock for certificates; nil: time.Now.
@@ -112,26 +115,35 @@ func NewServer(o ServerOptions) *Server {
 // admit says who may call what: what a bundle holds, private keys among it, is given to nobody who could not get it from
 // control, and people are shown what they may see there.
 func admit(ctx context.Context, cluster, method string) error {
-	caller, ok := grpcpeer.FromContext(ctx)
-	if !ok {
-		return status.Error(codes.Unauthenticated, "the call has no connection")
-	}
-	secured, ok := caller.AuthInfo.(credentials.TLSInfo)
-	if !ok {
-		return status.Error(codes.Unauthenticated, "the call is not over TLS")
-	}
-	role, _, err := whoIs(secured.State, cluster)
+	role, _, err := caller(ctx, cluster)
 	if err != nil {
-		return status.Error(codes.Unauthenticated, err.Error())
+		return err
 	}
 	member := role == roleNode || role == roleControl
 	switch {
+	case role != roleNode && method == peerv1.Peer_Lend_FullMethodName:
 	case member && (strings.HasPrefix(method, "/"+peerv1.Peer_ServiceDesc.ServiceName+"/") || method == operatorv1.Operator_ListSamples_FullMethodName):
 		return nil
 	case !member && strings.HasPrefix(method, "/"+operatorv1.Operator_ServiceDesc.ServiceName+"/"):
 		return nil
 	}
 	return status.Errorf(codes.PermissionDenied, "a certificate of the role %s may not call %s here", role, method)
+}
+
+// caller is who calls, by the certificate of the connection.
+func caller(ctx context.Context, cluster string) (role, name string, err error) {
+	from, ok := grpcpeer.FromContext(ctx)
+	if !ok {
+		return "", "", status.Error(codes.Unauthenticated, "the call has no connection")
+	}
+	secured, ok := from.AuthInfo.(credentials.TLSInfo)
+	if !ok {
+		return "", "", status.Error(codes.Unauthenticated, "the call is not over TLS")
+	}
+	if role, name, err = whoIs(secured.State, cluster); err != nil {
+		return "", "", status.Error(codes.Unauthenticated, err.Error())
+	}
+	return role, name, nil
 }
 
 // Take serves a connection, or closes it where there are too many. It does not block.
