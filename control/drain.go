@@ -194,7 +194,7 @@ func (c *Control) followDrain(ctx context.Context, name string, load *fleetv1.Lo
 }
 
 func drainEvent(load *fleetv1.Load, done bool) *operatorv1.DrainEvent {
-	return &operatorv1.DrainEvent{Requests: load.GetRequests(), Tunnels: load.GetTunnels(), Done: done}
+	return &operatorv1.DrainEvent{Requests: load.GetRequests(), Tunnels: load.GetTunnels(), NoRoom: load.GetNoRoom(), Done: done}
 }
 
 // Undrain has a node take clients again. It fails as [fleet.Fleet.Ask] does.

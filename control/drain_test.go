@@ -47,7 +47,7 @@ func (n *drained) answer(q *fleetv1.Question) *fleetv1.Answer {
 	case fleetv1.Drain_WHAT_ASK:
 		n.tunnels = max(n.tunnels, 1) - 1
 	}
-	return &fleetv1.Answer{Load: &fleetv1.Load{Tunnels: n.tunnels}}
+	return &fleetv1.Answer{Load: &fleetv1.Load{Tunnels: n.tunnels, NoRoom: n.tunnels > 1}}
 }
 
 func (n *drained) drains() bool {
@@ -75,7 +75,7 @@ func TestDrainWaitsUntilNothingIsLeft(t *testing.T) {
 	applied(t, c, document(1))
 	nodes["n1"].tunnels = 2
 	events, err := drain(c, "n1", nil)
-	if err != nil || len(events) != 3 || events[0].GetTunnels() != 2 || events[1].GetTunnels() != 1 || !events[2].GetDone() || events[2].GetTunnels() != 0 {
+	if err != nil || len(events) != 3 || events[0].GetTunnels() != 2 || !events[0].GetNoRoom() || events[1].GetTunnels() != 1 || events[1].GetNoRoom() || !events[2].GetDone() || events[2].GetTunnels() != 0 {
 		t.Fatalf("got %v, %v", events, err)
 	}
 	if !nodes["n1"].drains() {

@@ -65,7 +65,9 @@ func (n *Node) Undrain() error {
 
 // Load is what is under way: what a drain waits for.
 func (n *Node) Load() *fleetv1.Load {
-	return &fleetv1.Load{Requests: n.meter.UnderWay(), Tunnels: uint64(n.tunnels.Len())}
+	load := &fleetv1.Load{Requests: n.meter.UnderWay(), Tunnels: uint64(n.tunnels.Len())}
+	load.NoRoom = load.Tunnels > 0 && n.retired.Load() && n.peerRoom != nil && n.peerRoom() <= 0
+	return load
 }
 
 // roomElsewhere is Options.PeerRoom, which the log tells of once where it holds the drain up.

@@ -123,12 +123,15 @@ func TestADrainGoesByTheRoomOfTheOtherNodes(t *testing.T) {
 		echoes(t, dialWebSocket(t, n, "/ws"))
 	}
 	nodetest.Eventually(t, "room for two tunnels less", func() bool { return n.Room() <= empty-2 })
+	if n.Load().GetNoRoom() {
+		t.Error("a node that does not drain has tunnels that wait for room")
+	}
 	if err := n.Drain(time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	<-asked
-	if tunnels := n.Load().GetTunnels(); tunnels != 2 {
-		t.Errorf("%d tunnels live, want both", tunnels)
+	if load := n.Load(); load.GetTunnels() != 2 || !load.GetNoRoom() {
+		t.Errorf("%v is under way, want both tunnels, for want of room", load)
 	}
 	if err := n.Drain(0); err != nil {
 		t.Fatal(err)

@@ -102,7 +102,11 @@ func drainLine(node string, m *operatorv1.DrainEvent) string {
 	case len(others) > 1:
 		return fmt.Sprintf("%s: waiting for %s, which drain already", node, strings.Join(others, ", "))
 	}
-	return fmt.Sprintf("%s: draining, %s left", node, underWay(m))
+	line := fmt.Sprintf("%s: draining, %s left", node, underWay(m))
+	if m.GetNoRoom() {
+		line += "; the other nodes have no room for more, so that they stay until there is some, or until the deadline is near"
+	}
+	return line
 }
 
 func underWay(m *operatorv1.DrainEvent) string {

@@ -3085,7 +3085,9 @@ type Load struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Requests uint64                 `protobuf:"varint,1,opt,name=requests,proto3" json:"requests,omitempty"`
 	// Upgraded connections, WebSockets mostly.
-	Tunnels       uint64 `protobuf:"varint,2,opt,name=tunnels,proto3" json:"tunnels,omitempty"`
+	Tunnels uint64 `protobuf:"varint,2,opt,name=tunnels,proto3" json:"tunnels,omitempty"`
+	// The node drains, and keeps tunnels since the other nodes have no room for their clients.
+	NoRoom        bool `protobuf:"varint,3,opt,name=no_room,json=noRoom,proto3" json:"no_room,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3132,6 +3134,13 @@ func (x *Load) GetTunnels() uint64 {
 		return x.Tunnels
 	}
 	return 0
+}
+
+func (x *Load) GetNoRoom() bool {
+	if x != nil {
+		return x.NoRoom
+	}
+	return false
 }
 
 type Forward struct {
@@ -3422,10 +3431,11 @@ const file_pyserve_fleet_v1_fleet_proto_rawDesc = "" +
 	"\n" +
 	"WHAT_BEGIN\x10\x01\x12\f\n" +
 	"\bWHAT_END\x10\x02\x12\f\n" +
-	"\bWHAT_ASK\x10\x03\"<\n" +
+	"\bWHAT_ASK\x10\x03\"U\n" +
 	"\x04Load\x12\x1a\n" +
 	"\brequests\x18\x01 \x01(\x04R\brequests\x12\x18\n" +
-	"\atunnels\x18\x02 \x01(\x04R\atunnels\"c\n" +
+	"\atunnels\x18\x02 \x01(\x04R\atunnels\x12\x17\n" +
+	"\ano_room\x18\x03 \x01(\bR\x06noRoom\"c\n" +
 	"\aForward\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\tR\x06method\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +

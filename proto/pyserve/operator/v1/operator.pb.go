@@ -2734,7 +2734,9 @@ type DrainEvent struct {
 	Requests uint64 `protobuf:"varint,2,opt,name=requests,proto3" json:"requests,omitempty"`
 	Tunnels  uint64 `protobuf:"varint,3,opt,name=tunnels,proto3" json:"tunnels,omitempty"`
 	// The last event. Nothing was left, unless something is said above.
-	Done          bool `protobuf:"varint,4,opt,name=done,proto3" json:"done,omitempty"`
+	Done bool `protobuf:"varint,4,opt,name=done,proto3" json:"done,omitempty"`
+	// The other nodes have no room for the clients of the tunnels, which therefore stay, until the last tenth of the deadline.
+	NoRoom        bool `protobuf:"varint,5,opt,name=no_room,json=noRoom,proto3" json:"no_room,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2793,6 +2795,13 @@ func (x *DrainEvent) GetTunnels() uint64 {
 func (x *DrainEvent) GetDone() bool {
 	if x != nil {
 		return x.Done
+	}
+	return false
+}
+
+func (x *DrainEvent) GetNoRoom() bool {
+	if x != nil {
+		return x.NoRoom
 	}
 	return false
 }
@@ -3451,14 +3460,15 @@ const file_pyserve_operator_v1_operator_proto_rawDesc = "" +
 	"\bdeadline\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x12\x16\n" +
 	"\x06detach\x18\x03 \x01(\bR\x06detach\x12\x14\n" +
 	"\x05force\x18\x04 \x01(\bR\x05force\x125\n" +
-	"\bpatience\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\bpatience\"w\n" +
+	"\bpatience\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\bpatience\"\x90\x01\n" +
 	"\n" +
 	"DrainEvent\x12\x1f\n" +
 	"\vwaiting_for\x18\x01 \x03(\tR\n" +
 	"waitingFor\x12\x1a\n" +
 	"\brequests\x18\x02 \x01(\x04R\brequests\x12\x18\n" +
 	"\atunnels\x18\x03 \x01(\x04R\atunnels\x12\x12\n" +
-	"\x04done\x18\x04 \x01(\bR\x04done\"$\n" +
+	"\x04done\x18\x04 \x01(\bR\x04done\x12\x17\n" +
+	"\ano_room\x18\x05 \x01(\bR\x06noRoom\"$\n" +
 	"\x0eUndrainRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"\x11\n" +
 	"\x0fUndrainResponse\"E\n" +
