@@ -641,3 +641,48 @@ func TestRestartedNodeIsBelievedThoughItsClockWentBack(t *testing.T) {
 		}
 	})
 }
+
+// addresses are so many backends.
+func addresses(n int) []string {
+	all := make([]string, n)
+	for i := range all {
+		all[i] = fmt.Sprintf("10.1.%d.%d", i/250, i%250)
+	}
+	return all
+}
+
+func TestDeathOfAllBackendsIsKnownToAllInTime(t *testing.T) {
+	for _, n := range []int{3, 10} {
+		inFleet(t, uint64(n), n, addresses(40), func(fl *fleet) {
+			wait(2 * time.Minute)
+			fl.network(nowhere)
+			wait(3*5*time.Second + 2*time.Second)
+			fl.all("after a death", upstream.Unhealthy)
+			wait(time.Minute)
+			for name, node := range fl.nodes {
+				for _, b := range node.backends {
+					for _, word := range node.prober.Evidence(b).Votes {
+						if word.State == vote.Unsure {
+							t.Fatalf("%s has heard of %s that it is unsure of %s", name, word.Origin, b.Address())
+						}
+					}
+				}
+			}
+		})
+	}
+}
+
+// Two nodes of four behind one broken switch are two of three probers for half of all backends.
+func TestNodesThatAreBlindTogetherAccuseNobody(t *testing.T) {
+	inFleet(t, 1, 4, addresses(60), func(fl *fleet) {
+		wait(time.Minute)
+		fl.network(func(node, _ string) bool { return node != "n0" && node != "n1" })
+		wait(time.Minute)
+		fl.network(everywhere)
+		for name := range fl.downs() {
+			if name != "n0" && name != "n1" {
+				t.Errorf("%s took a backend for dead", name)
+			}
+		}
+	})
+}

@@ -470,3 +470,51 @@ func TestRefusalOfABackendThatIsAskedNoMoreIsForgotten(t *testing.T) {
 		}
 	})
 }
+
+// Most of what it cannot reach others cannot reach either, and are unsure of for the same reason. One old word of good news does
+// not count against that: where everything is dead, all nodes would be unsure for as long as there is one.
+func TestNodeThatReachesNothingIsSureWhereOthersAreUnsure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(middle)
+		defer w.close()
+		w.prober.Close()
+		w.prober = NewProber(Options{Self: "n0", Random: middle})
+		w.prober.SetMembers([]string{"n1", "n2"})
+		w.registry = upstream.NewRegistry(upstream.Options{Added: w.prober.Watch, Removed: w.prober.Unwatch, DialContext: w.dial})
+		w.set(syscall.ECONNREFUSED, 0)
+		var backends []*upstream.Backend
+		for _, host := range []string{"a", "b", "c"} {
+			backends = append(backends, w.acquire(t, host, tcpCheck()))
+		}
+		hear := func(of *upstream.Backend, state vote.State) {
+			v := vote.Vote{Key: of.Identity(), Origin: "n1", Sequence: uint64(time.Now().UnixMicro()), State: state, Repeat: time.Hour, Heard: time.Now()}
+			message, _ := vote.Encode([]vote.Vote{v}, MaxMessage)
+			if err := w.prober.Hear(Heard{From: "n1", Message: message}); err != nil {
+				t.Error(err)
+			}
+		}
+		own := func() vote.State {
+			t.Helper()
+			for _, word := range w.prober.Evidence(backends[0]).Votes {
+				if word.Origin == "n0" {
+					return word.State
+				}
+			}
+			t.Fatal("it says nothing")
+			return vote.Undecided
+		}
+		for _, b := range backends {
+			hear(b, vote.Healthy)
+		}
+		wait(16 * time.Second)
+		if own() != vote.Unsure {
+			t.Errorf("it is %v where others reach everything", own())
+		}
+		hear(backends[1], vote.Unsure)
+		hear(backends[2], vote.Unsure)
+		wait(16 * time.Second)
+		if own() != vote.Unhealthy {
+			t.Errorf("it is %v where others reach one of three", own())
+		}
+	})
+}

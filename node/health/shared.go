@@ -287,8 +287,9 @@ func (p *Prober) reconsider(now time.Time) {
 	}
 }
 
-// distrusts says whether all that this node probes looks dead, two addresses at least, while most of it is alive for others. It is
-// called with mu held.
+// distrusts says whether all that this node probes looks dead, two addresses at least, while others, one at least, say of most of
+// it that it is alive. Who is unsure does not reach it either: were that not counted, a few old words of good news would keep all
+// nodes unsure for as long as everything is dead. It is called with mu held.
 func (p *Prober) distrusts(now time.Time) bool {
 	if p.passing > 0 {
 		return false
@@ -297,20 +298,16 @@ func (p *Prober) distrusts(now time.Time) bool {
 	heard, alive := 0, 0
 	for w := range p.failing {
 		addresses[w.backend.Address()] = true
-		healthy, unhealthy := 0, 0
+		said, healthy := false, false
 		for _, v := range p.table.Of(w.key) {
-			switch {
-			case v.Origin == p.self, !p.members.Has(v.Origin), !now.Before(v.FreshUntil()):
-			case v.State == vote.Healthy:
-				healthy++
-			case v.State == vote.Unhealthy:
-				unhealthy++
+			if v.Origin != p.self && p.members.Has(v.Origin) && now.Before(v.FreshUntil()) {
+				said, healthy = true, healthy || v.State == vote.Healthy
 			}
 		}
-		if healthy+unhealthy > 0 {
+		if said {
 			heard++
 		}
-		if healthy > unhealthy {
+		if healthy {
 			alive++
 		}
 	}
