@@ -100,7 +100,7 @@ bench-control: ## control under a thousand node streams: applies, restarts, swap
 bench-cluster: ## members, health checks and drains of many nodes, in virtual time and real; tables to bin/cluster.md; CLUSTER="-rounds 3" are flags
 	@mkdir -p bin
 	@go test -count=1 -v -run '$(VIRTUAL)' ./cluster ./node/health >bin/virtual.out || { cat bin/virtual.out; exit 1; }
-	@BURST=10x100,10x1000 go test -count=1 -v -timeout 30m -run ABurst ./cmd/pyserve >>bin/virtual.out || { cat bin/virtual.out; exit 1; }
+	@BURST=10x100/0,10x1000/0,10x5000/0,10x5000/5 go test -count=1 -v -timeout 30m -run ABurst ./cmd/pyserve >>bin/virtual.out || { cat bin/virtual.out; exit 1; }
 	@CLUSTER_SIZE=128 go test -count=1 -v -timeout 30m -run LossKills ./cluster >>bin/virtual.out || { cat bin/virtual.out; exit 1; }
 	@sed -n 's/^ *[a-z_]*_test\.go:[0-9]*: //p' bin/virtual.out
 	go run ./e2e/scale -only 'outage|leave' -markdown bin/cluster.md $(CLUSTER)

@@ -100,7 +100,7 @@ func (m *messages) forget(o Origin) {
 // Publish tells all members of a piece of news: their Options.Receive gets it, within a second or so, from most of them
 // once. It does not wait and nothing is confirmed: members that join later, and those that a packet did not reach, learn
 // it only from Options.State, which signed is for. A payload of more than MaxPayload bytes is an error, and so is a cluster that
-// was not started. Every member tells each message twelve times or so, and has room for 80 KB a second of that: keep them
+// was not started. Every member tells each message twelve times or so, and has room for 120 KB a second of that: keep them
 // few and small.
 func (c *Cluster) Publish(topic Topic, payload []byte) (signed string, err error) {
 	g := c.started()
@@ -134,7 +134,7 @@ func (c *Cluster) receive(raw []byte) {
 	if !news || g == nil { // none yet: it came while we start
 		return
 	}
-	if err := g.Tell(raw); err != nil {
+	if err := g.Pass(raw); err != nil {
 		c.options.Logger.Error("a message cannot be passed on", "error", err)
 	}
 }

@@ -129,7 +129,7 @@ func (d *delegate) NotifyMsg(message []byte) { d.inbox.putMessage(message) }
 
 // GetBroadcasts is memberlist's.
 func (d *delegate) GetBroadcasts(overhead, limit int) [][]byte {
-	return d.outbox.take(overhead, limit, d.present())
+	return d.outbox.take(overhead, limit)
 }
 
 // present counts the members that take part.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/hashicorp/memberlist"
@@ -89,36 +90,95 @@ func TestWhatNobodyListensToIsCounted(t *testing.T) {
 	}
 }
 
+// tellsNext gives what goes into packets that have room for one message of three bytes each.
+func tellsNext(o *outbox, packets int) (told []string) {
+	for range packets {
+		for _, m := range o.take(1, 4) {
+			told = append(told, string(m))
+		}
+	}
+	return told
+}
+
+func say(t *testing.T, put func([]byte, int) error, message string, members int) {
+	t.Helper()
+	if err := put([]byte(message), members); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestMessagesOfOneLengthAreAllTold(t *testing.T) {
+	for _, members := range []int{2, 10, 40, 128} {
+		o := newOutbox()
+		count := make(map[string]int)
+		hear := func(messages []string) {
+			for _, m := range messages {
+				count[m]++
+			}
+		}
+		for i := range 100 {
+			say(t, o.tell, fmt.Sprintf("%03d", i), members)
+			say(t, o.pass, fmt.Sprintf("%03d", 100+i), members)
+			hear(tellsNext(o, 3))
+		}
+		hear(tellsNext(o, 3000))
+		for i := range 200 {
+			want := tellings
+			switch {
+			case i >= 100 && members <= gossipNodes+1:
+				want = passings
+			case members == 2:
+				want = 1 + passings
+			}
+			if n := count[fmt.Sprintf("%03d", i)]; n != want {
+				t.Errorf("%d members: message %d was told %d times, want %d", members, i, n, want)
+			}
+		}
+		if len(o.messages) > 0 {
+			t.Errorf("%d messages are left", len(o.messages))
+		}
+	}
+}
+
+// Members are told in turn: what is told so many times in a row reaches so many.
+func TestAFirstRoundIsToldWithoutABreak(t *testing.T) {
 	o := newOutbox()
-	told := make(map[string]int)
-	hear := func(messages [][]byte) {
-		for _, m := range messages {
-			told[string(m)]++
+	say(t, o.tell, "old", 5)
+	got := tellsNext(o, 1)
+	say(t, o.pass, "by1", 5)
+	say(t, o.tell, "new", 5)
+	got = append(got, tellsNext(o, 7)...)
+	if want := []string{"old", "old", "old", "old", "new", "new", "new", "new"}; !slices.Equal(got, want) {
+		t.Errorf("told %v, want %v", got, want)
+	}
+	say(t, o.pass, "by2", 5)
+	if got := tellsNext(o, 1); !slices.Equal(got, []string{"by2"}) {
+		t.Errorf("then %v, want the newest", got)
+	}
+}
+
+// In a large cluster those that a round has reached have rounds of their own, and where it has left few, short ones.
+func TestWhatIsPassedOnHasAFirstRoundWhereOneIsNotEnough(t *testing.T) {
+	for members, round := range map[int]int{gossipNodes + 1: 0, gossipNodes + 2: 1, 3 * gossipNodes: 2, 128: gossipNodes} {
+		o := newOutbox()
+		say(t, o.pass, "old", members)
+		say(t, o.pass, "new", members)
+		before := tellsNext(o, max(1, 2*round))
+		n := 0
+		for _, m := range before {
+			if m == "new" {
+				n++
+			}
 		}
-	}
-	for i := range 100 {
-		name := fmt.Sprintf("%03d", i)
-		if err := o.put([]byte(name)); err != nil {
-			t.Fatal(err)
+		if round > 0 && n != round || before[0] != "new" {
+			t.Errorf("%d members: told %v, want %d of each in a row", members, before, round)
 		}
-		hear(o.take(1, 2*4, 9)) // two fit
-	}
-	for range 1000 {
-		hear(o.take(1, 2*4, 9))
-	}
-	for i := range 100 {
-		if n := told[fmt.Sprintf("%03d", i)]; n != fewTellings {
-			t.Errorf("message %d was told %d times, want %d", i, n, fewTellings)
-		}
-	}
-	if len(o.messages) > 0 {
-		t.Errorf("%d messages are left", len(o.messages))
 	}
 }
 
 func TestAMessageThatFitsIntoNoPacketIsNotTaken(t *testing.T) {
-	if err := newOutbox().put(make([]byte, MaxMessage+1)); err == nil {
+	o := newOutbox()
+	if o.tell(make([]byte, MaxMessage+1), 3) == nil || o.pass(make([]byte, MaxMessage+1), 3) == nil {
 		t.Error("it is taken")
 	}
 }
@@ -126,11 +186,9 @@ func TestAMessageThatFitsIntoNoPacketIsNotTaken(t *testing.T) {
 func TestTheOutboxIsBoundedAndNewsComesFirst(t *testing.T) {
 	o := newOutbox()
 	for i := range 2 * maxOutbox {
-		if err := o.put([]byte(fmt.Sprintf("%04d", i))); err != nil {
-			t.Fatal(err)
-		}
+		say(t, o.tell, fmt.Sprintf("%04d", i), 2)
 		if i%2 == 0 {
-			if got := o.take(1, 5, 9); len(got) != 1 || string(got[0]) != fmt.Sprintf("%04d", i) {
+			if got := o.take(1, 5); len(got) != 1 || string(got[0]) != fmt.Sprintf("%04d", i) {
 				t.Fatalf("message %d is not told first but %q", i, got)
 			}
 		}
@@ -138,7 +196,7 @@ func TestTheOutboxIsBoundedAndNewsComesFirst(t *testing.T) {
 	if len(o.messages) > maxOutbox {
 		t.Errorf("%d messages are kept", len(o.messages))
 	}
-	if got := o.take(1, 5, 9); len(got) != 1 || string(got[0]) != fmt.Sprintf("%04d", 2*maxOutbox-1) {
+	if got := o.take(1, 5); len(got) != 1 || string(got[0]) != fmt.Sprintf("%04d", 2*maxOutbox-1) {
 		t.Errorf("the newest is not told next but %q", got)
 	}
 	if o.dropped() == 0 {

@@ -5,7 +5,7 @@
 // wire names and carries their metadata as bytes; what those mean, who is to be joined and when, and the memory of who
 // is gone belong to package cluster.
 //
-// Order of calls: Start; then Join, Announce, Tell and Peers as often as wanted, Peers again whenever Changed fires; at the
+// Order of calls: Start; then Join, Announce, Tell, Pass and Peers as often as wanted, Peers again whenever Changed fires; at the
 // end Leave, if it is on purpose, and Shutdown. All methods are safe for concurrent use.
 package gossip
 
@@ -265,8 +265,15 @@ func (g *Gossip) Dropped() Drops {
 }
 
 // Tell begins to tell a message, at most MaxMessage bytes. It does not wait. Members tell one another, not all: whoever gets a
-// message that is news has to Tell it as well.
-func (g *Gossip) Tell(message []byte) error { return g.delegate.outbox.put(message) }
+// message that is news has to Pass it on.
+func (g *Gossip) Tell(message []byte) error {
+	return g.delegate.outbox.tell(message, g.delegate.present())
+}
+
+// Pass is Tell for a message that has come from another member.
+func (g *Gossip) Pass(message []byte) error {
+	return g.delegate.outbox.pass(message, g.delegate.present())
+}
 
 // joinName stands for the name of a member that we know the address of and not the name; nobody looks at it, but
 // RequireNodeNames wants one.

@@ -37,9 +37,9 @@ const (
 	suspicionMaxMult = 3
 )
 
-// gossipNodes is how many members are told at a time, twice as many as the library does. What is told is told so many times
-// whatever this is; it bounds what a member can tell in a burst: 60 packets a second.
-const gossipNodes = 6
+// gossipNodes is how many members are told at a time, three times as many as the library does. What is told is told so many times
+// whatever this is; it bounds what a member can tell in a burst: 90 packets a second.
+const gossipNodes = 9
 
 func (t Timing) apply(c *memberlist.Config) {
 	c.ProbeInterval = orDefault(t.ProbeInterval, 500*time.Millisecond)

@@ -178,22 +178,29 @@ func (f *fleet) dropped() map[string]uint64 {
 	return sum
 }
 
-// BURST=10x100,10x1000 says how many nodes and backends; `make bench-cluster` does. Three failures in a row at 5 s are 15 s; what it
-// takes beyond that is gossip's.
+// BURST=10x100/0,10x1000/5 says how many nodes and backends, and how many packets in a hundred are lost; `make bench-cluster` does.
+// Three failures in a row at 5 s are 15 s; what it takes beyond that is gossip's.
 func TestABurstOfDeathsIsKnownToAll(t *testing.T) {
-	for size := range strings.SplitSeq(cmp.Or(os.Getenv("BURST"), "5x100"), ",") {
+	for size := range strings.SplitSeq(cmp.Or(os.Getenv("BURST"), "5x100/0,10x200/10"), ",") {
 		t.Run(size, func(t *testing.T) {
-			var nodes, backends int
-			if _, err := fmt.Sscanf(size, "%dx%d", &nodes, &backends); err != nil {
-				t.Fatalf("BURST: %q is not NODESxBACKENDS: %v", size, err)
+			var nodes, backends, loss int
+			if _, err := fmt.Sscanf(size, "%dx%d/%d", &nodes, &backends, &loss); err != nil {
+				t.Fatalf("BURST: %q is not NODESxBACKENDS/LOSS: %v", size, err)
 			}
-			gossiptest.Run(t, func(t *testing.T) { burst(t, nodes, backends) })
+			gossiptest.Run(t, func(t *testing.T) { burst(t, nodes, backends, loss) })
 		})
 	}
 }
 
-func burst(t *testing.T, nodes, backends int) {
+// burstLimit is what the last of so many deaths may take: threshold × interval, a second on the way, and what all news of it takes
+// where it is more than gossip carries at once, some 300 deaths a second.
+func burstLimit(backends int) time.Duration {
+	return 17*time.Second + time.Duration(backends)*3*time.Millisecond
+}
+
+func burst(t *testing.T, nodes, backends, loss int) {
 	f := newFleet(t, nodes, backends)
+	f.network.SetLoss(float64(loss) / 100)
 	time.Sleep(2 * time.Minute)
 	before := f.network.Traffic()
 	time.Sleep(time.Minute)
@@ -204,7 +211,7 @@ func burst(t *testing.T, nodes, backends int) {
 	for _, n := range f.nodes {
 		for down, _ := n.downs(); down < backends; down, _ = n.downs() {
 			if time.Since(killed) > 2*time.Minute {
-				t.Fatalf("%s knows of %d of %d after two minutes", n.name, down, backends)
+				t.Fatalf("%s knows of %d of %d deaths after two minutes", n.name, down, backends)
 			}
 			time.Sleep(100 * time.Millisecond)
 		}
@@ -213,10 +220,13 @@ func burst(t *testing.T, nodes, backends int) {
 		_, last := n.downs()
 		slowest = max(slowest, last.Sub(killed))
 	}
+	if limit := burstLimit(backends); slowest > limit {
+		t.Errorf("the last node knows of all %d deaths after %s, want %s", backends, slowest, limit)
+	}
 	within := f.network.Traffic().Since(before)
 	seconds := time.Since(killed).Seconds()
 	each := float64(nodes) * 1000
-	t.Logf("%d backends that die at once are dead to each of %d nodes within %s; each sends %.1f KB a second of packets meanwhile, "+
-		"%.1f before, and %.1f of full exchanges; lost: %v", backends, nodes, slowest.Round(100*time.Millisecond),
+	t.Logf("%d backends that die at once are dead to each of %d nodes within %s, at %d %% loss; each sends %.1f KB a second of packets meanwhile, "+
+		"%.1f before, and %.1f of full exchanges; lost: %v", backends, nodes, slowest.Round(100*time.Millisecond), loss,
 		float64(within.PacketBytes)/seconds/each, float64(rest.PacketBytes)/60/each, float64(rest.StreamBytes)/60/each, f.dropped())
 }
