@@ -17,7 +17,7 @@ var balancingSection = section[resourcev1.LoadBalancing]{
 	keys: []key[resourcev1.LoadBalancing]{
 		{name: "policy", form: "round_robin, least_request, random, p2c_ewma, ring_hash or maglev", initial: "round_robin", about: "how a backend is picked; weights count with all of them",
 			read: func(r *reader, v value, l *resourcev1.LoadBalancing) {
-				if word, ok := r.choice(v, balancingPolicies, nil); ok {
+				if word, ok := r.choice(v, balancingPolicies); ok {
 					l.Policy = resourcev1.BalancingPolicy(resourcev1.BalancingPolicy_value["BALANCING_POLICY_"+strings.ToUpper(word)])
 				}
 			}},
@@ -47,7 +47,7 @@ var hashSection = section[resourcev1.LoadBalancing]{
 	keys: []key[resourcev1.LoadBalancing]{
 		{name: "on", form: "client_ip, header, cookie or path", initial: "client_ip", about: "client_ip: the address of the client, as X-Real-IP has it; header and cookie: the value of that of `name`, and the client's address where a request has none; path: without the query",
 			read: func(r *reader, v value, l *resourcev1.LoadBalancing) {
-				if word, ok := r.choice(v, []string{"client_ip", "header", "cookie", "path"}, nil); ok {
+				if word, ok := r.choice(v, []string{"client_ip", "header", "cookie", "path"}); ok {
 					l.HashOn = resourcev1.HashOn(resourcev1.HashOn_value["HASH_ON_"+strings.ToUpper(word)])
 				}
 			}},

@@ -46,7 +46,7 @@ var healthCheckSection = section[checkSettings]{
 		{name: "type", form: "tcp, http, grpc, websocket or none", initial: "tcp", about: "tcp: a connection opens (with `ssl`: the handshake succeeds); http: GET `path` gives an expected status; grpc: the gRPC health service says SERVING; websocket: a WebSocket opens at `path` and a ping is answered; none: no probes, always healthy",
 			read: func(r *reader, v value, s *checkSettings) {
 				take(&s.kind, v, func(v value) (string, bool) {
-					return r.choice(v, []string{"tcp", "http", "grpc", "websocket", "none"}, nil)
+					return r.choice(v, []string{"tcp", "http", "grpc", "websocket", "none"})
 				})
 			}},
 		{name: "path", form: "path, with a query if need be", initial: "/", about: "what is asked for, with type http and websocket; with type grpc `/` and the name of a service, such as `/shop.Cart`: the server as a whole without it",

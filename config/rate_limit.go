@@ -40,7 +40,7 @@ var rateLimitSection = section[rateSettings]{
 			read: func(r *reader, v value, s *rateSettings) { take(&s.key, v, r.rateKey) }},
 		{name: "scope", form: "node or cluster", initial: "node", about: "node: each node lets that much through; cluster: all nodes together do",
 			read: func(r *reader, v value, s *rateSettings) {
-				take(&s.scope, v, func(v value) (string, bool) { return r.choice(v, []string{"node", "cluster"}, nil) })
+				take(&s.scope, v, func(v value) (string, bool) { return r.choice(v, []string{"node", "cluster"}) })
 			}},
 	},
 }

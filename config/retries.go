@@ -75,7 +75,7 @@ func (r *reader) retriedStatus(v value) (uint32, bool) {
 	if v.node.Tag != stringTag {
 		return r.integer(v, leastRetried, mostRetried)
 	}
-	_, ok := r.choice(v, []string{connectFailure}, nil)
+	_, ok := r.choice(v, []string{connectFailure})
 	return 0, ok
 }
 

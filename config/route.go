@@ -116,7 +116,7 @@ func (r *reader) routePath(v value) (string, bool) {
 }
 
 func (r *reader) match(v value) (string, bool) {
-	return r.choice(v, []string{"prefix", "exact", "regex"}, nil)
+	return r.choice(v, []string{"prefix", "exact", "regex"})
 }
 
 // hostPatterns reads hosts, sorted: their order means nothing.

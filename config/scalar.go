@@ -187,8 +187,8 @@ func span(d time.Duration) string {
 	return s
 }
 
-// choice reads one of some words. Those in laterWords belong to the dialect but not to this version.
-func (r *reader) choice(v value, words, laterWords []string) (string, bool) {
+// choice reads one of some words.
+func (r *reader) choice(v value, words []string) (string, bool) {
 	if r.told(v, func() shape { return shape{"enum": words} }) {
 		return "", false
 	}
@@ -200,12 +200,6 @@ func (r *reader) choice(v value, words, laterWords []string) (string, bool) {
 	for _, known := range words {
 		if word == known {
 			return word, true
-		}
-	}
-	for _, known := range laterWords {
-		if word == known {
-			r.errorf(v, "%s is not supported yet: write %s", word, form)
-			return "", false
 		}
 	}
 	if guess := nearest(word, words); guess != "" {

@@ -37,9 +37,6 @@ type use uint8
 const (
 	// supported keys are read.
 	supported use = iota
-	// later keys belong to the dialect, but not to this version: an error, since ignoring them would change what the
-	// document means.
-	later
 	// unused keys are PyServe's own and mean nothing to the cluster: a warning.
 	unused
 	// misplaced keys belong to another section: an error that says which.
@@ -178,8 +175,6 @@ func (s *section[T]) read(r *reader, v value, into *T) bool {
 		switch k := &s.keys[i]; k.use {
 		case supported:
 			k.read(r, child, into)
-		case later:
-			r.errorf(placeOf(name, child.step), "is not supported yet: leave it out")
 		case unused:
 			r.warnf(placeOf(name, child.step), "%s", k.note)
 		case misplaced:
