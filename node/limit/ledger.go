@@ -157,6 +157,9 @@ func (l *Ledger) sweep(now int64) bool {
 			delete(l.loans, key)
 		}
 	}
+	if len(l.loans) == 0 {
+		l.loans = make(map[uint64]*loan) // maps do not shrink
+	}
 	return len(l.loans) < l.most
 }
 

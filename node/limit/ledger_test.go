@@ -2,6 +2,7 @@ package limit
 
 import (
 	"math"
+	"runtime"
 	"testing"
 	"time"
 )
@@ -224,4 +225,33 @@ func FuzzLedger(f *testing.F) {
 			}
 		}
 	})
+}
+
+// It tells what docs/config.md says of memory.
+func TestMemoryOfSharedKeys(t *testing.T) {
+	heap := func() int64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before := heap()
+	s := NewShared(1, Rate{Requests: 1, Per: time.Hour, Burst: 2})
+	s.SetNodes(3)
+	for key := range uint64(2 * sharedKeys) {
+		s.Accounts.Allow(key, 3, 0)
+		for who := range uint64(3) {
+			s.Lend(who+1, Ask{Key: key, Want: 1, Used: 1}, 0)
+		}
+	}
+	full := heap() - before
+	s.Turn(10*time.Hour, nil)
+	asks := s.Turn(20*time.Hour, nil)
+	s.Tidy(10 * time.Hour)
+	idle := heap() - before
+	t.Logf("%d keys borrowed and lent to three: %d KiB; idle: %d KiB", sharedKeys, full>>10, idle>>10)
+	if full > 64<<20 || idle > 1<<20 || len(asks) != 0 {
+		t.Errorf("%d bytes are held, %d when idle, when %d keys are asked for", full, idle, len(asks))
+	}
+	runtime.KeepAlive(s)
 }
