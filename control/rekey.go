@@ -141,6 +141,32 @@ func (c *Control) RotateGossipKey(ctx context.Context) (status GossipKeyStatus, 
 	return c.GossipKeyStatus(), false, nil
 }
 
+// CancelGossipKey takes back a key that is handed out and not used yet: whom the change waits for may not come round, as a node
+// that has to keep an older version. Everybody drops the key as soon as it hears of it. It fails with [ErrGossipKey] where there is
+// none.
+func (c *Control) CancelGossipKey(ctx context.Context) (GossipKeyStatus, error) {
+	if err := c.current(ctx); err != nil {
+		return GossipKeyStatus{}, fmt.Errorf("nothing was changed: %w", err)
+	}
+	stored, ring := c.store.GossipKeys(), c.ring()
+	next, err := ring.Cancel(c.options.Now())
+	if err != nil {
+		return GossipKeyStatus{}, fmt.Errorf("%w: %w", ErrGossipKey, err)
+	}
+	audit.Describe(ctx, "new key %s is taken back", keyring.Name(ring.Keys[len(ring.Keys)-1]))
+	err = c.store.SetGossipKeys(ctx, next, stored)
+	if errors.Is(err, store.ErrConflict) {
+		return GossipKeyStatus{}, fmt.Errorf("%w: everybody had the new key just now, and begins to use it", ErrGossipKey)
+	}
+	if err != nil {
+		return GossipKeyStatus{}, err
+	}
+	if err := c.takeGossipKeys(); err != nil {
+		return c.GossipKeyStatus(), fmt.Errorf("the key is taken back, but for this control, which tries again: %w", err)
+	}
+	return c.GossipKeyStatus(), nil
+}
+
 // strangers are the controls that have not said which keys they use: a change cannot begin without them.
 func (c *Control) strangers() (names []string) {
 	for _, m := range c.gossiping() {

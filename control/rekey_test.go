@@ -281,3 +281,55 @@ func TestAChangeOfTheKeyIsInTheTrailWithoutTheKey(t *testing.T) {
 		}
 	}
 }
+
+// A node that will not follow must not be a reason to keep the change for ever.
+func TestAChangeThatIsHeldUpCanBeTakenBack(t *testing.T) {
+	c := start(t, optionsFor(t.TempDir()))
+	n1, n2 := newKeyed("n1"), newKeyed("n2")
+	n2.unwilling.Store(true)
+	join(t, c, n1.Node, n2.Node)
+	eventually(t, "n1 follows", func() bool { return slices.Equal(c.GossipKeyStatus().PendingNodes, []string{"n2"}) })
+	if _, err := c.CancelGossipKey(t.Context()); !errors.Is(err, ErrGossipKey) {
+		t.Errorf("without a change: %v", err)
+	}
+	before := c.GossipKeyStatus()
+	begun := rotateKey(t, c)
+	eventually(t, "n1 was told", func() bool { return slices.Equal(n1.story(), []string{"a", "ab"}) })
+	ctx, _ := audit.Begin(context.WithoutCancel(t.Context()), "alice", "admin", "", "CancelGossipKey")
+	back, err := c.CancelGossipKey(ctx)
+	if err != nil || back.Stage != keyring.Settled || back.Key != before.Key || back.New+back.Old != "" {
+		t.Errorf("%+v, %v", back, err)
+	}
+	eventually(t, "n1 has dropped it", func() bool { return slices.Equal(n1.story(), []string{"a", "ab", "a"}) })
+	if got := trail(t, c, "alice"); !slices.Equal(got, []string{"CancelGossipKey new key " + begun.New + " is taken back: done"}) {
+		t.Errorf("the trail says %q", got)
+	}
+	n2.unwilling.Store(false)
+	n2.Close()
+	n2.Connect(serving(c, peerNamed(t, c, "n2")))
+	eventually(t, "all have the old key", settled(c))
+	if again := rotateKey(t, c); again.New == begun.New {
+		t.Error("a key that was taken back is handed out again")
+	}
+	eventually(t, "the next change ends", settled(c))
+	n1.is(t, "a", "ab", "a", "ac", "ca", "c")
+}
+
+func TestAKeyThatIsUsedIsNotTakenBack(t *testing.T) {
+	c := start(t, optionsFor(t.TempDir()))
+	n1 := newKeyed("n1")
+	n1.Keys = func(keys [][]byte) bool {
+		n1.mu.Lock()
+		defer n1.mu.Unlock()
+		n1.told = append(n1.told, keys)
+		return len(n1.told) < 3 // it takes the new key, and does not use it
+	}
+	join(t, c, n1.Node)
+	eventually(t, "n1 follows", settled(c))
+	rotateKey(t, c)
+	eventually(t, "it is used", func() bool { return c.GossipKeyStatus().Stage == keyring.Use })
+	if _, err := c.CancelGossipKey(t.Context()); !errors.Is(err, ErrGossipKey) || !strings.Contains(err.Error(), "not used yet") {
+		t.Errorf("got %v", err)
+	}
+	stays(t, c, keyring.Use)
+}

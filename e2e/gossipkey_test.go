@@ -72,6 +72,7 @@ func TestGossipChangesItsKey(t *testing.T) {
 	if after.Stage != "settled" || after.Key == before.Key || !slices.Equal(after.Away, []string{"n3"}) || len(fresh) != 1 || fresh[0] == old[0] {
 		t.Errorf("%+v after %+v; %d keys in control's file", after, before, len(fresh))
 	}
+	c.ctl("gossip", "rotate", "--cancel").wants(t, 2, "no new key of gossip is handed out and not used yet")
 	c.allAlive("n1", "n2")
 	c.start(c.node("n3"))
 	c.connected("n3")

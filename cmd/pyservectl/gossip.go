@@ -13,6 +13,7 @@ import (
 )
 
 func newGossipCommand(s *settings) *cobra.Command {
+	cancel := false
 	rotate := &cobra.Command{
 		Use:   "rotate",
 		Short: "Put another key in the place of the one that gossip is encrypted with",
@@ -22,16 +23,22 @@ Control makes the key, and leads everybody to it by itself: all understand it, t
 Each step waits for every control and every connected node, and half a minute for a node that was connected before. A node
 that is away gets the key from control when it comes back.
 
-The command returns when the old key is gone. What it began goes on without it; called again, it looks on.`,
+The command returns when the old key is gone. What it began goes on without it; called again, it looks on. --cancel takes the new
+key back where somebody has not got it yet and is not going to: as long as it is handed out, nobody uses it.`,
 		Example: `  pyservectl gossip rotate
-  pyservectl gossip status`,
+  pyservectl gossip status
+  pyservectl gossip rotate --cancel`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return s.withAccess(cmd, func(ctx context.Context, c operatorv1.AccessClient) error {
+				if cancel {
+					return s.cancelGossipKey(ctx, cmd, c)
+				}
 				return s.rotateGossipKey(ctx, cmd, c)
 			})
 		},
 	}
+	rotate.Flags().BoolVar(&cancel, "cancel", false, "take the new key back, as long as it is handed out and nobody uses it")
 	status := &cobra.Command{
 		Use: "status", Short: "Which key gossip is encrypted with, and who has not followed yet", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -78,6 +85,15 @@ func (s *settings) rotateGossipKey(ctx context.Context, cmd *cobra.Command, c op
 		}
 	}
 	return s.printGossipKey(cmd.OutOrStdout(), now)
+}
+
+// cancelGossipKey does not wait until all have dropped the new key: who holds it up would hold this up too, and nobody uses it.
+func (s *settings) cancelGossipKey(ctx context.Context, cmd *cobra.Command, c operatorv1.AccessClient) error {
+	m, err := c.CancelGossipKey(ctx, &operatorv1.CancelGossipKeyRequest{})
+	if err != nil {
+		return plain(err)
+	}
+	return s.printGossipKey(cmd.OutOrStdout(), m.GetKey())
 }
 
 // keyIsAlone says whether everybody who is there has one key.

@@ -76,6 +76,7 @@ var places = map[string]place{
 	operatorv1.Access_RotateAuthority_FullMethodName: leader,
 	operatorv1.Access_FinishRotation_FullMethodName:  leader,
 	operatorv1.Access_RotateGossipKey_FullMethodName: leader,
+	operatorv1.Access_CancelGossipKey_FullMethodName: leader,
 	operatorv1.Access_GetGossipKey_FullMethodName:    leaderOrHere,
 	operatorv1.Access_RevokeToken_FullMethodName:     leader,
 	operatorv1.Access_RevokeNode_FullMethodName:      leader,

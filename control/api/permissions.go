@@ -59,6 +59,7 @@ var permissions = map[string]identity.Role{
 	operatorv1.Access_FinishRotation_FullMethodName:  identity.RoleAdmin,
 	operatorv1.Access_GetAuthority_FullMethodName:    identity.RoleAdmin,
 	operatorv1.Access_RotateGossipKey_FullMethodName: identity.RoleAdmin,
+	operatorv1.Access_CancelGossipKey_FullMethodName: identity.RoleAdmin,
 	operatorv1.Access_GetGossipKey_FullMethodName:    identity.RoleAdmin,
 	operatorv1.Access_ListAudit_FullMethodName:       identity.RoleAdmin,
 	operatorv1.Access_Backup_FullMethodName:          identity.RoleAdmin,
@@ -83,6 +84,7 @@ var audited = map[string]bool{
 	operatorv1.Access_RotateAuthority_FullMethodName: true,
 	operatorv1.Access_FinishRotation_FullMethodName:  true,
 	operatorv1.Access_RotateGossipKey_FullMethodName: true,
+	operatorv1.Access_CancelGossipKey_FullMethodName: true,
 	operatorv1.Access_Backup_FullMethodName:          true, // it takes everything away, though it changes nothing
 	operatorv1.Access_Restore_FullMethodName:         true,
 }

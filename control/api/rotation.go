@@ -43,6 +43,14 @@ func (a *access) RotateGossipKey(ctx context.Context, _ *operatorv1.RotateGossip
 	return &operatorv1.RotateGossipKeyResponse{Key: gossipKeySummary(status), Running: running}, nil
 }
 
+func (a *access) CancelGossipKey(ctx context.Context, _ *operatorv1.CancelGossipKeyRequest) (*operatorv1.CancelGossipKeyResponse, error) {
+	status, err := a.control.CancelGossipKey(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &operatorv1.CancelGossipKeyResponse{Key: gossipKeySummary(status)}, nil
+}
+
 func (a *access) GetGossipKey(context.Context, *operatorv1.GetGossipKeyRequest) (*operatorv1.GetGossipKeyResponse, error) {
 	return &operatorv1.GetGossipKeyResponse{Key: gossipKeySummary(a.control.GossipKeyStatus())}, nil
 }

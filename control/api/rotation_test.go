@@ -33,6 +33,10 @@ func TestTheKeyOfGossipIsChangedByAnAdminAndNamedInTheTrail(t *testing.T) {
 	if now.GetKey() == "" || now.GetSince() == nil || now.GetOldKey()+now.GetNewKey() != "" {
 		t.Errorf("in the end: %v", now)
 	}
+	_, err = operatorv1.NewAccessClient(s.person(t, identity.RoleOperator)).CancelGossipKey(deadline(t), &operatorv1.CancelGossipKeyRequest{})
+	checkCode(t, err, codes.PermissionDenied, "admin")
+	_, err = admin.CancelGossipKey(deadline(t), &operatorv1.CancelGossipKeyRequest{})
+	checkCode(t, err, codes.FailedPrecondition, "not used yet")
 	var lines []string
 	_, entries := s.control.Audit()
 	for _, e := range entries {

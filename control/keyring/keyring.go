@@ -101,6 +101,20 @@ func (r Ring) Begin(fresh []byte, now time.Time) (Ring, error) {
 	return next, next.Check()
 }
 
+// ErrNotHandedOut says that there is no new key that could be taken back: none was made, or it is used already. There is no way
+// back from there, since who has not heard of it yet must be able to hear the others.
+var ErrNotHandedOut = errors.New("no new key of gossip is handed out and not used yet")
+
+// Cancel gives the ring without the key that is handed out: nobody encrypts with that before all have it. It fails with
+// [ErrNotHandedOut].
+func (r Ring) Cancel(now time.Time) (Ring, error) {
+	if r.Stage != Install {
+		return Ring{}, ErrNotHandedOut
+	}
+	last := len(r.Keys) - 1
+	return Ring{Keys: r.Keys[:last:last], Since: now}, nil
+}
+
 // Next gives the ring of the step after this one; false: there is none.
 func (r Ring) Next(now time.Time) (Ring, bool) {
 	switch r.Stage {

@@ -64,6 +64,21 @@ func TestASecondChangeIsRefusedWhileOneIsUnderWay(t *testing.T) {
 	}
 }
 
+func TestAKeyIsTakenBackAsLongAsNobodyUsesIt(t *testing.T) {
+	before := Ring{Keys: [][]byte{key('a'), key('b')}}
+	install, _ := before.Begin(key('c'), someTime)
+	back, err := install.Cancel(someTime.Add(1))
+	if err != nil || back.order() != "ab" || back.Stage != Settled || !back.Since.Equal(someTime.Add(1)) || install.order() != "abc" {
+		t.Errorf("%q %s, %v; it was %q", back.order(), back.Stage, err, install.order())
+	}
+	use, _ := install.Next(someTime)
+	for _, r := range []Ring{before, use} {
+		if _, err := r.Cancel(someTime); !errors.Is(err, ErrNotHandedOut) {
+			t.Errorf("%s: %v", r.Stage, err)
+		}
+	}
+}
+
 func TestWhoIsWaitedForAndWhoIsNot(t *testing.T) {
 	r, _ := Ring{Keys: [][]byte{key('a')}}.Begin(key('b'), someTime)
 	old := Ring{Keys: [][]byte{key('a')}}.Digest()
@@ -118,6 +133,11 @@ func TestNobodyIsEverOutOfHearing(t *testing.T) {
 			"begin": func(t *rapid.T) {
 				if next, err := ring.Begin(key(fresh+1), someTime); err == nil {
 					fresh++
+					ring = next
+				}
+			},
+			"cancel": func(*rapid.T) {
+				if next, err := ring.Cancel(someTime); err == nil {
 					ring = next
 				}
 			},

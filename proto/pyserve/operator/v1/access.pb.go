@@ -2100,6 +2100,86 @@ func (x *RotateGossipKeyResponse) GetRunning() bool {
 	return false
 }
 
+type CancelGossipKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelGossipKeyRequest) Reset() {
+	*x = CancelGossipKeyRequest{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelGossipKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelGossipKeyRequest) ProtoMessage() {}
+
+func (x *CancelGossipKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelGossipKeyRequest.ProtoReflect.Descriptor instead.
+func (*CancelGossipKeyRequest) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{36}
+}
+
+type CancelGossipKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           *GossipKeySummary      `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelGossipKeyResponse) Reset() {
+	*x = CancelGossipKeyResponse{}
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelGossipKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelGossipKeyResponse) ProtoMessage() {}
+
+func (x *CancelGossipKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelGossipKeyResponse.ProtoReflect.Descriptor instead.
+func (*CancelGossipKeyResponse) Descriptor() ([]byte, []int) {
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *CancelGossipKeyResponse) GetKey() *GossipKeySummary {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
 type GetGossipKeyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2108,7 +2188,7 @@ type GetGossipKeyRequest struct {
 
 func (x *GetGossipKeyRequest) Reset() {
 	*x = GetGossipKeyRequest{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[36]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2120,7 +2200,7 @@ func (x *GetGossipKeyRequest) String() string {
 func (*GetGossipKeyRequest) ProtoMessage() {}
 
 func (x *GetGossipKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[36]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2133,7 +2213,7 @@ func (x *GetGossipKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetGossipKeyRequest.ProtoReflect.Descriptor instead.
 func (*GetGossipKeyRequest) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{36}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{38}
 }
 
 type GetGossipKeyResponse struct {
@@ -2145,7 +2225,7 @@ type GetGossipKeyResponse struct {
 
 func (x *GetGossipKeyResponse) Reset() {
 	*x = GetGossipKeyResponse{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[37]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2157,7 +2237,7 @@ func (x *GetGossipKeyResponse) String() string {
 func (*GetGossipKeyResponse) ProtoMessage() {}
 
 func (x *GetGossipKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[37]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2170,7 +2250,7 @@ func (x *GetGossipKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetGossipKeyResponse.ProtoReflect.Descriptor instead.
 func (*GetGossipKeyResponse) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{37}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GetGossipKeyResponse) GetKey() *GossipKeySummary {
@@ -2203,7 +2283,7 @@ type GossipKeySummary struct {
 
 func (x *GossipKeySummary) Reset() {
 	*x = GossipKeySummary{}
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[38]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2215,7 +2295,7 @@ func (x *GossipKeySummary) String() string {
 func (*GossipKeySummary) ProtoMessage() {}
 
 func (x *GossipKeySummary) ProtoReflect() protoreflect.Message {
-	mi := &file_pyserve_operator_v1_access_proto_msgTypes[38]
+	mi := &file_pyserve_operator_v1_access_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2228,7 +2308,7 @@ func (x *GossipKeySummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GossipKeySummary.ProtoReflect.Descriptor instead.
 func (*GossipKeySummary) Descriptor() ([]byte, []int) {
-	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{38}
+	return file_pyserve_operator_v1_access_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GossipKeySummary) GetKey() string {
@@ -2413,7 +2493,10 @@ const file_pyserve_operator_v1_access_proto_rawDesc = "" +
 	"\x16RotateGossipKeyRequest\"l\n" +
 	"\x17RotateGossipKeyResponse\x127\n" +
 	"\x03key\x18\x01 \x01(\v2%.pyserve.operator.v1.GossipKeySummaryR\x03key\x12\x18\n" +
-	"\arunning\x18\x02 \x01(\bR\arunning\"\x15\n" +
+	"\arunning\x18\x02 \x01(\bR\arunning\"\x18\n" +
+	"\x16CancelGossipKeyRequest\"R\n" +
+	"\x17CancelGossipKeyResponse\x127\n" +
+	"\x03key\x18\x01 \x01(\v2%.pyserve.operator.v1.GossipKeySummaryR\x03key\"\x15\n" +
 	"\x13GetGossipKeyRequest\"O\n" +
 	"\x14GetGossipKeyResponse\x127\n" +
 	"\x03key\x18\x01 \x01(\v2%.pyserve.operator.v1.GossipKeySummaryR\x03key\"\x8d\x02\n" +
@@ -2430,7 +2513,7 @@ const file_pyserve_operator_v1_access_proto_rawDesc = "" +
 	"\tTokenKind\x12\x1a\n" +
 	"\x16TOKEN_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fTOKEN_KIND_JOIN\x10\x01\x12\x16\n" +
-	"\x12TOKEN_KIND_CONTROL\x10\x022\xdd\v\n" +
+	"\x12TOKEN_KIND_CONTROL\x10\x022\xcb\f\n" +
 	"\x06Access\x12`\n" +
 	"\vCreateToken\x12'.pyserve.operator.v1.CreateTokenRequest\x1a(.pyserve.operator.v1.CreateTokenResponse\x12]\n" +
 	"\n" +
@@ -2443,7 +2526,8 @@ const file_pyserve_operator_v1_access_proto_rawDesc = "" +
 	"\rRevokeContext\x12).pyserve.operator.v1.RevokeContextRequest\x1a*.pyserve.operator.v1.RevokeContextResponse\x12l\n" +
 	"\x0fRotateAuthority\x12+.pyserve.operator.v1.RotateAuthorityRequest\x1a,.pyserve.operator.v1.RotateAuthorityResponse\x12i\n" +
 	"\x0eFinishRotation\x12*.pyserve.operator.v1.FinishRotationRequest\x1a+.pyserve.operator.v1.FinishRotationResponse\x12l\n" +
-	"\x0fRotateGossipKey\x12+.pyserve.operator.v1.RotateGossipKeyRequest\x1a,.pyserve.operator.v1.RotateGossipKeyResponse\x12c\n" +
+	"\x0fRotateGossipKey\x12+.pyserve.operator.v1.RotateGossipKeyRequest\x1a,.pyserve.operator.v1.RotateGossipKeyResponse\x12l\n" +
+	"\x0fCancelGossipKey\x12+.pyserve.operator.v1.CancelGossipKeyRequest\x1a,.pyserve.operator.v1.CancelGossipKeyResponse\x12c\n" +
 	"\fGetGossipKey\x12(.pyserve.operator.v1.GetGossipKeyRequest\x1a).pyserve.operator.v1.GetGossipKeyResponse\x12c\n" +
 	"\fGetAuthority\x12(.pyserve.operator.v1.GetAuthorityRequest\x1a).pyserve.operator.v1.GetAuthorityResponse\x12\\\n" +
 	"\tListAudit\x12%.pyserve.operator.v1.ListAuditRequest\x1a&.pyserve.operator.v1.ListAuditResponse0\x01\x12S\n" +
@@ -2463,7 +2547,7 @@ func file_pyserve_operator_v1_access_proto_rawDescGZIP() []byte {
 }
 
 var file_pyserve_operator_v1_access_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_pyserve_operator_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_pyserve_operator_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_pyserve_operator_v1_access_proto_goTypes = []any{
 	(TokenKind)(0),                  // 0: pyserve.operator.v1.TokenKind
 	(*BackupRequest)(nil),           // 1: pyserve.operator.v1.BackupRequest
@@ -2502,76 +2586,81 @@ var file_pyserve_operator_v1_access_proto_goTypes = []any{
 	(*AuthoritySummary)(nil),        // 34: pyserve.operator.v1.AuthoritySummary
 	(*RotateGossipKeyRequest)(nil),  // 35: pyserve.operator.v1.RotateGossipKeyRequest
 	(*RotateGossipKeyResponse)(nil), // 36: pyserve.operator.v1.RotateGossipKeyResponse
-	(*GetGossipKeyRequest)(nil),     // 37: pyserve.operator.v1.GetGossipKeyRequest
-	(*GetGossipKeyResponse)(nil),    // 38: pyserve.operator.v1.GetGossipKeyResponse
-	(*GossipKeySummary)(nil),        // 39: pyserve.operator.v1.GossipKeySummary
-	(*timestamppb.Timestamp)(nil),   // 40: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 41: google.protobuf.Duration
+	(*CancelGossipKeyRequest)(nil),  // 37: pyserve.operator.v1.CancelGossipKeyRequest
+	(*CancelGossipKeyResponse)(nil), // 38: pyserve.operator.v1.CancelGossipKeyResponse
+	(*GetGossipKeyRequest)(nil),     // 39: pyserve.operator.v1.GetGossipKeyRequest
+	(*GetGossipKeyResponse)(nil),    // 40: pyserve.operator.v1.GetGossipKeyResponse
+	(*GossipKeySummary)(nil),        // 41: pyserve.operator.v1.GossipKeySummary
+	(*timestamppb.Timestamp)(nil),   // 42: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 43: google.protobuf.Duration
 }
 var file_pyserve_operator_v1_access_proto_depIdxs = []int32{
 	4,  // 0: pyserve.operator.v1.RestoreRequest.part:type_name -> pyserve.operator.v1.RestorePart
 	5,  // 1: pyserve.operator.v1.RestoreRequest.confirmation:type_name -> pyserve.operator.v1.RestoreConfirmation
 	7,  // 2: pyserve.operator.v1.RestoreResponse.plan:type_name -> pyserve.operator.v1.RestorePlan
 	8,  // 3: pyserve.operator.v1.RestoreResponse.result:type_name -> pyserve.operator.v1.RestoreResult
-	40, // 4: pyserve.operator.v1.RestorePlan.created:type_name -> google.protobuf.Timestamp
+	42, // 4: pyserve.operator.v1.RestorePlan.created:type_name -> google.protobuf.Timestamp
 	0,  // 5: pyserve.operator.v1.CreateTokenRequest.kind:type_name -> pyserve.operator.v1.TokenKind
-	41, // 6: pyserve.operator.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	43, // 6: pyserve.operator.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	13, // 7: pyserve.operator.v1.CreateTokenResponse.summary:type_name -> pyserve.operator.v1.TokenSummary
 	13, // 8: pyserve.operator.v1.ListTokensResponse.tokens:type_name -> pyserve.operator.v1.TokenSummary
 	0,  // 9: pyserve.operator.v1.TokenSummary.kind:type_name -> pyserve.operator.v1.TokenKind
-	40, // 10: pyserve.operator.v1.TokenSummary.created:type_name -> google.protobuf.Timestamp
-	40, // 11: pyserve.operator.v1.TokenSummary.expires:type_name -> google.protobuf.Timestamp
+	42, // 10: pyserve.operator.v1.TokenSummary.created:type_name -> google.protobuf.Timestamp
+	42, // 11: pyserve.operator.v1.TokenSummary.expires:type_name -> google.protobuf.Timestamp
 	13, // 12: pyserve.operator.v1.RevokeTokenResponse.summary:type_name -> pyserve.operator.v1.TokenSummary
-	41, // 13: pyserve.operator.v1.CreateContextRequest.ttl:type_name -> google.protobuf.Duration
-	40, // 14: pyserve.operator.v1.CreateContextResponse.expires:type_name -> google.protobuf.Timestamp
+	43, // 13: pyserve.operator.v1.CreateContextRequest.ttl:type_name -> google.protobuf.Duration
+	42, // 14: pyserve.operator.v1.CreateContextResponse.expires:type_name -> google.protobuf.Timestamp
 	22, // 15: pyserve.operator.v1.ListContextsResponse.contexts:type_name -> pyserve.operator.v1.ContextSummary
-	40, // 16: pyserve.operator.v1.ContextSummary.issued:type_name -> google.protobuf.Timestamp
-	40, // 17: pyserve.operator.v1.ContextSummary.expires:type_name -> google.protobuf.Timestamp
+	42, // 16: pyserve.operator.v1.ContextSummary.issued:type_name -> google.protobuf.Timestamp
+	42, // 17: pyserve.operator.v1.ContextSummary.expires:type_name -> google.protobuf.Timestamp
 	22, // 18: pyserve.operator.v1.RevokeContextResponse.revoked:type_name -> pyserve.operator.v1.ContextSummary
 	27, // 19: pyserve.operator.v1.ListAuditResponse.entries:type_name -> pyserve.operator.v1.AuditEntry
-	40, // 20: pyserve.operator.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	42, // 20: pyserve.operator.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
 	34, // 21: pyserve.operator.v1.RotateAuthorityResponse.authority:type_name -> pyserve.operator.v1.AuthoritySummary
 	34, // 22: pyserve.operator.v1.FinishRotationResponse.authority:type_name -> pyserve.operator.v1.AuthoritySummary
 	34, // 23: pyserve.operator.v1.GetAuthorityResponse.authority:type_name -> pyserve.operator.v1.AuthoritySummary
-	40, // 24: pyserve.operator.v1.AuthoritySummary.expires:type_name -> google.protobuf.Timestamp
-	39, // 25: pyserve.operator.v1.RotateGossipKeyResponse.key:type_name -> pyserve.operator.v1.GossipKeySummary
-	39, // 26: pyserve.operator.v1.GetGossipKeyResponse.key:type_name -> pyserve.operator.v1.GossipKeySummary
-	40, // 27: pyserve.operator.v1.GossipKeySummary.since:type_name -> google.protobuf.Timestamp
-	9,  // 28: pyserve.operator.v1.Access.CreateToken:input_type -> pyserve.operator.v1.CreateTokenRequest
-	11, // 29: pyserve.operator.v1.Access.ListTokens:input_type -> pyserve.operator.v1.ListTokensRequest
-	14, // 30: pyserve.operator.v1.Access.RevokeToken:input_type -> pyserve.operator.v1.RevokeTokenRequest
-	16, // 31: pyserve.operator.v1.Access.RevokeNode:input_type -> pyserve.operator.v1.RevokeNodeRequest
-	18, // 32: pyserve.operator.v1.Access.CreateContext:input_type -> pyserve.operator.v1.CreateContextRequest
-	20, // 33: pyserve.operator.v1.Access.ListContexts:input_type -> pyserve.operator.v1.ListContextsRequest
-	23, // 34: pyserve.operator.v1.Access.RevokeContext:input_type -> pyserve.operator.v1.RevokeContextRequest
-	28, // 35: pyserve.operator.v1.Access.RotateAuthority:input_type -> pyserve.operator.v1.RotateAuthorityRequest
-	30, // 36: pyserve.operator.v1.Access.FinishRotation:input_type -> pyserve.operator.v1.FinishRotationRequest
-	35, // 37: pyserve.operator.v1.Access.RotateGossipKey:input_type -> pyserve.operator.v1.RotateGossipKeyRequest
-	37, // 38: pyserve.operator.v1.Access.GetGossipKey:input_type -> pyserve.operator.v1.GetGossipKeyRequest
-	32, // 39: pyserve.operator.v1.Access.GetAuthority:input_type -> pyserve.operator.v1.GetAuthorityRequest
-	25, // 40: pyserve.operator.v1.Access.ListAudit:input_type -> pyserve.operator.v1.ListAuditRequest
-	1,  // 41: pyserve.operator.v1.Access.Backup:input_type -> pyserve.operator.v1.BackupRequest
-	3,  // 42: pyserve.operator.v1.Access.Restore:input_type -> pyserve.operator.v1.RestoreRequest
-	10, // 43: pyserve.operator.v1.Access.CreateToken:output_type -> pyserve.operator.v1.CreateTokenResponse
-	12, // 44: pyserve.operator.v1.Access.ListTokens:output_type -> pyserve.operator.v1.ListTokensResponse
-	15, // 45: pyserve.operator.v1.Access.RevokeToken:output_type -> pyserve.operator.v1.RevokeTokenResponse
-	17, // 46: pyserve.operator.v1.Access.RevokeNode:output_type -> pyserve.operator.v1.RevokeNodeResponse
-	19, // 47: pyserve.operator.v1.Access.CreateContext:output_type -> pyserve.operator.v1.CreateContextResponse
-	21, // 48: pyserve.operator.v1.Access.ListContexts:output_type -> pyserve.operator.v1.ListContextsResponse
-	24, // 49: pyserve.operator.v1.Access.RevokeContext:output_type -> pyserve.operator.v1.RevokeContextResponse
-	29, // 50: pyserve.operator.v1.Access.RotateAuthority:output_type -> pyserve.operator.v1.RotateAuthorityResponse
-	31, // 51: pyserve.operator.v1.Access.FinishRotation:output_type -> pyserve.operator.v1.FinishRotationResponse
-	36, // 52: pyserve.operator.v1.Access.RotateGossipKey:output_type -> pyserve.operator.v1.RotateGossipKeyResponse
-	38, // 53: pyserve.operator.v1.Access.GetGossipKey:output_type -> pyserve.operator.v1.GetGossipKeyResponse
-	33, // 54: pyserve.operator.v1.Access.GetAuthority:output_type -> pyserve.operator.v1.GetAuthorityResponse
-	26, // 55: pyserve.operator.v1.Access.ListAudit:output_type -> pyserve.operator.v1.ListAuditResponse
-	2,  // 56: pyserve.operator.v1.Access.Backup:output_type -> pyserve.operator.v1.BackupResponse
-	6,  // 57: pyserve.operator.v1.Access.Restore:output_type -> pyserve.operator.v1.RestoreResponse
-	43, // [43:58] is the sub-list for method output_type
-	28, // [28:43] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	42, // 24: pyserve.operator.v1.AuthoritySummary.expires:type_name -> google.protobuf.Timestamp
+	41, // 25: pyserve.operator.v1.RotateGossipKeyResponse.key:type_name -> pyserve.operator.v1.GossipKeySummary
+	41, // 26: pyserve.operator.v1.CancelGossipKeyResponse.key:type_name -> pyserve.operator.v1.GossipKeySummary
+	41, // 27: pyserve.operator.v1.GetGossipKeyResponse.key:type_name -> pyserve.operator.v1.GossipKeySummary
+	42, // 28: pyserve.operator.v1.GossipKeySummary.since:type_name -> google.protobuf.Timestamp
+	9,  // 29: pyserve.operator.v1.Access.CreateToken:input_type -> pyserve.operator.v1.CreateTokenRequest
+	11, // 30: pyserve.operator.v1.Access.ListTokens:input_type -> pyserve.operator.v1.ListTokensRequest
+	14, // 31: pyserve.operator.v1.Access.RevokeToken:input_type -> pyserve.operator.v1.RevokeTokenRequest
+	16, // 32: pyserve.operator.v1.Access.RevokeNode:input_type -> pyserve.operator.v1.RevokeNodeRequest
+	18, // 33: pyserve.operator.v1.Access.CreateContext:input_type -> pyserve.operator.v1.CreateContextRequest
+	20, // 34: pyserve.operator.v1.Access.ListContexts:input_type -> pyserve.operator.v1.ListContextsRequest
+	23, // 35: pyserve.operator.v1.Access.RevokeContext:input_type -> pyserve.operator.v1.RevokeContextRequest
+	28, // 36: pyserve.operator.v1.Access.RotateAuthority:input_type -> pyserve.operator.v1.RotateAuthorityRequest
+	30, // 37: pyserve.operator.v1.Access.FinishRotation:input_type -> pyserve.operator.v1.FinishRotationRequest
+	35, // 38: pyserve.operator.v1.Access.RotateGossipKey:input_type -> pyserve.operator.v1.RotateGossipKeyRequest
+	37, // 39: pyserve.operator.v1.Access.CancelGossipKey:input_type -> pyserve.operator.v1.CancelGossipKeyRequest
+	39, // 40: pyserve.operator.v1.Access.GetGossipKey:input_type -> pyserve.operator.v1.GetGossipKeyRequest
+	32, // 41: pyserve.operator.v1.Access.GetAuthority:input_type -> pyserve.operator.v1.GetAuthorityRequest
+	25, // 42: pyserve.operator.v1.Access.ListAudit:input_type -> pyserve.operator.v1.ListAuditRequest
+	1,  // 43: pyserve.operator.v1.Access.Backup:input_type -> pyserve.operator.v1.BackupRequest
+	3,  // 44: pyserve.operator.v1.Access.Restore:input_type -> pyserve.operator.v1.RestoreRequest
+	10, // 45: pyserve.operator.v1.Access.CreateToken:output_type -> pyserve.operator.v1.CreateTokenResponse
+	12, // 46: pyserve.operator.v1.Access.ListTokens:output_type -> pyserve.operator.v1.ListTokensResponse
+	15, // 47: pyserve.operator.v1.Access.RevokeToken:output_type -> pyserve.operator.v1.RevokeTokenResponse
+	17, // 48: pyserve.operator.v1.Access.RevokeNode:output_type -> pyserve.operator.v1.RevokeNodeResponse
+	19, // 49: pyserve.operator.v1.Access.CreateContext:output_type -> pyserve.operator.v1.CreateContextResponse
+	21, // 50: pyserve.operator.v1.Access.ListContexts:output_type -> pyserve.operator.v1.ListContextsResponse
+	24, // 51: pyserve.operator.v1.Access.RevokeContext:output_type -> pyserve.operator.v1.RevokeContextResponse
+	29, // 52: pyserve.operator.v1.Access.RotateAuthority:output_type -> pyserve.operator.v1.RotateAuthorityResponse
+	31, // 53: pyserve.operator.v1.Access.FinishRotation:output_type -> pyserve.operator.v1.FinishRotationResponse
+	36, // 54: pyserve.operator.v1.Access.RotateGossipKey:output_type -> pyserve.operator.v1.RotateGossipKeyResponse
+	38, // 55: pyserve.operator.v1.Access.CancelGossipKey:output_type -> pyserve.operator.v1.CancelGossipKeyResponse
+	40, // 56: pyserve.operator.v1.Access.GetGossipKey:output_type -> pyserve.operator.v1.GetGossipKeyResponse
+	33, // 57: pyserve.operator.v1.Access.GetAuthority:output_type -> pyserve.operator.v1.GetAuthorityResponse
+	26, // 58: pyserve.operator.v1.Access.ListAudit:output_type -> pyserve.operator.v1.ListAuditResponse
+	2,  // 59: pyserve.operator.v1.Access.Backup:output_type -> pyserve.operator.v1.BackupResponse
+	6,  // 60: pyserve.operator.v1.Access.Restore:output_type -> pyserve.operator.v1.RestoreResponse
+	45, // [45:61] is the sub-list for method output_type
+	29, // [29:45] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_pyserve_operator_v1_access_proto_init() }
@@ -2593,7 +2682,7 @@ func file_pyserve_operator_v1_access_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pyserve_operator_v1_access_proto_rawDesc), len(file_pyserve_operator_v1_access_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   39,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -29,6 +29,7 @@ const (
 	Access_RotateAuthority_FullMethodName = "/pyserve.operator.v1.Access/RotateAuthority"
 	Access_FinishRotation_FullMethodName  = "/pyserve.operator.v1.Access/FinishRotation"
 	Access_RotateGossipKey_FullMethodName = "/pyserve.operator.v1.Access/RotateGossipKey"
+	Access_CancelGossipKey_FullMethodName = "/pyserve.operator.v1.Access/CancelGossipKey"
 	Access_GetGossipKey_FullMethodName    = "/pyserve.operator.v1.Access/GetGossipKey"
 	Access_GetAuthority_FullMethodName    = "/pyserve.operator.v1.Access/GetAuthority"
 	Access_ListAudit_FullMethodName       = "/pyserve.operator.v1.Access/ListAudit"
@@ -66,6 +67,8 @@ type AccessClient interface {
 	// RotateGossipKey makes a new key of gossip and leads everybody to it; it returns when that has begun. Where it has been,
 	// it changes nothing. FAILED_PRECONDITION: a control is away, or knows nothing of such a change.
 	RotateGossipKey(ctx context.Context, in *RotateGossipKeyRequest, opts ...grpc.CallOption) (*RotateGossipKeyResponse, error)
+	// CancelGossipKey takes back a new key that is handed out and not used yet. FAILED_PRECONDITION: there is none.
+	CancelGossipKey(ctx context.Context, in *CancelGossipKeyRequest, opts ...grpc.CallOption) (*CancelGossipKeyResponse, error)
 	// GetGossipKey tells which key gossip has, and how far a change of it is.
 	GetGossipKey(ctx context.Context, in *GetGossipKeyRequest, opts ...grpc.CallOption) (*GetGossipKeyResponse, error)
 	GetAuthority(ctx context.Context, in *GetAuthorityRequest, opts ...grpc.CallOption) (*GetAuthorityResponse, error)
@@ -186,6 +189,16 @@ func (c *accessClient) RotateGossipKey(ctx context.Context, in *RotateGossipKeyR
 	return out, nil
 }
 
+func (c *accessClient) CancelGossipKey(ctx context.Context, in *CancelGossipKeyRequest, opts ...grpc.CallOption) (*CancelGossipKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CancelGossipKeyResponse)
+	err := c.cc.Invoke(ctx, Access_CancelGossipKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *accessClient) GetGossipKey(ctx context.Context, in *GetGossipKeyRequest, opts ...grpc.CallOption) (*GetGossipKeyResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetGossipKeyResponse)
@@ -287,6 +300,8 @@ type AccessServer interface {
 	// RotateGossipKey makes a new key of gossip and leads everybody to it; it returns when that has begun. Where it has been,
 	// it changes nothing. FAILED_PRECONDITION: a control is away, or knows nothing of such a change.
 	RotateGossipKey(context.Context, *RotateGossipKeyRequest) (*RotateGossipKeyResponse, error)
+	// CancelGossipKey takes back a new key that is handed out and not used yet. FAILED_PRECONDITION: there is none.
+	CancelGossipKey(context.Context, *CancelGossipKeyRequest) (*CancelGossipKeyResponse, error)
 	// GetGossipKey tells which key gossip has, and how far a change of it is.
 	GetGossipKey(context.Context, *GetGossipKeyRequest) (*GetGossipKeyResponse, error)
 	GetAuthority(context.Context, *GetAuthorityRequest) (*GetAuthorityResponse, error)
@@ -336,6 +351,9 @@ func (UnimplementedAccessServer) FinishRotation(context.Context, *FinishRotation
 }
 func (UnimplementedAccessServer) RotateGossipKey(context.Context, *RotateGossipKeyRequest) (*RotateGossipKeyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RotateGossipKey not implemented")
+}
+func (UnimplementedAccessServer) CancelGossipKey(context.Context, *CancelGossipKeyRequest) (*CancelGossipKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CancelGossipKey not implemented")
 }
 func (UnimplementedAccessServer) GetGossipKey(context.Context, *GetGossipKeyRequest) (*GetGossipKeyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetGossipKey not implemented")
@@ -553,6 +571,24 @@ func _Access_RotateGossipKey_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Access_CancelGossipKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CancelGossipKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccessServer).CancelGossipKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Access_CancelGossipKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccessServer).CancelGossipKey(ctx, req.(*CancelGossipKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Access_GetGossipKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetGossipKeyRequest)
 	if err := dec(in); err != nil {
@@ -664,6 +700,10 @@ var Access_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RotateGossipKey",
 			Handler:    _Access_RotateGossipKey_Handler,
+		},
+		{
+			MethodName: "CancelGossipKey",
+			Handler:    _Access_CancelGossipKey_Handler,
 		},
 		{
 			MethodName: "GetGossipKey",
