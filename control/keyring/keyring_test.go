@@ -171,3 +171,76 @@ func TestNobodyIsEverOutOfHearing(t *testing.T) {
 		})
 	})
 }
+
+// TestNobodyIsOutOfHearingOfAControlThatLags plays changes where nodes get the keys from either of two controls. One of them
+// restarts, lags behind what is decided, and hands out what it has; nodes go from one to the other, so that some go back a step.
+func TestNobodyIsOutOfHearingOfAControlThatLags(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		const controls, all = 2, 6
+		ring, fresh := Ring{Keys: [][]byte{key(0)}}, byte(0)
+		has, members, at := make([]Ring, all), make([]Member, all), make([]int, all)
+		for i := range all {
+			has[i], at[i] = ring, i%controls
+			members[i] = Member{Name: string(rune('a' + i)), Control: i < controls, Here: true, Digest: ring.Digest()}
+		}
+		node := func(t *rapid.T) int { return rapid.IntRange(controls, all-1).Draw(t, "node") }
+		t.Repeat(map[string]func(*rapid.T){
+			"begin": func(*rapid.T) {
+				if next, err := ring.Begin(key(fresh+1), someTime); err == nil && members[1].Here {
+					fresh++
+					ring = next
+				}
+			},
+			"cancel": func(*rapid.T) {
+				if next, err := ring.Cancel(someTime); err == nil {
+					ring = next
+				}
+			},
+			"step": func(*rapid.T) {
+				if pending, _ := ring.Waiting(members); len(pending) == 0 {
+					if next, ok := ring.Next(someTime); ok {
+						ring = next
+					}
+				}
+			},
+			"a control follows": func(t *rapid.T) {
+				if i := rapid.IntRange(0, controls-1).Draw(t, "control"); members[i].Here {
+					has[i], members[i].Digest = ring, ring.Digest()
+				}
+			},
+			"a node is told and says so": func(t *rapid.T) {
+				if i := node(t); members[i].Here {
+					has[i] = has[at[i]]
+					members[i].Digest = has[i].Digest()
+				}
+			},
+			"a control restarts": func(*rapid.T) {
+				if members[1].Here = !members[1].Here; members[1].Here {
+					members[1].Digest = has[1].Digest()
+				}
+				for i := controls; i < all; i++ {
+					if at[i] == 1 {
+						members[i].Here = false
+					}
+				}
+			},
+			"a node goes": func(t *rapid.T) { members[node(t)].Here = false },
+			"a node comes": func(t *rapid.T) {
+				i, control := node(t), rapid.IntRange(0, controls-1).Draw(t, "control")
+				if members[control].Here {
+					at[i], has[i] = control, has[control]
+					members[i].Here, members[i].Digest = true, nil
+				}
+			},
+			"": func(t *rapid.T) {
+				for i := range all {
+					for j := range all {
+						if members[i].Here && members[j].Here && !slices.ContainsFunc(has[j].Keys, func(k []byte) bool { return bytes.Equal(k, has[i].Keys[0]) }) {
+							t.Fatalf("%s does not understand %s: %q and %q, at %q %s", members[j].Name, members[i].Name, has[j].order(), has[i].order(), ring.order(), ring.Stage)
+						}
+					}
+				}
+			},
+		})
+	})
+}
