@@ -183,10 +183,11 @@ func (c *Control) followDrain(ctx context.Context, name string, load *fleetv1.Lo
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		var err error
-		if load, err = c.askDrain(ctx, name, &fleetv1.Drain{What: fleetv1.Drain_WHAT_ASK}); err != nil {
-			return err
+		now, err := c.askDrain(ctx, name, &fleetv1.Drain{What: fleetv1.Drain_WHAT_ASK})
+		if err != nil {
+			return fmt.Errorf("%s had %d requests and %d WebSockets left when it was last asked: %w", name, load.GetRequests(), load.GetTunnels(), err)
 		}
+		load = now
 		if last {
 			return tell(drainEvent(load, true))
 		}

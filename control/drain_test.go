@@ -185,3 +185,19 @@ func TestWhoNoLongerListensEndsTheCallAndNotTheDrain(t *testing.T) {
 		t.Error("the drain was not begun")
 	}
 }
+
+func TestADrainOfANodeThatGoesAwayTellsWhatWasLeft(t *testing.T) {
+	c := start(t, optionsFor(t.TempDir()))
+	nodes := drainable(t, c, "n1", "n2")
+	applied(t, c, document(1))
+	nodes["n1"].tunnels = 5
+	err := c.Drain(t.Context(), &operatorv1.DrainRequest{Node: "n1", Deadline: durationpb.New(time.Hour)}, func(*operatorv1.DrainEvent) error {
+		nodes["n1"].Close()
+		eventually(t, "n1 has gone", func() bool { return !c.fleet.Connected("n1") })
+		return nil
+	})
+	errorIs(t, err, fleet.ErrNotConnected)
+	if !strings.Contains(err.Error(), "n1 had 0 requests and 5 WebSockets left") {
+		t.Errorf("it says %q", err)
+	}
+}
