@@ -41,6 +41,8 @@ type topNode struct {
 	topRates
 	// Note says why a node has no figures.
 	Note string `json:"note"`
+
+	silent bool // nothing was heard of it, which is not that it has nothing to tell
 }
 
 type topRoute struct {
@@ -150,7 +152,7 @@ func topOf(before, after map[string]*operatorv1.NodeSample, limit int) topOutput
 	out := topOutput{Nodes: []topNode{}, Routes: []topRoute{}}
 	routes := map[string]*difference{}
 	for name, now := range after {
-		row := topNode{Name: name, Note: now.GetFailure()}
+		row := topNode{Name: name, Note: now.GetFailure(), silent: now.GetSample() == nil}
 		if sample := now.GetSample(); sample != nil {
 			row.InFlight, row.WebSockets = sample.GetLoad().GetRequests(), sample.GetLoad().GetTunnels()
 			row.Connections = sample.GetConnections()
@@ -278,6 +280,10 @@ func (s *settings) printTop(out io.Writer, t topOutput) error {
 	}
 	var rows [][]string
 	for _, n := range t.Nodes {
+		if n.silent {
+			rows = append(rows, append([]string{n.Name}, append(make([]string, 10), n.Note)...))
+			continue
+		}
 		rows = append(rows, append([]string{n.Name}, append(n.cells(), strconv.FormatUint(n.InFlight, 10),
 			strconv.FormatUint(n.Connections, 10), strconv.FormatUint(n.WebSockets, 10), n.Note)...))
 	}

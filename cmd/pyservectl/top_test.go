@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"math"
 	"strings"
 	"testing"
@@ -91,5 +92,16 @@ func TestTopForPeople(t *testing.T) {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is not in:\n%s", want, out.String())
 		}
+	}
+}
+
+func TestANodeThatDoesNotAnswerHasNoFigures(t *testing.T) {
+	looks := map[string]*operatorv1.NodeSample{"n1": {Failure: "gossip has lost it"}}
+	var out bytes.Buffer
+	if err := (&settings{output: "table"}).printTop(&out, topOf(looks, looks, 10)); err != nil {
+		t.Fatal(err)
+	}
+	if _, row, _ := strings.Cut(out.String(), "\n"); strings.Contains(strings.TrimPrefix(row, "n1"), "0") || !strings.Contains(row, "gossip has lost it") {
+		t.Errorf("printed\n%s", &out)
 	}
 }

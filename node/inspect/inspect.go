@@ -262,7 +262,7 @@ func (s *Service) ListControls(context.Context, *operatorv1.ListControlsRequest)
 // sampleTime is how long another node may take to say what it has counted.
 const sampleTime = 3 * time.Second
 
-// ListSamples asks the other nodes too, but where another node asks.
+// ListSamples asks the other nodes too, but where another node asks. One that is dead is named, lest it pass for one that never was.
 func (s *Service) ListSamples(ctx context.Context, request *operatorv1.ListSamplesRequest) (*operatorv1.ListSamplesResponse, error) {
 	m := &operatorv1.ListSamplesResponse{}
 	m.Nodes = append(m.Nodes, &operatorv1.NodeSample{Node: s.options.Name, Sample: s.options.Node.Sample(int(request.GetRoutes()))})
@@ -274,7 +274,13 @@ func (s *Service) ListSamples(ctx context.Context, request *operatorv1.ListSampl
 	var mu sync.Mutex
 	var asking sync.WaitGroup
 	for _, member := range s.options.Members() {
-		if !member.Node || member.Name == s.options.Name || member.Gossip != "alive" {
+		if !member.Node || member.Name == s.options.Name || member.Gossip == "left" {
+			continue
+		}
+		if member.Gossip != "alive" {
+			mu.Lock()
+			m.Nodes = append(m.Nodes, &operatorv1.NodeSample{Node: member.Name, Failure: "gossip has lost it"})
+			mu.Unlock()
 			continue
 		}
 		asking.Go(func() {

@@ -213,11 +213,11 @@ func TestControlsAreThoseThatTheNodeKnows(t *testing.T) {
 	}
 }
 
-func TestSamplesAreOfEveryNodeThatIsAlive(t *testing.T) {
+func TestSamplesAreOfEveryNodeThatIsAliveAndNameTheDead(t *testing.T) {
 	d := newDesk(t)
 	d.members = []Member{
 		{Name: "n2", Node: true, Gossip: "alive"}, {Name: "n0", Node: true, Gossip: "alive", Address: "10.0.0.9:7946"},
-		{Name: "n3", Node: true, Gossip: "dead"}, {Name: "c1", Gossip: "alive"},
+		{Name: "n3", Node: true, Gossip: "dead"}, {Name: "n4", Node: true, Gossip: "left"}, {Name: "c1", Gossip: "alive"},
 	}
 	d.sampled = func(m Member) (*fleetv1.Sample, error) {
 		if m.Name == "n0" {
@@ -226,8 +226,11 @@ func TestSamplesAreOfEveryNodeThatIsAlive(t *testing.T) {
 		return &fleetv1.Sample{Connections: 9}, nil
 	}
 	m, err := d.ListSamples(t.Context(), &operatorv1.ListSamplesRequest{})
-	if err != nil || len(m.GetNodes()) != 3 {
+	if err != nil || len(m.GetNodes()) != 4 {
 		t.Fatalf("got %v, %v", m, err)
+	}
+	if n3 := m.GetNodes()[3]; n3.GetNode() != "n3" || n3.GetFailure() != "gossip has lost it" {
+		t.Errorf("n3: %v", n3)
 	}
 	if n0 := m.GetNodes()[0]; n0.GetNode() != "n0" || n0.GetFailure() != "cannot be asked at 10.0.0.9:7946: refused" {
 		t.Errorf("n0: %v", n0)
