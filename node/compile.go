@@ -96,10 +96,11 @@ func (c *compiler) addPool(resource bundle.Resource) {
 	if err != nil {
 		c.refusals.addf("", "%v", err)
 	}
-	made.Pool = upstream.NewPool(members, made.options)
+	options := made.options
 	if before := c.before.pool(resource.Name); before != nil {
-		made.Inherit(before.Pool)
+		options.Before = before.Pool
 	}
+	made.Pool = upstream.NewPool(members, options)
 	c.g.guard(resource.Name, made)
 }
 

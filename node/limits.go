@@ -59,6 +59,9 @@ func (g *gauges) collectBreakers(live *Generation, out chan<- prometheus.Metric)
 	for _, r := range live.bounded {
 		var sum upstream.Occupancy
 		for _, p := range r.EachPool {
+			if !p.Bounded() {
+				continue
+			}
 			o := p.Occupancy()
 			sum.Requests += o.Requests
 			sum.Pending += o.Pending

@@ -21,19 +21,25 @@ var errTooManyInterims = errors.New("too many 1xx answers")
 // send makes attempts until one is the last: it went well, or there must be no other. After it, x.response is the head of the
 // final answer and x.conn the connection that its body comes from.
 func (x *exchange) send() *failure {
-	if p := x.route.retries; p != nil {
-		p.budget.earn(x.shard, x.begun)
-	}
 	b, f := x.first()
 	if f != nil {
 		return f
 	}
+	if p := x.route.retries; p != nil { // not by what no backend has got: that is most where there is too much
+		at := x.begun
+		if x.pool.Bounded() { // and it may have waited
+			at = time.Now()
+		}
+		p.budget.earn(x.shard, at)
+	}
 	for {
 		x.takePlace()
 		f := x.attempt(b)
+		part, pool := x.part, x.pool
 		next := x.another(f)
 		if next == nil {
 			x.spare()
+			x.part, x.pool = part, pool // the answer is theirs
 			if f != nil {
 				x.closeBackend()
 			}

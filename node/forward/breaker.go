@@ -16,12 +16,20 @@ type places struct {
 	full       bool // there were backends, but no place, when one was picked last
 }
 
-// Bounded says whether the route has a circuit breaker.
-func (r *Route) Bounded() bool { return r.pool.Bounded() }
+// Bounded says whether the route has a circuit breaker, in any of its parts.
+func (r *Route) Bounded() bool {
+	for _, p := range r.EachPool {
+		if p.Bounded() {
+			return true
+		}
+	}
+	return false
+}
 
 // pickFrom is Pick, and a place where the pool has bounds.
 func (x *exchange) pickFrom(p *upstream.Pool, hash uint64, tried []*upstream.Backend) *upstream.Backend {
 	if !p.Bounded() {
+		x.places.full = false
 		return p.Pick(hash, tried)
 	}
 	x.places.next, x.places.full = p.Enter(hash, tried, x.places.held)
@@ -63,20 +71,21 @@ func (x *exchange) leave() {
 
 // await waits for a place in the pool that was full.
 func (x *exchange) await() (*upstream.Backend, *failure) {
+	w, err := x.pool.Queue(x.hash())
+	if err != nil {
+		return nil, overloaded(err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	x.dialing.Store(&cancel)
 	defer x.dialing.Store(nil)
 	if !x.arm(&x.main, phaseAnswer, never) {
-		return nil, x.dialFailure(context.Canceled)
+		cancel()
 	}
-	var err error
-	x.places.next, err = x.pool.Await(ctx, x.hash())
+	x.places.next, err = w.Wait(ctx)
 	switch {
-	case errors.Is(err, upstream.ErrFull):
-		return nil, overloaded("There are too many requests under way.", err)
 	case errors.Is(err, upstream.ErrPendingTimeout):
-		return nil, overloaded("There were too many requests under way, and this one has waited in vain.", err)
+		return nil, overloaded(err)
 	case err != nil:
 		return nil, x.dialFailure(err)
 	}
@@ -87,7 +96,11 @@ func (x *exchange) await() (*upstream.Backend, *failure) {
 	return b, nil
 }
 
-func overloaded(sentence string, err error) *failure {
+func overloaded(err error) *failure {
+	sentence := "There are too many requests under way."
+	if errors.Is(err, upstream.ErrPendingTimeout) {
+		sentence = "There were too many requests under way, and this one has waited in vain."
+	}
 	return &failure{class: ClassUpstreamBefore, status: http.StatusServiceUnavailable, sentence: sentence, err: err}
 }
 

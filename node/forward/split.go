@@ -148,8 +148,11 @@ func (x *exchange) pick(tried []*upstream.Backend) *upstream.Backend {
 		if p == x.part || p.weight == 0 {
 			continue
 		}
-		if b := x.pickFrom(p.pool, hash, tried); b != nil || x.places.full {
+		b := x.pickFrom(p.pool, hash, tried)
+		if b != nil || x.places.full && len(tried) == 0 { // who may wait does so there; a retry stays where it has been
 			x.part, x.pool = p, p.pool
+		}
+		if b != nil || x.places.full {
 			return b
 		}
 	}

@@ -151,7 +151,7 @@ func (x *exchange) stuck() (stuck, bool) {
 }
 
 // first is the backend of the first attempt: the client's own, or the pool's pick. A client whose backend is full is served by
-// another, and comes back to its own with the next request: the cookie stays.
+// another, and comes back to its own with the next request: the cookie stays, by whatever key it was made.
 func (x *exchange) first() (*upstream.Backend, *failure) {
 	at, stuck := x.stuck()
 	if stuck {
@@ -170,10 +170,13 @@ func (x *exchange) first() (*upstream.Backend, *failure) {
 		if b, f = x.await(); f != nil {
 			return nil, f
 		}
+	case b == nil && stuck: // its own takes nobody but its clients, and there is no other
+		at.pool.Refuse()
+		return nil, overloaded(upstream.ErrFull)
 	case b == nil:
 		return nil, noBackend()
 	}
-	if stuck && !at.old {
+	if stuck {
 		x.holds = b
 	}
 	return b, nil

@@ -2,71 +2,94 @@ package upstream
 
 import (
 	"container/list"
-	"context"
-	"errors"
+	"slices"
 	"sync"
 	"time"
 
 	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
 )
 
-var (
-	// ErrFull is why a request was not let in: there was no place, and none to wait for one either.
-	ErrFull = errors.New("circuit breaker: no place for the request")
-	// ErrPendingTimeout is the end of a wait for a place.
-	ErrPendingTimeout = errors.New("circuit breaker: no place for the request in time")
-)
-
 // breaker bounds what is under way with a pool: requests over all, and what is with each backend. Pools without bounds have none.
 type breaker struct {
-	maxRequests, maxConnections int // 0: no bound
-	maxPending                  int
-	timeout                     time.Duration
+	own        bounds
+	number     uint64 // of those that go on with the same load, in the order of their making
+	maxPending int
+	timeout    time.Duration
 	*load
+
+	// mu of the load guards what follows.
+	waiting list.List // of *Waiter
+	sated   sated
+}
+
+// bounds are how much may be under way; 0: any number.
+type bounds struct {
+	requests, connections int
 }
 
 // load is what is under way. It outlives pools: the next one of the same name goes on with it.
 type load struct {
-	// mu guards what follows, and Pool.waiting. Nothing that waits is done under it.
+	// mu guards what follows. Nothing that waits is done under it.
 	mu          sync.Mutex
+	made        uint64
+	newest      uint64 // the number of the breaker whose bounds count
+	bounds      bounds
 	requests    int
 	connections map[string]int // by address, where there are any: another interval of its check makes a backend no other server
-	queue       list.List      // of *waiter, in the order of their coming
+	left        uint64         // moves on with each place that is given back
+	last        *Backend       // where the last of them was
+	queues      []*Pool        // those that somebody waits for, in any order
+	pending     int
+	arrivals    uint64
 	refused     uint64
 	expired     uint64
 }
 
-// waiter is a request that waits for a place.
-type waiter struct {
-	pool *Pool
-	turn chan struct{} // capacity 1: to try again
+// sated is that all takers were full when so many places had been given back.
+type sated struct {
+	takers *takers
+	left   uint64
 }
 
-func newBreaker(c *resourcev1.CircuitBreaker) *breaker {
+// newBreaker goes on from what is under way with before, which may be nil.
+func newBreaker(c *resourcev1.CircuitBreaker, before *Pool) *breaker {
 	if c.GetMaxConnections() == 0 && c.GetMaxRequests() == 0 {
 		return nil
 	}
-	return &breaker{
-		maxRequests: int(c.GetMaxRequests()), maxConnections: int(c.GetMaxConnections()),
+	b := &breaker{
+		own:        bounds{requests: int(c.GetMaxRequests()), connections: int(c.GetMaxConnections())},
 		maxPending: int(c.GetMaxPending()), timeout: c.GetPendingTimeout().AsDuration(),
-		load: &load{connections: make(map[string]int)},
 	}
+	if before != nil && before.breaker != nil {
+		b.load = before.breaker.load
+	} else {
+		b.load = &load{connections: make(map[string]int)}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.made++
+	b.number = b.made
+	return b
 }
 
-// Inherit makes the pool's circuit breaker go on from what is under way with before, the pool of that name until now. It is to be
-// called before the pool has a request.
-func (p *Pool) Inherit(before *Pool) {
-	if p.breaker != nil && before.breaker != nil {
-		p.breaker.load = before.breaker.load
+// enter locks the load for a request. With the first one of a pool its bounds take the place of those before, for who waits for
+// an older one as well: requests must not fail because an apply gave them more room.
+func (b *breaker) enter() {
+	b.mu.Lock()
+	if b.number > b.newest {
+		b.newest, b.bounds = b.number, b.own
+		b.left += 2 // who was full may not be
+		b.admit()
 	}
 }
 
 // Bounded says whether the pool has a circuit breaker: Enter has to be used then, and not Pick.
 func (p *Pool) Bounded() bool { return p.breaker != nil }
 
-// Place is a request's place in a pool that has a circuit breaker, and with a backend of it. The zero value is none.
+// Place is a request's place in a pool that has a circuit breaker, and with a backend of it. The zero value is none. It holds
+// nothing of the pool: a tunnel keeps it for days.
 type Place struct {
-	pool    *Pool
+	load    *load
 	backend *Backend
 }
 
@@ -78,169 +101,105 @@ func (p Place) Backend() *Backend { return p.backend }
 // Leave.
 func (p *Pool) Enter(hash uint64, tried []*Backend, beside Place) (place Place, full bool) {
 	b := p.breaker
-	b.mu.Lock()
+	b.enter()
 	defer b.mu.Unlock()
-	place, full = p.enter(hash, tried, beside)
-	return place, full
+	if beside.load != b.load && b.waiting.Len() > 0 {
+		return Place{}, p.Takes() // those that came before have the first choice
+	}
+	return p.place(hash, tried, beside)
 }
 
-// EnterAt is Enter for a request that has its backend, a member.
+// EnterAt is Enter for a request that has its backend, a member. It takes nothing from those that wait: where requests are not too
+// many, what they wait for is a backend with room, and this one they cannot have.
 func (p *Pool) EnterAt(at *Backend) (place Place, full bool) {
 	b := p.breaker
-	b.mu.Lock()
+	b.enter()
 	defer b.mu.Unlock()
-	if p.waiting > 0 || b.crowded() || b.full(at) {
+	if b.crowded() || b.full(at) {
 		return Place{}, true
 	}
-	return p.take(at, Place{}), false
+	return b.take(at, Place{}), false
 }
 
-// enter is called with mu held, as is what follows.
-func (p *Pool) enter(hash uint64, tried []*Backend, beside Place) (place Place, full bool) {
+// Refuse counts a request that is not let in, and that cannot wait.
+func (p *Pool) Refuse() {
 	b := p.breaker
-	if beside.pool != p && (p.waiting > 0 || b.crowded()) {
-		return Place{}, true // those that came before have the first choice
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.refused++
+}
+
+// place is called with mu held, as is what follows.
+func (p *Pool) place(hash uint64, tried []*Backend, beside Place) (place Place, full bool) {
+	b := p.breaker
+	if beside.load != b.load && b.crowded() {
+		return Place{}, p.Takes()
+	}
+	if at := p.withRoom(hash, tried); at != nil {
+		return b.take(at, beside), false
+	}
+	return Place{}, slices.ContainsFunc(p.takers.Load().backends, func(at *Backend) bool { return !slices.Contains(tried, at) })
+}
+
+// withRoom is the pick among those that have room. That all are full is kept in mind until a place is given back, and who has been
+// left then is the only one with room: to look at a thousand backends for each request would cost most when there is most to do.
+func (p *Pool) withRoom(hash uint64, tried []*Backend) *Backend {
+	b, t := p.breaker, p.takers.Load()
+	if b.sated.takers == t {
+		switch since := b.left - b.sated.left; {
+		case since == 0:
+			return nil
+		case since == 1 && slices.Contains(t.backends, b.last):
+			if b.full(b.last) {
+				b.sated.left = b.left
+				return nil
+			}
+			if slices.Contains(tried, b.last) {
+				return nil
+			}
+			return b.last
+		}
 	}
 	picked := p.pick(hash, tried, b)
-	if picked == nil {
-		return Place{}, p.pick(hash, tried, nil) != nil
+	if picked == nil && len(tried) == 0 {
+		b.sated = sated{t, b.left}
 	}
-	return p.take(picked, beside), false
+	return picked
 }
 
-func (p *Pool) take(at *Backend, beside Place) Place {
-	if beside.pool != p {
-		p.breaker.requests++
+func (b *breaker) take(at *Backend, beside Place) Place {
+	if beside.load != b.load {
+		b.requests++
 	}
-	p.breaker.connections[at.address]++
-	return Place{p, at}
+	b.connections[at.address]++
+	return Place{b.load, at}
 }
 
 // crowded says whether as many requests are under way as may be.
-func (b *breaker) crowded() bool { return b.maxRequests > 0 && b.requests >= b.maxRequests }
+func (l *load) crowded() bool { return l.bounds.requests > 0 && l.requests >= l.bounds.requests }
 
 // full says whether as many are with one backend as may be.
-func (b *breaker) full(at *Backend) bool {
-	return b.maxConnections > 0 && b.connections[at.address] >= b.maxConnections
+func (l *load) full(at *Backend) bool {
+	return l.bounds.connections > 0 && l.connections[at.address] >= l.bounds.connections
 }
 
 // Leave gives the place back. but is one that the request keeps, zero for none. On a zero place it does nothing.
 func (p Place) Leave(but Place) {
-	if p.pool == nil || p == but {
+	if p.load == nil || p == but {
 		return
 	}
-	l := p.pool.breaker.load
+	l := p.load
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if p.pool != but.pool {
+	if l != but.load {
 		l.requests--
 	}
 	if l.connections[p.backend.address]--; l.connections[p.backend.address] == 0 {
 		delete(l.connections, p.backend.address)
 	}
-	l.wake(nil)
-}
-
-// wake has the first waiter try again, of those of other pools than one. It is called with mu held.
-func (l *load) wake(than *Pool) {
-	for e := l.queue.Front(); e != nil; e = e.Next() {
-		w := e.Value.(*waiter)
-		if w.pool == than {
-			continue
-		}
-		select {
-		case w.turn <- struct{}{}:
-		default: // it is about to
-		}
-		return
-	}
-}
-
-func (l *load) wakeFirst() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.wake(nil)
-}
-
-// Await is for a request that has no place yet and found the pool full. It waits for one, behind those that wait already, as long
-// as the pool's bounds say and ctx goes on. A zero place without an error: there is no backend any more. The error is ErrFull,
-// ErrPendingTimeout or that of ctx.
-func (p *Pool) Await(ctx context.Context, hash uint64) (Place, error) {
-	w := &waiter{pool: p, turn: make(chan struct{}, 1)}
-	at, err := p.join(w)
-	if err != nil {
-		return Place{}, err
-	}
-	timeout := time.NewTimer(p.breaker.timeout)
-	defer timeout.Stop()
-	for {
-		select {
-		case <-w.turn:
-			if place, done := p.retry(at, hash); done {
-				return place, nil
-			}
-		case <-timeout.C:
-			p.quit(at, &p.breaker.expired)
-			return Place{}, ErrPendingTimeout
-		case <-ctx.Done():
-			p.quit(at, nil)
-			return Place{}, ctx.Err()
-		}
-	}
-}
-
-// join puts w into the queue. Its first try comes at once: a place may have become free since the request asked for one.
-func (p *Pool) join(w *waiter) (*list.Element, error) {
-	b := p.breaker
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.queue.Len() >= b.maxPending {
-		b.refused++
-		return nil, ErrFull
-	}
-	p.waiting++
-	at := b.queue.PushBack(w)
-	if p.waiting == 1 {
-		w.turn <- struct{}{}
-	}
-	return at, nil
-}
-
-// retry is a waiter's turn.
-func (p *Pool) retry(at *list.Element, hash uint64) (place Place, done bool) {
-	b := p.breaker
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	waiting := p.waiting
-	p.waiting = 0 // it is the first
-	place, full := p.enter(hash, nil, Place{})
-	p.waiting = waiting
-	if full {
-		if b.queue.Len() > p.waiting {
-			b.wake(p) // who waits by the bounds of another generation may have more luck
-		}
-		return Place{}, false
-	}
-	p.unqueue(at)
-	return place, true
-}
-
-// quit takes a waiter out of the queue, and counts.
-func (p *Pool) quit(at *list.Element, count *uint64) {
-	b := p.breaker
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if count != nil {
-		*count++
-	}
-	p.unqueue(at)
-}
-
-// unqueue passes the turn on: this one may have been the first, and there may be room for more than one.
-func (p *Pool) unqueue(at *list.Element) {
-	p.breaker.queue.Remove(at)
-	p.waiting--
-	p.breaker.wake(nil)
+	l.left++
+	l.last = p.backend
+	l.admit()
 }
 
 // Occupancy is what is under way with a pool and what its bounds have done, since its route has some.
@@ -256,5 +215,5 @@ func (p *Pool) Occupancy() Occupancy {
 	l := p.breaker.load
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return Occupancy{Requests: l.requests, Pending: l.queue.Len(), Refused: l.refused, Expired: l.expired}
+	return Occupancy{Requests: l.requests, Pending: l.pending, Refused: l.refused, Expired: l.expired}
 }

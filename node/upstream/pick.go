@@ -121,8 +121,12 @@ func (p *Pool) detour(t *takers, hash uint64, tried []*Backend, bounds *breaker,
 			spare = b
 		}
 	}
-	if spare != nil && len(tried) == 0 && bounds == nil {
-		return t.backends[t.shares.Pick(p.options.Random())]
+	if spare != nil && len(tried) == 0 {
+		for range fullDraws {
+			if b := t.backends[t.shares.Pick(p.options.Random())]; bounds == nil || !bounds.full(b) {
+				return b
+			}
+		}
 	}
 	return spare
 }

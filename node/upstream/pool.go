@@ -25,6 +25,8 @@ type PoolOptions struct {
 	Balancing *resourcev1.LoadBalancing
 	// Nil, or without max_connections and max_requests: nothing is bounded.
 	CircuitBreaker *resourcev1.CircuitBreaker
+	// The pool of the same name until now: the circuit breaker goes on from what is under way with it. Nil: from nothing.
+	Before *Pool
 	// Over how long a backend that begins to take traffic comes to its share. 0: at once. Pools that pick by hash know none.
 	SlowStart time.Duration
 	// Where fewer than so many in a hundred members are healthy, but not none, verdicts do not count. 0: they always do.
@@ -55,7 +57,6 @@ type Pool struct {
 
 	guard   atomic.Pointer[guard] // nil: no passive health
 	breaker *breaker              // nil: no bounds
-	waiting int                   // for a place; guarded by breaker.mu
 
 	// rebuilding makes the last of several rebuilds the one that saw all verdicts. It is taken with no other lock held.
 	rebuilding sync.Mutex
@@ -63,7 +64,8 @@ type Pool struct {
 
 // NewPool makes a pool of members, which it copies. The references stay the caller's: it releases the backends after Close.
 func NewPool(members []Member, o PoolOptions) *Pool {
-	p := &Pool{members: slices.Clone(members), options: o, policy: o.Balancing.GetPolicy(), breaker: newBreaker(o.CircuitBreaker)}
+	p := &Pool{members: slices.Clone(members), options: o, policy: o.Balancing.GetPolicy(), breaker: newBreaker(o.CircuitBreaker, o.Before)}
+	p.options.Before = nil // or no pool would ever be forgotten
 	if p.options.Random == nil {
 		p.options.Random = rand.Uint64
 	}
@@ -155,7 +157,7 @@ func (p *Pool) rebuild() {
 	p.arrange(next, weights)
 	p.takers.Store(next)
 	if p.breaker != nil {
-		p.breaker.wakeFirst() // a backend may have come that has room
+		p.breaker.readmit() // a backend may have come that has room
 	}
 }
 
