@@ -69,8 +69,7 @@ func begin(t testing.TB, ctx context.Context, c *http.Client, url string) <-chan
 
 // occupancy is that of the only route's pool.
 func (p *proxy) occupancy() upstream.Occupancy {
-	r, _, _ := p.table.Routes.Lookup(nil, []byte("/"), nil)
-	return r.pool.Occupancy()
+	return p.onlyRoute().pool.Occupancy()
 }
 
 func waitForOccupancy(t testing.TB, p *proxy, want upstream.Occupancy) {
@@ -97,16 +96,19 @@ func TestWhatIsOverTheLimitIsAnswered503AtOnce(t *testing.T) {
 	}
 }
 
+// overEach are clients that speak one protocol each.
+var overEach = map[string]func(testing.TB) *http.Client{
+	"HTTP/1": func(t testing.TB) *http.Client { return client(t, nil) },
+	"HTTP/2": func(t testing.TB) *http.Client {
+		c := client(t, nil)
+		c.Transport.(*http.Transport).Protocols = new(http.Protocols)
+		c.Transport.(*http.Transport).Protocols.SetUnencryptedHTTP2(true)
+		return c
+	},
+}
+
 func TestARequestWaitsForItsTurn(t *testing.T) {
-	for name, over := range map[string]func(*testing.T) *http.Client{
-		"HTTP/1": func(t *testing.T) *http.Client { return client(t, nil) },
-		"HTTP/2": func(t *testing.T) *http.Client {
-			c := client(t, nil)
-			c.Transport.(*http.Transport).Protocols = new(http.Protocols)
-			c.Transport.(*http.Transport).Protocols.SetUnencryptedHTTP2(true)
-			return c
-		},
-	} {
+	for name, over := range overEach {
 		t.Run(name, func(t *testing.T) {
 			g := newGate(t)
 			p := start(t, bounded(&resourcev1.CircuitBreaker{MaxConnections: 1, MaxPending: 1}, whole(g.port)))
@@ -160,24 +162,28 @@ func TestAWaitEndsWithTheRequest(t *testing.T) {
 }
 
 func TestAWaitEndsWithItsClient(t *testing.T) {
-	g := newGate(t)
-	p := start(t, bounded(&resourcev1.CircuitBreaker{MaxRequests: 1, MaxPending: 2}, whole(g.port)))
-	first := begin(t, t.Context(), client(t, nil), p.url("/1"))
-	<-g.reached
-	ctx, cancel := context.WithCancel(t.Context())
-	second := begin(t, ctx, client(t, nil), p.url("/2"))
-	waitForOccupancy(t, p, upstream.Occupancy{Requests: 1, Pending: 1})
-	cancel()
-	<-second
-	waitForOccupancy(t, p, upstream.Occupancy{Requests: 1})
-	close(g.open)
-	if got := <-first; got != 200 {
-		t.Errorf("the first: %d", got)
-	}
-	select {
-	case path := <-g.reached:
-		t.Errorf("%s reached the backend though its client had gone", path)
-	default:
+	for name, over := range overEach {
+		t.Run(name, func(t *testing.T) {
+			g := newGate(t)
+			p := start(t, bounded(&resourcev1.CircuitBreaker{MaxRequests: 1, MaxPending: 2}, whole(g.port)))
+			first := begin(t, t.Context(), client(t, nil), p.url("/1"))
+			<-g.reached
+			ctx, cancel := context.WithCancel(t.Context())
+			second := begin(t, ctx, over(t), p.url("/2"))
+			waitForOccupancy(t, p, upstream.Occupancy{Requests: 1, Pending: 1})
+			cancel()
+			<-second
+			waitForOccupancy(t, p, upstream.Occupancy{Requests: 1})
+			close(g.open)
+			if got := <-first; got != 200 {
+				t.Errorf("the first: %d", got)
+			}
+			select {
+			case path := <-g.reached:
+				t.Errorf("%s reached the backend though its client had gone", path)
+			default:
+			}
+		})
 	}
 }
 
