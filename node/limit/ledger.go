@@ -123,8 +123,8 @@ func (o *loan) use(l *Ledger, who uint64, a Ask, now int64) {
 // allow finds out how much a borrower may let through, and keeps it for him.
 func (o *loan) allow(l *Ledger, who uint64, a Ask, now int64) int64 {
 	c := o.claim(l, who, now)
-	elapsed := float64(now-c.at) / float64(Turn)
-	c.at, c.want = now, float64(min(int64(a.Want), l.fill/l.emission))
+	elapsed := float64(max(0, now-c.at)) / float64(Turn) // an ask may be answered behind the next one
+	c.at, c.want = max(c.at, now), float64(min(int64(a.Want), l.fill/l.emission))
 	wanted, kept := o.sum()
 	there := max(0, now+l.fill-o.tat) / l.emission
 	spare := float64(there + kept)

@@ -255,3 +255,22 @@ func TestMemoryOfSharedKeys(t *testing.T) {
 	}
 	runtime.KeepAlive(s)
 }
+
+// An owner may be so late with an answer that the next one is out before it.
+func TestAnAskThatIsAnsweredLateGetsNothingOutOfNothing(t *testing.T) {
+	l := NewLedger(Rate{Requests: 1000, Per: time.Second, Burst: 1}, 10)
+	for turn := range 3 {
+		for _, who := range []uint64{1, 2} {
+			l.Lend(who, Ask{Key: 1, Want: 1000, Used: 25}, time.Second+time.Duration(turn)*Turn)
+		}
+	}
+	before, _ := l.Lend(2, Ask{Key: 1}, time.Second+2*Turn)
+	g, lent := l.Lend(1, Ask{Key: 1, Want: 1000}, 500*time.Millisecond)
+	if !lent || g.Allowed > 200 {
+		t.Errorf("%d are allowed, of a burst of 200", g.Allowed)
+	}
+	after, _ := l.Lend(2, Ask{Key: 1}, time.Second+2*Turn)
+	if after.Level < before.Level {
+		t.Errorf("until all is there it takes %s, after %s", after.Level, before.Level)
+	}
+}
