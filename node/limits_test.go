@@ -80,3 +80,43 @@ func TestAnApplyCountsOnWhatIsUnderWay(t *testing.T) {
 		t.Errorf("the one that was under way: %d", got)
 	}
 }
+
+// Who waits when an apply gives more room must not wait for the place that there was before.
+func TestAnApplyWithMoreRoomLetsInWhoWaits(t *testing.T) {
+	n := newNode(t, Options{})
+	reached, open := make(chan bool), make(chan bool)
+	s := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		reached <- true
+		<-open
+	}))
+	t.Cleanup(s.Close)
+	upTo := func(requests uint32) *nodetest.Build {
+		b := nodetest.NewBuild().Route("/", uint32(s.Listener.Addr().(*net.TCPAddr).Port))
+		b.Pools["/"].CircuitBreaker = &resourcev1.CircuitBreaker{MaxRequests: requests, MaxPending: 1, PendingTimeout: durationpb.New(time.Hour)}
+		return b
+	}
+	apply(t, n, 1, upTo(1))
+	status := make(chan int)
+	ask := func() { go func() { status <- get(t, n) }() }
+	ask()
+	<-reached
+	ask()
+	nodetest.Eventually(t, "one waits", func() bool {
+		pending := 0
+		for _, p := range n.live.Load().bounded[0].EachPool {
+			pending += p.Occupancy().Pending
+		}
+		return pending == 1
+	})
+	apply(t, n, 2, upTo(3))
+	ask()
+	for range 2 {
+		<-reached
+	}
+	close(open)
+	for range 3 {
+		if got := <-status; got != http.StatusOK {
+			t.Errorf("status %d", got)
+		}
+	}
+}
