@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/gorilla/websocket"
+	"golang.org/x/net/http2"
 
 	"github.com/pyserve/pyserve/node/nodetest"
 	"github.com/pyserve/pyserve/node/upstream"
@@ -155,4 +156,37 @@ func TestATunnelThatIsNotBegunKeepsNoPlace(t *testing.T) {
 		c.Close()
 		waitForOccupancy(t, p, upstream.Occupancy{})
 	}
+}
+
+// A stream ends in more ways than a connection.
+func TestATunnelOverHTTP2GivesItsPlaceBack(t *testing.T) {
+	for name, end := range map[string]func(*framed){
+		"reset":           func(c *framed) { c.sent(c.WriteRSTStream(1, http2.ErrCodeCancel)) },
+		"ended":           func(c *framed) { c.sent(c.WriteData(1, true, nil)) },
+		"without its end": func(c *framed) { c.nc.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, _ := scripted(t, upgrades(echoes))
+			p := start(t, bounded(&resourcev1.CircuitBreaker{MaxConnections: 1}, whole(b.Port())))
+			c := connectFrames(t, p)
+			c.open(1, false, webSocketConnect("/")...)
+			c.next(http2.FrameHeaders, 1)
+			waitForOccupancy(t, p, upstream.Occupancy{Requests: 1})
+			end(c)
+			waitForOccupancy(t, p, upstream.Occupancy{})
+		})
+	}
+	t.Run("not begun", func(t *testing.T) {
+		b, _ := scripted(t, upgrades(echoes), upgrades(echoes))
+		p := start(t, bounded(&resourcev1.CircuitBreaker{MaxConnections: 1}, whole(b.Port())))
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		p.tunnels.Close(ended)
+		c := connectFrames(t, p)
+		for _, stream := range []uint32{1, 3} {
+			c.open(stream, false, webSocketConnect("/")...)
+			c.next(http2.FrameHeaders, stream)
+			waitForOccupancy(t, p, upstream.Occupancy{})
+		}
+	})
 }

@@ -493,9 +493,12 @@ func TestAFullPoolKnowsWhoHasRoom(t *testing.T) {
 	for _, policy := range allPolicies {
 		r := rand.New(rand.NewPCG(3, 4))
 		_, backends := poolOf(t, 1, 1, 1, 1, 1)
-		p := bounded(t, limits(2, 0, 0), policy, backends)
+		pools := []*Pool{bounded(t, limits(2, 0, 0), policy, backends)}
+		pools = append(pools, NewPool([]Member{{backends[1], 2}, {backends[4], 1}}, PoolOptions{CircuitBreaker: limits(2, 0, 0), Before: pools[0]}))
+		t.Cleanup(pools[1].Close)
 		var places []Place
 		for range 3000 {
+			p := pools[r.IntN(len(pools))]
 			switch r.IntN(5) {
 			case 0:
 				if len(places) > 0 {
@@ -508,17 +511,17 @@ func TestAFullPoolKnowsWhoHasRoom(t *testing.T) {
 				if r.IntN(2) == 0 {
 					state = Unhealthy
 				}
-				backends[r.IntN(3)].SetVerdict(Verdict{State: state}) // two are left
+				backends[r.IntN(3)].SetVerdict(Verdict{State: state}) // each pool has one that is left alone
 			case 2: // a retry
 				tried := []*Backend{backends[r.IntN(len(backends))]}
-				room := roomOf(p, backends, tried)
+				room := roomOf(p, tried)
 				if place, _ := p.Enter(r.Uint64(), tried, Place{}); (place.Backend() != nil) != room {
 					t.Fatalf("%v: a retry got %v, and there is room: %v", policy, place, room)
 				} else if room {
 					place.Leave(Place{})
 				}
 			default:
-				room := roomOf(p, backends, nil)
+				room := roomOf(p, nil)
 				place, full := p.Enter(r.Uint64(), nil, Place{})
 				if full == room || (place.Backend() != nil) != room {
 					t.Fatalf("%v: got %v, full %v, and there is room: %v", policy, place, full, room)
@@ -532,8 +535,10 @@ func TestAFullPoolKnowsWhoHasRoom(t *testing.T) {
 }
 
 // roomOf looks at every backend.
-func roomOf(p *Pool, backends, tried []*Backend) bool {
-	return slices.ContainsFunc(backends, func(b *Backend) bool { return b.takes() && !slices.Contains(tried, b) && !p.breaker.full(b) })
+func roomOf(p *Pool, tried []*Backend) bool {
+	return slices.ContainsFunc(p.Members(), func(m Member) bool {
+		return m.Backend.takes() && !slices.Contains(tried, m.Backend) && !p.breaker.full(m.Backend)
+	})
 }
 
 // An apply that changes how a backend is checked makes another of it, at the same address.
