@@ -190,3 +190,64 @@ func TestATunnelOverHTTP2GivesItsPlaceBack(t *testing.T) {
 		}
 	})
 }
+
+// A drain lets those who wait have their turn, until it has no more time.
+func TestADrainEndsWaits(t *testing.T) {
+	for name, over := range overEach {
+		t.Run(name, func(t *testing.T) {
+			g := newGate(t)
+			p := start(t, bounded(&resourcev1.CircuitBreaker{MaxRequests: 1, MaxPending: 2}, whole(g.port)))
+			first := begin(t, t.Context(), over(t), p.url("/1"))
+			<-g.reached
+			second := begin(t, t.Context(), over(t), p.url("/2"))
+			waitForOccupancy(t, p, upstream.Occupancy{Requests: 1, Pending: 1})
+			ctx, cut := context.WithCancel(t.Context())
+			drained := make(chan error, 1)
+			go func() { drained <- p.front.Drain(ctx) }()
+			g.open <- struct{}{}
+			if got := <-first; got != 200 {
+				t.Errorf("the first: %d", got)
+			}
+			<-g.reached
+			third, err := p.onlyRoute().pool.Queue(0) // another front's
+			if err != nil {
+				t.Fatal(err)
+			}
+			cut()
+			if got := <-second; got != 0 {
+				t.Errorf("one that was under way at the end: %d", got)
+			}
+			if err := <-drained; err == nil {
+				t.Error("nothing was cut")
+			}
+			if _, err := third.Wait(t.Context()); err != nil {
+				t.Errorf("the place that was given back: %v", err)
+			}
+		})
+	}
+}
+
+func TestACutEndsAWait(t *testing.T) {
+	for name, over := range overEach {
+		t.Run(name, func(t *testing.T) {
+			port, asked := answers(t, 200)
+			p := start(t, bounded(&resourcev1.CircuitBreaker{MaxRequests: 1, MaxPending: 2}, whole(port)))
+			leave := occupied(t, p.onlyRoute().pool, p.backends[0])
+			waits := begin(t, t.Context(), over(t), p.url("/"))
+			waitForOccupancy(t, p, upstream.Occupancy{Requests: 1, Pending: 1})
+			ended, cut := context.WithCancel(t.Context())
+			cut()
+			if err := p.front.Drain(ended); err == nil {
+				t.Error("nothing was cut")
+			}
+			if got := <-waits; got == 200 {
+				t.Error("it was answered")
+			}
+			waitForOccupancy(t, p, upstream.Occupancy{Requests: 1})
+			leave()
+			if asked.Load() != 0 {
+				t.Error("the backend was asked")
+			}
+		})
+	}
+}
