@@ -108,7 +108,7 @@ func (b *Backend) SetVerdict(v Verdict) {
 	if (old.State != Unhealthy) != (v.State != Unhealthy) {
 		concerned = b.joined()
 	}
-	if old.State == Unhealthy && v.State != Unhealthy {
+	if old.State == Unhealthy && v.State != Unhealthy && !b.askedAnyway() {
 		now := time.Now()
 		b.began.Store(&now)
 	}

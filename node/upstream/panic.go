@@ -1,5 +1,7 @@
 package upstream
 
+import "slices"
+
 // looksDead says whether so few members are healthy that verdicts are not to count: that most servers have died at once is less
 // likely than that the check is wrong or that load has them fail it, and then the rest would get the load of all. Where none is
 // healthy, that is the answer: none to be asked tells clients at once, with 503.
@@ -21,6 +23,16 @@ func (p *Pool) looksDead() bool {
 func (p *Pool) FailsOpen() bool {
 	t := p.takers.Load()
 	return t != nil && t.open // nil: NewPool is under way
+}
+
+// askedAnyway says whether a pool that fails open has given the backend its turns, whatever its verdict. It is called with mu held.
+func (b *Backend) askedAnyway() bool {
+	for p := range b.pools {
+		if t := p.takers.Load(); t != nil && t.open && slices.Contains(t.backends, b) {
+			return true
+		}
+	}
+	return false
 }
 
 // FailsOpen says whether a pool that the backend is in does.

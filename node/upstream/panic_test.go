@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/pyserve/pyserve/node/outlier"
+	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
 )
 
 // down gives the first n backends a verdict.
@@ -97,5 +98,24 @@ func TestPoolThatFailsOpenPassesOverEjectedBackends(t *testing.T) {
 	p.Observe(backends[2], outlier.Answered)
 	if got := share(p, backends, 100); !slices.Equal(got, []int{0, 50, 0, 50}) {
 		t.Errorf("shares %v", got)
+	}
+}
+
+// It is warm: were it passed over now, those that fail their check would get its share, and once verdicts count again few the load of
+// all.
+func TestBackendThatAPoolHasAskedAnywayDoesNotStartSlowly(t *testing.T) {
+	for _, policy := range []resourcev1.BalancingPolicy{roundRobin, leastRequest, random, p2cEWMA} {
+		p, backends := pickingBy(t, policy, PoolOptions{PanicPercent: 50, SlowStart: time.Hour}, 1, 1, 1, 1, 1)
+		down(backends, 4)
+		backends[0].Avoid(true)
+		backends[0].SetVerdict(Verdict{State: Healthy})
+		backends[0].Avoid(false)
+		if got := share(p, backends, 1000); !p.FailsOpen() || got[0] > 50 {
+			t.Errorf("%v: shares %v, want next to none for the first, which could not be reached", policy, got)
+		}
+		backends[1].SetVerdict(Verdict{State: Healthy})
+		if got := share(p, backends, 1000); p.FailsOpen() || got[1] < 400 {
+			t.Errorf("%v: shares %v, want half for the second, which was asked all the time", policy, got)
+		}
 	}
 }
