@@ -686,3 +686,25 @@ func TestNodesThatAreBlindTogetherAccuseNobody(t *testing.T) {
 		}
 	})
 }
+
+// Nothing but its own probes tells a node that it distrusts itself no longer, and it may have none to make any more.
+func TestNodeThatHasNothingToProbeAnyMoreDoesNotDistrustItself(t *testing.T) {
+	inFleet(t, 1, 4, addresses(4), func(fl *fleet) {
+		wait(time.Minute)
+		fl.network(func(node, _ string) bool { return node != "n0" })
+		wait(time.Minute)
+		n := fl.nodes["n0"]
+		for _, b := range n.backends {
+			b.Release()
+		}
+		n.backends = nil
+		key := vote.Key{1}
+		other := fl.nodes["n1"].prober
+		other.Listen(key, func() {})
+		n.prober.Accuse(key, "3 failures in a row", time.Minute)
+		wait(2 * time.Second)
+		if nodes, _ := other.Accusers(key); nodes != 1 {
+			t.Errorf("%d nodes are heard to accuse, want one", nodes)
+		}
+	})
+}

@@ -11,6 +11,7 @@ import (
 func (p *Prober) Accuse(key vote.Key, reason string, lasts time.Duration) {
 	now := time.Now()
 	p.mu.Lock()
+	p.reconsider(now)
 	if p.closed || p.distrust || p.members.Len() < 2 {
 		p.mu.Unlock()
 		return
