@@ -20,7 +20,7 @@ type Evidence struct {
 	Own  upstream.Verdict
 	// Votes are what was heard of probers, this node among them, those that are counted first.
 	Votes []Word
-	// Refused is why this node passes the backend over whatever the verdict; empty: it does not.
+	// Refused is why this node passes the backend over though it would be asked by its verdict and its pools; empty: it does not.
 	Refused      string
 	RefusedSince time.Time
 }
@@ -46,7 +46,10 @@ func (p *Prober) Evidence(b *upstream.Backend) Evidence {
 	}
 	e := Evidence{
 		Verdict: b.Verdict(), Source: w.source, Members: max(1, p.members.Len()), Role: w.role.String(), Own: w.word,
-		Probers: p.members.First(w.key, vote.Probers), Refused: w.refused.reason, RefusedSince: w.refused.since,
+		Probers: p.members.First(w.key, vote.Probers),
+	}
+	if e.Verdict.State != upstream.Unhealthy || b.FailsOpen() {
+		e.Refused, e.RefusedSince = w.refused.reason, w.refused.since
 	}
 	count := vote.Decide(p.table.Of(w.key), p.members, now)
 	counted := make(map[string]bool)

@@ -166,9 +166,9 @@ func (p *Prober) Close() {
 }
 
 // Failed takes in that a connection for a request could not be opened: from now on the backend is passed over here where there
-// is another, until a probe of this node's own has reached it or the probers have given it up; one that they have given up and
-// that is asked all the same, until it is reached or is asked no more. Backends that are not probed are
-// left alone, since nothing would bring them back.
+// is another, until a probe of this node's own has reached it. While the probers have given it up and no pool asks it all the same,
+// nobody looks; where one does, a connection reaches it, whatever its check says. Backends that are not probed are left alone, since
+// nothing would bring them back.
 func (p *Prober) Failed(b *upstream.Backend, err error) {
 	p.mu.Lock()
 	w := p.watches[b]

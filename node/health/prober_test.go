@@ -12,6 +12,7 @@ import (
 
 	"github.com/pyserve/pyserve/node/upstream"
 	"github.com/pyserve/pyserve/node/vote"
+	resourcev1 "github.com/pyserve/pyserve/proto/pyserve/resource/v1"
 	"pgregory.net/rapid"
 )
 
@@ -95,8 +96,8 @@ func TestLooksAtARefusingBackendDoNotHastenTheVerdict(t *testing.T) {
 			t.Errorf("%v after %d looks and two probes", a.Verdict().State, w.prober.Counters().Looks)
 		}
 		wait(6 * time.Second)
-		if a.Verdict().State != upstream.Unhealthy || a.Avoided() || w.prober.Evidence(a).Refused != "" {
-			t.Errorf("%v, avoided %v: the verdict is to take the refusal's place", a.Verdict().State, a.Avoided())
+		if a.Verdict().State != upstream.Unhealthy || w.prober.Evidence(a).Refused != "" {
+			t.Errorf("%v, refused %q: the verdict is to take the refusal's place", a.Verdict().State, w.prober.Evidence(a).Refused)
 		}
 	})
 }
@@ -446,7 +447,7 @@ func TestBackendOfAPoolThatFailsOpenIsPassedOverWhereItRefuses(t *testing.T) {
 	})
 }
 
-func TestRefusalOfABackendThatIsAskedNoMoreIsForgotten(t *testing.T) {
+func TestBackendThatRefusedAndIsAskedNoMoreIsNotLookedAt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(middle)
 		defer w.close()
@@ -461,12 +462,13 @@ func TestRefusalOfABackendThatIsAskedNoMoreIsForgotten(t *testing.T) {
 		wait(10 * time.Second)
 		looks := w.prober.Counters().Looks
 		wait(time.Minute)
-		if a.Avoided() || w.prober.Evidence(a).Refused != "" || w.prober.Counters().Looks != looks {
-			t.Errorf("avoided %v, %d looks more", a.Avoided(), w.prober.Counters().Looks-looks)
+		if w.prober.Evidence(a).Refused != "" || w.prober.Counters().Looks != looks {
+			t.Errorf("refused %q, %d looks more", w.prober.Evidence(a).Refused, w.prober.Counters().Looks-looks)
 		}
-		w.prober.Failed(a, syscall.ECONNREFUSED)
-		if a.Avoided() {
-			t.Error("a request that was under way counts though the verdict says as much")
+		w.set(nil, 0)
+		wait(15 * time.Second)
+		if a.Avoided() || a.Verdict().State != upstream.Healthy {
+			t.Errorf("%v after its return, avoided: %v", a.Verdict().State, a.Avoided())
 		}
 	})
 }
@@ -515,6 +517,75 @@ func TestNodeThatReachesNothingIsSureWhereOthersAreUnsure(t *testing.T) {
 		wait(16 * time.Second)
 		if own() != vote.Unhealthy {
 			t.Errorf("it is %v where others reach one of three", own())
+		}
+	})
+}
+
+// Were it forgotten when the verdict says as much, the verdict that has the pool fail open would bring them all back, and most
+// requests would wait for a connect timeout once more.
+func TestBackendsThatRefusedAreStillPassedOverWhenTheirPoolFailsOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(middle)
+		defer w.close()
+		var members []upstream.Member
+		for _, host := range []string{"a", "b", "c"} {
+			members = append(members, upstream.Member{Backend: w.acquire(t, host, tcpCheck()), Weight: 1})
+		}
+		wait(2 * time.Second)
+		pool := upstream.NewPool(members, upstream.PoolOptions{PanicPercent: 50})
+		defer pool.Close()
+		w.prober.Unwatch(members[2].Backend) // it stays healthy
+		w.set(syscall.ECONNREFUSED, 0)
+		for _, m := range members[:2] {
+			w.prober.Failed(m.Backend, syscall.ECONNREFUSED)
+		}
+		wait(30 * time.Second)
+		if !pool.FailsOpen() {
+			t.Fatal("the pool does not fail open")
+		}
+		for range 10 {
+			if b := pool.Pick(0, nil); b != members[2].Backend {
+				t.Fatalf("%s is picked, which no look has reached", b.Address())
+			}
+		}
+		w.set(nil, 0)
+		wait(5 * time.Second)
+		if !picks(pool, members[0].Backend) && !picks(pool, members[1].Backend) {
+			t.Error("none is picked though looks have reached them")
+		}
+	})
+}
+
+// A new version with a wrong check refuses connections while it starts, and that is the last that can be said against it.
+func TestBackendOfAPoolThatFailsOpenIsAskedAgainOnceItCanBeReachedThoughItFailsItsCheck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(middle)
+		defer w.close()
+		check := tcpCheck()
+		check.Type = resourcev1.HealthCheckType_HEALTH_CHECK_TYPE_HTTP // of which connections here know nothing
+		var members []upstream.Member
+		for _, host := range []string{"a", "b", "c"} {
+			members = append(members, upstream.Member{Backend: w.acquire(t, host, check), Weight: 1})
+		}
+		pool := upstream.NewPool(members, upstream.PoolOptions{PanicPercent: 50})
+		defer pool.Close()
+		a, healthy := members[0].Backend, members[2].Backend
+		w.prober.Unwatch(healthy)
+		healthy.SetVerdict(upstream.Verdict{State: upstream.Healthy})
+		wait(20 * time.Second)
+		if !pool.FailsOpen() || a.Verdict().State != upstream.Unhealthy {
+			t.Fatalf("fails open: %v, %v", pool.FailsOpen(), a.Verdict().State)
+		}
+		w.set(syscall.ECONNREFUSED, 0)
+		w.prober.Failed(a, syscall.ECONNREFUSED)
+		wait(time.Second)
+		if !a.Avoided() {
+			t.Error("it is asked though no look has reached it")
+		}
+		w.set(nil, 0)
+		wait(5 * time.Second)
+		if a.Avoided() || a.Verdict().State != upstream.Unhealthy {
+			t.Errorf("avoided: %v, %v", a.Avoided(), a.Verdict().State)
 		}
 	})
 }

@@ -72,10 +72,23 @@ func (t *target) prepareHTTP(c *resourcev1.HealthCheck) {
 
 // try probes once, and returns why the probe failed, in a few words, or nothing if it did not. It is void if the reason says nothing of
 // the backend.
-func (t *target) try(ctx context.Context) (reason string, void bool) {
+func (t *target) try(ctx context.Context) (reason string, void bool) { return t.outcome(ctx, t.probe) }
+
+// reach is try for a backend that is asked whatever its check says: it connects, and no more.
+func (t *target) reach(ctx context.Context) (reason string, void bool) {
+	return t.outcome(ctx, func(ctx context.Context) error {
+		conn, err := t.backend.Dial(ctx)
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	})
+}
+
+func (t *target) outcome(ctx context.Context, probe func(context.Context) error) (reason string, void bool) {
 	ctx, cancel := context.WithTimeout(ctx, t.timeout)
 	defer cancel()
-	err := t.probe(ctx)
+	err := probe(ctx)
 	var (
 		unknown *upstream.ResolveError
 		known   failure

@@ -144,7 +144,11 @@ func (t *turn) probe(ctx context.Context, p *Prober) bool {
 		t.looked = begin
 	}
 	p.counts.probed(regular)
-	reason, void := t.target.try(ctx)
+	try := t.target.try
+	if !regular && t.asked() {
+		try = t.target.reach
+	}
+	reason, void := try(ctx)
 	if ctx.Err() != nil {
 		return false
 	}
@@ -165,6 +169,11 @@ func (t *turn) probe(ctx context.Context, p *Prober) bool {
 	}
 	t.found(p, refused, reason == "", now)
 	return true
+}
+
+// asked says whether the backend is asked though it is unhealthy.
+func (t *turn) asked() bool {
+	return t.course.verdict.State == upstream.Unhealthy && t.backend.FailsOpen()
 }
 
 // starves tells that probes cannot be made. What was found before stands, and is not repeated to others, so that they do without this
@@ -201,7 +210,7 @@ func (t *turn) settle(p *Prober, now time.Time) (until time.Time) {
 	before := t.course.verdict
 	probing, until := t.course.step(s)
 	t.begin(p, probing, now)
-	t.watchRefusal(p, refused, now)
+	again := t.watchRefusal(refused, now)
 	messages, later := p.record(t.watch, &t.course, t.own(), now)
 	if v := t.course.verdict; v.State != before.State || v.Reason != before.Reason {
 		p.tell(t.backend, before, v, t.course.source)
@@ -209,7 +218,7 @@ func (t *turn) settle(p *Prober, now time.Time) (until time.Time) {
 		t.backend.SetVerdict(v)
 	}
 	p.send(messages)
-	for _, at := range []time.Time{t.next, t.look, later} {
+	for _, at := range []time.Time{t.next, t.look, again, later} {
 		if !at.IsZero() && (until.IsZero() || at.Before(until)) {
 			until = at
 		}
@@ -237,18 +246,21 @@ func (t *turn) begin(p *Prober, probing bool, now time.Time) {
 	}
 }
 
-// watchRefusal begins to look after a backend that refused a request, and ends it when the refusal is over.
-func (t *turn) watchRefusal(p *Prober, refused refusal, now time.Time) {
+// watchRefusal begins to look after a backend that refused a request, and ends it when the refusal is over. It returns when to ask
+// again whether to look, of what nobody says; zero: that is known.
+func (t *turn) watchRefusal(refused refusal, now time.Time) (again time.Time) {
 	switch {
 	case refused.reason == "":
 		t.look, t.pause = time.Time{}, 0
-	case t.course.verdict.State == upstream.Unhealthy && !t.backend.FailsOpen():
-		p.forgive(t.watch, refused) // the verdict says as much, and will say when it is over
+	case t.course.verdict.State == upstream.Unhealthy && !t.asked():
+		// It is asked no more, so nobody looks. It stays avoided, lest the verdict that has a pool fail open bring it back.
 		t.look, t.pause = time.Time{}, 0
+		return now.Add(t.interval)
 	case t.look.IsZero():
 		t.look, t.pause = now, 0
 		if earliest := t.looked.Add(firstLook); now.Before(earliest) {
 			t.look = earliest
 		}
 	}
+	return time.Time{}
 }
