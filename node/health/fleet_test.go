@@ -708,3 +708,45 @@ func TestNodeThatHasNothingToProbeAnyMoreDoesNotDistrustItself(t *testing.T) {
 		}
 	})
 }
+
+// Two of three nodes restart and reach nothing. They come to the third when they have found everything dead already, and would be a
+// majority.
+func TestNodesThatFoundEverythingDeadAloneHearOthersBeforeTheyAccuse(t *testing.T) {
+	inFleet(t, 1, 3, addresses(20), func(fl *fleet) {
+		wait(time.Minute)
+		names, blind := fl.names(), []string{"n0", "n1"}
+		fl.network(func(node, _ string) bool { return !slices.Contains(blind, node) })
+		for _, name := range blind {
+			fl.stop(name)
+		}
+		fl.members("n2")
+		wait(20 * time.Second)
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		for _, name := range blind {
+			fl.start(ctx, name, nil, addresses(20)...)
+		}
+		wait(2 * time.Second)
+		for _, name := range blind {
+			if v := fl.nodes[name].backends[0].Verdict(); v.State != upstream.Unhealthy {
+				t.Errorf("%s, which is blind and alone, says %v", name, v.State)
+			}
+		}
+		fl.downs()
+		fl.members(names...)
+		wait(time.Minute)
+		if downs := fl.downs()["n2"]; len(downs) > 0 {
+			t.Errorf("n2 took a healthy backend for dead %d times", len(downs))
+		}
+		dead := addresses(20)[0]
+		fl.network(func(node, address string) bool { return address != dead+":80" })
+		wait(30 * time.Second)
+		for _, name := range fl.names() {
+			for i, b := range fl.nodes[name].backends {
+				if v := b.Verdict(); (v.State == upstream.Unhealthy) != (i == 0) {
+					t.Errorf("%s says of %s that it is %v, the first being dead", name, b.Address(), v.State)
+				}
+			}
+		}
+	})
+}

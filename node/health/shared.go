@@ -53,6 +53,7 @@ func (r role) String() string {
 // shared is the part of a prober that is about other nodes. It is guarded by Prober.mu.
 type shared struct {
 	members   vote.Members
+	sharing   time.Time // since when there are enough nodes for a quorum
 	table     *vote.Table
 	tidied    time.Time
 	sequence  uint64
@@ -86,6 +87,9 @@ func (p *Prober) SetMembers(names []string) {
 	defer p.mu.Unlock()
 	if members.Equal(p.members) {
 		return
+	}
+	if p.members.Len() < vote.Probers && members.Len() >= vote.Probers {
+		p.sharing = time.Now()
 	}
 	p.members = members
 	for _, w := range p.watches {

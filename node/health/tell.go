@@ -53,19 +53,28 @@ func (p *Prober) record(w *watch, c *course, own upstream.Verdict, now time.Time
 	}
 	p.reconsider(now)
 	switch {
+	case p.wouldSay(w) && w.word.State == upstream.Unhealthy && now.Before(p.heardOut()):
+		later = p.heardOut()
 	case p.wouldSay(w):
 		p.note(w, p.soon(now))
 	case now.Sub(w.said.at) > p.repeatOf(w)-w.interval/2 && w.probed.After(w.said.at):
 		p.note(w, now.Add(min(maxGather, p.repeatOf(w)/8)))
 	}
-	if len(p.news) == 0 {
-		return nil, time.Time{}
+	switch {
+	case len(p.news) == 0:
+		return nil, later
+	case !now.Before(p.newsBy):
+		return p.tellNews(now), later
+	case later.IsZero() || p.newsBy.Before(later):
+		later = p.newsBy
 	}
-	if now.Before(p.newsBy) {
-		return nil, p.newsBy
-	}
-	return p.tellNews(now), time.Time{}
+	return nil, later
 }
+
+// heardOut is when a node that has been without others has heard from them what there is to be heard, and may say that a backend is
+// dead: two that have just started and reach nothing would be a majority before they could distrust themselves. It is called with
+// mu held.
+func (p *Prober) heardOut() time.Time { return p.sharing.Add(vote.Slack) }
 
 // soon is when news is told that should not wait: at once, unless there was some a moment ago. In a burst the pauses grow, up to
 // maxGather, so that many votes go into one message.
