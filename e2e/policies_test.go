@@ -63,7 +63,7 @@ func TestPolicies(t *testing.T) {
 		b.backends[name] = newBackend(t, name)
 	}
 	clients := map[string]*http.Client{"HTTP/1.1": newClient(t, nil, false), "HTTP/2.0": newPlainHTTP2Client(t)}
-	for _, p := range slices.Concat(policies, balancingPolicies, breakerPolicies) {
+	for _, p := range slices.Concat(policies, balancingPolicies, breakerPolicies, timeoutPolicies) {
 		t.Run(p.name, func(t *testing.T) {
 			b.apply(b.fill(p.document)).must(t, 0)
 			for _, n := range b.nodes {
